@@ -1,0 +1,1 @@
+"""Tailrun: run agent jobs on your own machines and tail them."""

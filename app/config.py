@@ -1,0 +1,96 @@
+"""Settings: the only reader of the environment.
+
+Each field is one environment variable of the same name in capitals and has a row in
+docs/configuration.md (a test holds the two together). Empty values count as unset.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Everything that can be set from outside. Times in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    # Where to serve and where to keep things
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    data_dir: Path = Path(".tailrun")
+    database_url: SecretStr | None = None
+    up_workers: int = Field(1, ge=0, le=64)
+
+    # Redis
+    redis_url: SecretStr | None = None
+    redis_port: int | None = Field(None, ge=0, le=65535)
+    redis_prefix: str = ""
+    tail_ttl_s: int = Field(300, ge=1)
+
+    # Workspace
+    s3_bucket: str | None = None
+    s3_endpoint: str = "https://sos-ch-gva-2.exo.io"
+    s3_region: str = "ch-gva-2"
+    s3_access_key: str | None = None
+    s3_secret_key: SecretStr | None = None
+    file_max_bytes: int = Field(100_000_000, ge=1)
+    workspace_max_bytes: int = Field(1_000_000_000, ge=1)
+    workspace_max_files: int = Field(10_000, ge=1)
+
+    # API
+    api_token: SecretStr | None = None
+    cors_origins: str = ""
+    body_max_bytes: int = Field(5_000_000, ge=1)
+    stream_token_ttl_s: int = Field(300, ge=1)
+    stream_ping_s: float = Field(15, gt=0)
+    stream_limit: int = Field(2_000, ge=1)
+    stream_send_timeout_s: float = Field(30, gt=0)
+
+    # Worker
+    worker_concurrency: int = Field(10, ge=1, le=1000)
+    worker_host: str = "127.0.0.1"
+    worker_port: int = Field(9090, ge=0, le=65535)
+    lease_s: float = Field(5, ge=3)
+    drain_s: float = Field(30, ge=0)
+    job_timeout_s: float = Field(3600, gt=0)
+    job_max_attempts: int = Field(3, ge=1)
+    job_max_redeliveries: int = Field(3, ge=0)
+    retry_base_s: float = Field(1, ge=0)
+    retry_max_s: float = Field(300, ge=0)
+    cancel_grace_s: float = Field(5, ge=0)
+    tool_executor: Literal["local"] = "local"
+
+    # Logs of runs
+    log_batch: int = Field(64, ge=1)
+    log_linger_s: float = Field(0.02, ge=0)
+    log_max_bytes: int = Field(10_000_000, ge=10_000)
+    log_buffer_bytes: int = Field(8_000_000, ge=100_000)
+    log_mask_patterns: str = ""
+
+    # Logs of Tailrun itself
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @cached_property
+    def effective_database_url(self) -> str:
+        """The database to use: the one that is set, or SQLite below the data folder."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir.resolve() / 'tailrun.db'}"
+
+    @cached_property
+    def effective_redis_url(self) -> str:
+        """The Redis to use: the one that is set, or the port of this machine."""
+        if self.redis_url is not None:
+            return self.redis_url.get_secret_value()
+        return f"redis://127.0.0.1:{self.redis_port or 6379}/0"
+
+    @cached_property
+    def tmp_dir(self) -> Path:
+        """Where each tool run has its own temporary folder."""
+        return self.data_dir.resolve() / "tmp"

@@ -1,0 +1,1 @@
+"""Running programs: the executor interface and its local implementation."""

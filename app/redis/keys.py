@@ -1,0 +1,64 @@
+"""Every key and channel of Tailrun, each a function here and nowhere else.
+
+A prefix in braces (`REDIS_PREFIX={tailrun}:`) puts all of them into one hash slot of a
+Redis Cluster, which the scripts need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The names that one deployment uses; `docs/architecture.md` says what each holds."""
+
+    prefix: str = ""
+
+    def pending(self) -> str:
+        """LIST of entries that wait: LPUSH at the left, taken from the right."""
+        return f"{self.prefix}jobs:pending"
+
+    def processing(self, worker_id: str) -> str:
+        """LIST of the entries that one worker holds."""
+        return f"{self.prefix}jobs:processing:{worker_id}"
+
+    def workers(self) -> str:
+        """ZSET of worker id → lease deadline in milliseconds of Redis TIME."""
+        return f"{self.prefix}jobs:workers"
+
+    def delayed(self) -> str:
+        """ZSET of entry → due time in milliseconds of Redis TIME."""
+        return f"{self.prefix}jobs:delayed"
+
+    def dead(self) -> str:
+        """LIST of dead letters, newest first."""
+        return f"{self.prefix}jobs:dead"
+
+    def mark(self, run_id: str, push: int) -> str:
+        """STRING that makes one push of a run happen once; expires after 60 s."""
+        return f"{self.prefix}jobs:mark:{run_id}:{push}"
+
+    def leader(self, role: str) -> str:
+        """STRING: who does one kind of periodic work."""
+        return f"{self.prefix}jobs:leader:{role}"
+
+    def tick(self) -> str:
+        """STRING: Redis TIME of the last tick, in milliseconds."""
+        return f"{self.prefix}jobs:tick"
+
+    def logs(self, run_id: str) -> str:
+        """Pub/sub channel of a run's events."""
+        return f"{self.prefix}agent:logs:{run_id}"
+
+    def tail(self, run_id: str) -> str:
+        """STREAM of a run's recent events, id `<seq>-0`, field `e`."""
+        return f"{self.prefix}agent:tail:{run_id}"
+
+    def fence(self, run_id: str) -> str:
+        """STRING: the attempt that may publish."""
+        return f"{self.prefix}agent:fence:{run_id}"
+
+    def control(self) -> str:
+        """Pub/sub channel of signals to workers."""
+        return f"{self.prefix}agent:control"

@@ -1,0 +1,1 @@
+"""A run's files: one protocol, two stores."""

@@ -1,0 +1,99 @@
+"""What a workspace is: the files of one run, below `users/{user_id}/runs/{run_id}/`.
+
+`LocalWorkspaces` keeps them in a directory, `S3Workspaces` in any S3-compatible store;
+one conformance suite holds both to this protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One file: path relative to the workspace with `/`, size in bytes, time in microseconds."""
+
+    path: str
+    size: int
+    modified_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one workspace: bytes of one file, bytes and number of all files."""
+
+    file_bytes: int
+    total_bytes: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """The run's files as a real directory, while a tool runs in it.
+
+    `changed` is filled when the checkout ends: what the tool wrote, changed or (size -1) removed.
+    """
+
+    path: Path
+    changed: list[FileInfo]
+
+
+class Workspace(Protocol):
+    """The files of one run. Paths are relative and normalised by `normalise`.
+
+    Every method raises `app.errors.Unprocessable` (code `invalid_path`) for a path that is
+    empty, absolute, leaves the workspace, passes through a link or holds NUL;
+    `NotFound` where there is no such file; `TooLarge` over a limit.
+    """
+
+    async def write(self, path: str, content: AsyncIterator[bytes] | bytes) -> FileInfo:
+        """Store a file, whole or not at all; folders on the way are made."""
+        ...
+
+    async def stat(self, path: str) -> FileInfo:
+        """Describe one file."""
+        ...
+
+    def read(self, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """Yield bytes `start` to `end` (exclusive) in pieces of at most 256 KiB."""
+        ...
+
+    async def list(self, prefix: str = "") -> list[FileInfo]:
+        """Describe all files whose path starts with `prefix`, sorted by path."""
+        ...
+
+    async def delete(self, path: str) -> None:
+        """Remove one file."""
+        ...
+
+    async def copy_from(self, other: Workspace) -> int:
+        """Start with a copy of another run's files; return their number."""
+        ...
+
+    def checkout(self) -> AbstractAsyncContextManager[Checkout]:
+        """Bring the files down to a directory; write back what changed at the end, also on failure."""
+        ...
+
+
+class Workspaces(Protocol):
+    """Gives out workspaces; one per process, closed at the end."""
+
+    def open(self, user_id: str, run_id: str) -> Workspace:
+        """Return the workspace of one run; nothing is created before the first write."""
+        ...
+
+    async def delete_run(self, user_id: str, run_id: str) -> None:
+        """Remove all files of one run."""
+        ...
+
+    async def ping(self) -> None:
+        """Raise `StorageError` unless the store answers."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+        ...

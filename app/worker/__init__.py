@@ -1,0 +1,1 @@
+"""The worker process: claims runs and sees each attempt through."""

@@ -1,0 +1,1 @@
+"""What users import: a client of the HTTP API."""
