@@ -1,0 +1,181 @@
+"""What every route asks for before it does anything: who is calling, and which run they mean.
+
+Owns authentication (bearer tokens, stream tokens) and the look-up of a run in a path, so
+that no route can forget either. A run that is unknown, malformed or somebody else's is the
+same 404. Works for HTTP and WebSocket alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import time
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fastapi import Depends, Path
+from fastapi.openapi.models import HTTPBearer as BearerModel
+from fastapi.security.base import SecurityBase
+from starlette.requests import HTTPConnection
+
+from app.config import Settings
+from app.db.engine import Database
+from app.db.log_store import LogStore
+from app.db.run_store import RunStore
+from app.db.token_store import TokenStore
+from app.errors import Forbidden, NotFound, Unauthorized
+from app.models import Run
+from app.redis.clients import RedisClients
+from app.redis.publisher import Publisher
+from app.redis.queue import Queue
+from app.redis.subscriber import StreamHub
+from app.redis.tail import Tail
+from app.storage.workspace import Workspaces
+
+ADMIN_USER = "admin"
+"""The user that the bootstrap token (`API_TOKEN`) stands for."""
+
+RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""What a run id looks like (a UUID in lower case); anything else is not looked up."""
+
+Scope = Literal["user", "admin", "stream"]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that the routes share, one of each per process; stands in `app.state.services`."""
+
+    settings: Settings
+    db: Database
+    runs: RunStore
+    logs: LogStore
+    tokens: TokenStore
+    redis: RedisClients
+    queue: Queue
+    publisher: Publisher
+    tail: Tail
+    hub: StreamHub
+    workspaces: Workspaces
+    draining: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is calling. `token_id` is None for the bootstrap token, `run_id` set for a stream token."""
+
+    user_id: str
+    scope: Scope
+    token_id: str | None = None
+    run_id: str | None = None
+
+    @property
+    def admin(self) -> bool:
+        """Whether all users' runs and the server's internals are open to the caller."""
+        return self.scope == "admin"
+
+
+def now_us() -> int:
+    """Return the time in microseconds since the epoch: the one clock of the routes."""
+    return time.time_ns() // 1000
+
+
+def services(conn: HTTPConnection) -> Services:
+    """Return the services of the app that serves this request."""
+    return conn.app.state.services
+
+
+class _Bearer(SecurityBase):
+    """`Authorization: Bearer <token>`, as OpenAPI knows it; None when there is no such header."""
+
+    def __init__(self) -> None:
+        self.model = BearerModel(description="A token of `tailrun token create`, or `API_TOKEN`.")
+        self.scheme_name = "bearer"
+
+    def __call__(self, conn: HTTPConnection) -> str | None:
+        scheme, _, token = conn.headers.get("authorization", "").partition(" ")
+        return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+CurrentServices = Annotated[Services, Depends(services)]
+_Header = Annotated[str | None, Depends(_Bearer())]
+
+
+async def _principal(token: str, services: Services) -> Principal:
+    bootstrap = services.settings.api_token
+    # Starlette decodes headers as latin-1; this gives back the bytes that were sent.
+    if bootstrap is not None and hmac.compare_digest(
+        token.encode("latin-1", "replace"), bootstrap.get_secret_value().encode()
+    ):
+        return Principal(ADMIN_USER, "admin")
+    found = await services.tokens.find(token, now_us())
+    if found is None:
+        raise Unauthorized("This token is unknown, revoked or expired.")
+    return Principal(found.user_id, found.scope, found.token_id, found.run_id)
+
+
+async def current_user(token: _Header, services: CurrentServices) -> Principal:
+    """Return the caller; `Unauthorized` without a valid token of scope user or admin."""
+    if token is None:
+        raise Unauthorized("Send a token: `Authorization: Bearer <token>`.")
+    principal = await _principal(token, services)
+    if principal.scope == "stream":
+        raise Unauthorized("A stream token opens only the stream of its own run.")
+    return principal
+
+
+async def stream_user(conn: HTTPConnection, token: _Header, services: CurrentServices) -> Principal:
+    """Return the caller of a stream route, where `?access_token=` may carry a stream token."""
+    if token is not None:
+        return await _principal(token, services)
+    query = conn.query_params.get("access_token")
+    if not query:
+        raise Unauthorized("Send `Authorization: Bearer <token>`, or a stream token as `?access_token=`.")
+    principal = await _principal(query, services)
+    if principal.scope != "stream":
+        raise Unauthorized("Only a stream token may stand in a URL; POST …/stream-token makes one.")
+    return principal
+
+
+def admin(principal: Annotated[Principal, Depends(current_user)]) -> Principal:
+    """Return the caller if they are an admin; `Forbidden` otherwise."""
+    if not principal.admin:
+        raise Forbidden("This needs a token of scope admin.")
+    return principal
+
+
+CurrentUser = Annotated[Principal, Depends(current_user)]
+StreamUser = Annotated[Principal, Depends(stream_user)]
+"""Like `CurrentUser`, also a stream token: check `scope` before anything but reading."""
+Admin = Annotated[Principal, Depends(admin)]
+
+
+async def find_run(services: Services, principal: Principal, run_id: str) -> Run:
+    """Return a run that the caller may see; `NotFound` for every other."""
+    run = await services.runs.get(run_id) if RUN_ID.fullmatch(run_id) else None
+    if run is None or not _may_see(principal, run):
+        raise NotFound(f"There is no run {run_id[:64]!r}.")
+    return run
+
+
+def _may_see(principal: Principal, run: Run) -> bool:
+    if principal.scope == "stream":
+        return principal.run_id == run.run_id
+    return principal.admin or principal.user_id == run.user_id
+
+
+RunId = Annotated[str, Path(description="A run's id.", examples=["0b5c8a52-5c0e-4a55-9d0c-7f4f3f6e2a11"])]
+
+
+async def own_run(run_id: RunId, principal: CurrentUser, services: CurrentServices) -> Run:
+    """Return the run that the path names, if it is the caller's (an admin sees all)."""
+    return await find_run(services, principal, run_id)
+
+
+async def stream_run(run_id: RunId, principal: StreamUser, services: CurrentServices) -> Run:
+    """Return the run that the path names; a stream token of that very run will do."""
+    return await find_run(services, principal, run_id)
+
+
+OwnRun = Annotated[Run, Depends(own_run)]
+StreamRun = Annotated[Run, Depends(stream_run)]
