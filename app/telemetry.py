@@ -1,0 +1,154 @@
+"""What Tailrun tells about itself: one structured log for every process, and the metrics.
+
+Owns the shape of a log line (readable text or JSON, to stderr) and the name of each metric.
+API and worker import the same objects; each process exposes its own at `/metrics`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, ClassVar
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from app.config import Settings
+
+_QUIET = ("asyncio", "botocore", "boto3", "urllib3", "uvicorn.access", "websockets", "aiosqlite")
+"""Libraries that only speak up for warnings."""
+
+
+def configure_logging(settings: Settings, process: str) -> None:
+    """Send structlog and the standard library's logging to stderr in one shape.
+
+    `process` (`api`, `worker`, `up` …) stands in every line. Colours only on a terminal.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        _Process(process),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderer(settings),
+            ],
+        ),
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _Process:
+    """Puts the name of the process into every line."""
+
+    def __init__(self, process: str) -> None:
+        self.process = process
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["process"] = self.process
+        return event
+
+
+def _renderer(settings: Settings) -> list[Processor]:
+    if settings.log_format == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    return [structlog.processors.format_exc_info, _TextLine(colours=sys.stderr.isatty())]
+
+
+class _TextLine:
+    """One readable line: `22:31:07.864 info     api     run created  run_id=… user_id=…`.
+
+    Only a traceback takes further lines; line ends inside of values are escaped, so that what
+    somebody sends cannot pass for a line of ours.
+    """
+
+    _colours: ClassVar[dict[str, str]] = {"warning": "33", "error": "31", "critical": "31"}
+
+    def __init__(self, *, colours: bool) -> None:
+        self.colours = colours
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> str:
+        trace = event.pop("exception", None) or event.pop("stack", None)
+        level = str(event.pop("level", "info"))
+        when = str(event.pop("timestamp", ""))[11:23]
+        process, what = event.pop("process", ""), _flat(event.pop("event", ""))
+        fields = " ".join(f"{self._dim(key + '=')}{_value(event[key])}" for key in event)
+        line = f"{self._dim(when)} {self._paint(level, f'{level:<8}')} {process:<8} {what}"
+        return line + (f"  {fields}" if fields else "") + (f"\n{trace}" if trace else "")
+
+    def _dim(self, text: str) -> str:
+        return f"\x1b[2m{text}\x1b[0m" if self.colours else text
+
+    def _paint(self, level: str, text: str) -> str:
+        colour = self._colours.get(level)
+        return f"\x1b[{colour}m{text}\x1b[0m" if self.colours and colour else text
+
+
+def _flat(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    return text if text and text.isprintable() and " " not in text else repr(text)
+
+
+def get_logger(name: str) -> Any:
+    """Return the logger of a module; fields are keyword arguments of each call."""
+    return structlog.stdlib.get_logger(name)
+
+
+RUNS = Gauge("tailrun_runs", "Runs in the database, by state.", ["state"])
+QUEUE_DEPTH = Gauge(
+    "tailrun_queue_depth", "Entries in Redis, by place: pending, delayed, processing, dead.", ["place"]
+)
+QUEUE_OLDEST_AGE = Gauge("tailrun_queue_oldest_age_seconds", "Age of the oldest run that is queued.")
+WORKERS = Gauge("tailrun_workers", "Workers whose lease is alive.")
+WATCHERS = Gauge("tailrun_watchers", "Open streams (SSE and WebSocket) of this process.")
+HTTP_SECONDS = Histogram(
+    "tailrun_http_request_seconds",
+    "Time to the end of an answer; to its first byte for a stream.",
+    ["method", "route", "status"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+LOG_LINES = Counter("tailrun_log_lines", "Lines that runs printed, by pipe.", ["stream"])
+LOG_BYTES = Counter("tailrun_log_bytes", "Bytes of the lines that runs printed.")
+SLOTS_BUSY = Gauge("tailrun_worker_slots_busy", "Runs that this worker has in flight.")
+ATTEMPTS = Counter("tailrun_attempts", "Attempts that ended, by how the run stood then.", ["status"])
+RETRIES = Counter("tailrun_retries", "Attempts given back for another try after a failure.")
+REDELIVERIES = Counter("tailrun_redeliveries", "Runs taken over from a worker that died.")
+DEAD_LETTERS = Counter("tailrun_dead_letters", "Entries put into jobs:dead, by reason.", ["reason"])
+RUN_WAIT_SECONDS = Histogram(
+    "tailrun_run_wait_seconds",
+    "Time from queued to claimed.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60, 300),
+)
+RUN_SECONDS = Histogram(
+    "tailrun_run_seconds",
+    "Time that an attempt ran.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600),
+)
+LOG_COMMIT_SECONDS = Histogram(
+    "tailrun_log_commit_seconds",
+    "Time of one database transaction of the log writer.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+)
