@@ -1,0 +1,111 @@
+"""The write side of a run's stream in Redis: fence, tail and channel.
+
+`append` is the one way in while a run is owned: one script checks the fence, appends to the
+tail and publishes, so that what a watcher sees is always in the tail first. A missing fence
+refuses as well: only the database can say whether the asker still owns the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from app.models import Event
+from app.redis.clients import RedisClients, guard
+from app.redis.scripts import Script
+
+# KEYS  1 agent:fence:<run_id>  2 agent:tail:<run_id>
+# ARGV  1 attempt  2 seq of the first event  3 lowest seq to keep  4 channel
+#       5 events a message (1: each its own, else one message)  6… events
+# Output  nil done, else the fence that refused ('' for none)
+#
+# Repeating it after a lost reply is safe: ids that the tail has are skipped, and watchers
+# drop what they have.
+_APPEND = Script("""
+local fence = redis.call('GET', KEYS[1])
+if fence ~= ARGV[1] then return fence or '' end
+local seq, first = tonumber(ARGV[2]), 6
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  local top = tonumber(string.match(redis.call('XINFO', 'STREAM', KEYS[2])[8], '^%d+'))
+  if top >= seq then first = first + top - seq + 1 end
+end
+for i = first, #ARGV do
+  redis.call('XADD', KEYS[2], string.format('%.0f-0', seq + i - 6), 'e', ARGV[i])
+end
+if ARGV[3] ~= '0' then redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[3]) end
+if ARGV[5] == '1' then
+  for i = 6, #ARGV do redis.call('PUBLISH', ARGV[4], ARGV[i]) end
+else
+  redis.call('PUBLISH', ARGV[4], table.concat(ARGV, '\\n', 6))
+end
+return nil
+""")
+
+# KEYS  1 agent:fence:<run_id>
+# ARGV  1 attempt
+# Output  the fence that stands now
+_RAISE = Script("""
+local fence = redis.call('GET', KEYS[1])
+if fence and tonumber(fence) >= tonumber(ARGV[1]) then return fence end
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The fence that stood in the way; None: there was none, ask the database."""
+
+    fence: int | None
+
+
+class Publisher:
+    """Publishes events and signals. Every method raises `RedisDown` while Redis is away."""
+
+    def __init__(self, clients: RedisClients, *, batch: int = 64, tail_ttl_s: int = 300) -> None:
+        self._redis = clients.commands
+        self._keys = clients.keys
+        self._batch = min(batch, 2)
+        self._tail_ttl_s = tail_ttl_s
+
+    async def append(
+        self, run_id: str, attempt: int, first_seq: int, events: Sequence[bytes], keep_from: int
+    ) -> Refused | None:
+        """Append encoded events with consecutive `seq`; the tail drops what lies below `keep_from`."""
+        keys = (self._keys.fence(run_id), self._keys.tail(run_id))
+        args = (attempt, first_seq, keep_from, self._keys.logs(run_id), self._batch, *events)
+        with guard():
+            fence = await _APPEND(self._redis, keys, args)
+        if fence is None:
+            return None
+        return Refused(int(fence) if fence else None)
+
+    async def raise_fence(self, run_id: str, attempt: int) -> int:
+        """Let only `attempt` or a later one publish; return the fence that stands."""
+        with guard():
+            return int(await _RAISE(self._redis, (self._keys.fence(run_id),), (attempt,)))
+
+    async def announce(self, events: Sequence[Event]) -> None:
+        """Publish events that are committed already, outside of an attempt."""
+        if not events:
+            return
+        payload = b"\n".join(event.encode() for event in events)
+        with guard():
+            await self._redis.publish(self._keys.logs(events[0].run_id), payload)
+
+    async def finish(self, run_id: str) -> None:
+        """Let fence and tail of an ended run go after a while."""
+        with guard():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.expire(self._keys.fence(run_id), self._tail_ttl_s)
+                pipe.expire(self._keys.tail(run_id), self._tail_ttl_s)
+                await pipe.execute()
+
+    async def signal(self, run_id: str, signal: str) -> None:
+        """Send a signal to whichever worker has the run; the request itself is in the row."""
+        with guard():
+            await self._redis.publish(
+                self._keys.control(), orjson.dumps({"run_id": run_id, "signal": signal})
+            )

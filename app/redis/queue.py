@@ -1,0 +1,148 @@
+"""The queue as everybody sees it: push a run, look at the depth, read the dead letters.
+
+What only a worker does (claim, ack, give back) is in `claims`; the clockwork in `ticks`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from app.models import Job
+from app.redis.clients import RedisClients, guard
+from app.redis.scripts import Script
+
+_MARK_TTL_S = 60
+_DEAD_SCAN = 500
+
+# KEYS  1 jobs:mark:<run_id>:<n>  2 jobs:pending
+# ARGV  1 entry  2 life of the mark in seconds
+# Output  1 pushed, 0 this push was made before
+_PUSH = Script("""
+if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[2]) then return 0 end
+redis.call('LPUSH', KEYS[2], ARGV[1])
+return 1
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How much waits where. Lease times are seconds left, negative once dead."""
+
+    pending: int
+    delayed: int
+    dead: int
+    processing: dict[str, int]
+    workers: dict[str, float]
+    now_us: int
+
+    @property
+    def in_flight(self) -> int:
+        """Entries that workers hold."""
+        return sum(self.processing.values())
+
+
+class Queue:
+    """Both sides' view of the queue. Every method raises `RedisDown` while Redis is away."""
+
+    def __init__(self, clients: RedisClients) -> None:
+        self._redis = clients.commands
+        self._keys = clients.keys
+
+    async def push(self, job: Job, push_no: int) -> bool:
+        """Push an entry; False if the `push_no`-th push of this run was made in the last 60 s.
+
+        Safe to repeat: the mark and the push are one script.
+        """
+        keys = (self._keys.mark(job.run_id, push_no), self._keys.pending())
+        with guard():
+            return bool(await _PUSH(self._redis, keys, (job.encode(), _MARK_TTL_S)))
+
+    async def depth(self) -> Depth:
+        """Count what waits, what is held and who holds it."""
+        with guard():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.time()
+                pipe.llen(self._keys.pending())
+                pipe.zcard(self._keys.delayed())
+                pipe.llen(self._keys.dead())
+                pipe.zrange(self._keys.workers(), 0, -1, withscores=True)
+                now, pending, delayed, dead, workers = await pipe.execute()
+            names = [name.decode() for name, _ in workers]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.llen(self._keys.processing(name))
+                held = await pipe.execute() if names else []
+        now_us = now[0] * 1_000_000 + now[1]
+        return Depth(
+            pending=pending,
+            delayed=delayed,
+            dead=dead,
+            processing=dict(zip(names, held, strict=True)),
+            workers={name.decode(): score / 1000 - now_us / 1_000_000 for name, score in workers},
+            now_us=now_us,
+        )
+
+    async def dead_list(self, offset: int, limit: int) -> list[dict[str, Any]]:
+        """Return dead letters, newest first: `entry`, `run_id`, `reason`, `error`, `raw`, `at`."""
+        with guard():
+            raws = await self._redis.lrange(self._keys.dead(), offset, offset + limit - 1)
+        return [_letter(raw) for raw in raws]
+
+    async def dead_remove(self, run_id: str) -> int:
+        """Drop every dead letter of a run; return how many there were."""
+        removed, offset = 0, 0
+        with guard():
+            while raws := await self._redis.lrange(self._keys.dead(), offset, offset + _DEAD_SCAN - 1):
+                doomed = [raw for raw in raws if _letter(raw).get("run_id") == run_id]
+                for raw in doomed:
+                    removed += await self._redis.lrem(self._keys.dead(), 1, raw)
+                offset += len(raws) - len(doomed)
+        return removed
+
+    async def worker_alive(self, worker_id: str) -> bool:
+        """Whether a worker's lease still runs, by Redis TIME."""
+        with guard():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.time()
+                pipe.zscore(self._keys.workers(), worker_id)
+                now, deadline = await pipe.execute()
+        return deadline is not None and deadline > now[0] * 1000 + now[1] // 1000
+
+    async def known_runs(self) -> set[str]:
+        """Return the run ids of all entries that wait or are held, for the reconciler."""
+        with guard():
+            workers = await self._redis.zrange(self._keys.workers(), 0, -1)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.lrange(self._keys.pending(), 0, -1)
+                pipe.zrange(self._keys.delayed(), 0, -1)
+                for worker in workers:
+                    pipe.lrange(self._keys.processing(worker.decode()), 0, -1)
+                groups = await pipe.execute()
+        return {run_id for group in groups for raw in group if (run_id := run_id_of(raw)) is not None}
+
+    async def time_us(self) -> int:
+        """Return Redis TIME in microseconds."""
+        with guard():
+            seconds, micros = await self._redis.time()
+        return seconds * 1_000_000 + micros
+
+
+def run_id_of(raw: bytes) -> str | None:
+    """Read the one field of an entry that counts; None where the entry is malformed."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    run_id = body.get("run_id") if isinstance(body, dict) else None
+    return run_id if isinstance(run_id, str) and run_id else None
+
+
+def _letter(raw: bytes) -> dict[str, Any]:
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        body = None
+    return body if isinstance(body, dict) else {"reason": "unreadable", "raw": raw.decode(errors="replace")}

@@ -1,0 +1,38 @@
+"""Reading `agent:tail:<run_id>`: the recent events, at least all that the database lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.redis.clients import RedisClients, guard
+
+
+class Tail:
+    """The read side of the tails. Every method raises `RedisDown` while Redis is away."""
+
+    def __init__(self, clients: RedisClients) -> None:
+        self._redis = clients.commands
+        self._keys = clients.keys
+
+    async def read(self, run_id: str, after: int, limit: int | None = None) -> list[tuple[int, bytes]]:
+        """Return (seq, event as JSON) of what the tail has above `after`, in order."""
+        with guard():
+            rows = await self._redis.xrange(self._keys.tail(run_id), min=f"{after + 1}-0", count=limit)
+        return [(_seq(entry_id), fields[b"e"]) for entry_id, fields in rows]
+
+    async def top(self, run_id: str) -> int:
+        """Return the highest seq in the tail, 0 if it is empty."""
+        return (await self.tops([run_id]))[run_id]
+
+    async def tops(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """Return the highest seq in each tail, in one round trip."""
+        with guard():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for run_id in run_ids:
+                    pipe.xrevrange(self._keys.tail(run_id), count=1)
+                found = await pipe.execute() if run_ids else []
+        return {run_id: _seq(rows[0][0]) if rows else 0 for run_id, rows in zip(run_ids, found, strict=True)}
+
+
+def _seq(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])
