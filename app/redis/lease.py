@@ -6,6 +6,8 @@ retries keeps a frozen Redis from holding the thread beyond the next renewal.
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
@@ -31,7 +33,7 @@ class LeaseClient:
     """One worker's entry in `jobs:workers`."""
 
     def __init__(self, url: str, prefix: str, worker_id: str, lease_s: float) -> None:
-        self._redis = redis.Redis.from_url(
+        self._redis: Any = redis.Redis.from_url(
             url,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
@@ -49,9 +51,9 @@ class LeaseClient:
         args = (2, self._workers, self._held, self._worker_id, self._lease_ms)
         with guard():
             try:
-                return self._redis.evalsha(_RENEW.sha, *args)  # pyright: ignore
+                return self._redis.evalsha(_RENEW.sha, *args)
             except NoScriptError:
-                return self._redis.eval(_RENEW.lua, *args)  # pyright: ignore
+                return self._redis.eval(_RENEW.lua, *args)
 
     def release(self) -> None:
         """Leave: the worker holds nothing any more. Raises `RedisDown`."""
