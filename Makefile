@@ -1,0 +1,59 @@
+# Everything one does with this repository. Needs GNU make 3.81 and Python 3.11, nothing else.
+# HOST, PORT, REDIS_PORT, DATA_DIR, API_TOKEN and the other settings (docs/configuration.md)
+# come from the environment or the command line: make up PORT=9000
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.ready-runtime
+DEV := $(VENV)/.ready-dev
+IMAGE ?= tailrun
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down test test-deep check bench build clean lock
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(RUNTIME) ## start everything, run one real job, show its lines and files, stop everything
+	@$(BIN)/tailrun demo
+
+up: $(RUNTIME) ## serve on this machine until Ctrl-C (HOST, PORT, REDIS_PORT, DATA_DIR, API_TOKEN)
+	@$(BIN)/python tools/foreground.py $(BIN)/tailrun up
+
+down: $(RUNTIME) ## stop the `make up` of this folder
+	@$(BIN)/tailrun down
+
+test: $(DEV) ## run the tests (minutes; nothing to install besides)
+	@$(BIN)/python -m pytest -m "not deep"
+
+test-deep: $(DEV) ## run the long tests; installs the Debian packages they need when missing
+	@sh tools/debian_packages.sh
+	@$(BIN)/python -m pytest -m deep
+
+check: $(DEV) ## lint, format, types, layers, dependencies, locks, documents
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/deptry app tailrun
+	$(BIN)/python tools/lock.py --check
+	$(BIN)/python -m pytest tests/unit/test_docs.py tests/unit/test_repository.py
+
+bench: $(DEV) ## measure latency, runs/s, lines/s and idle cost; writes docs/benchmarks.md
+	@$(BIN)/python bench/run.py
+
+build: ## build the container image (docker or buildah)
+	@sh tools/build_image.sh $(IMAGE)
+
+clean: ## remove what was built or installed here; data stays
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find app tailrun tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lock: $(DEV) ## resolve the dependencies of pyproject.toml anew into the requirements files
+	@$(BIN)/python tools/lock.py
+
+$(RUNTIME): requirements.txt requirements-embedded.txt tools/setup.sh
+	@sh tools/setup.sh runtime
+
+$(DEV): $(RUNTIME) requirements-dev.txt
+	@sh tools/setup.sh dev

@@ -1,0 +1,71 @@
+"""Run a command as the terminal's own foreground job, so that Ctrl-C reaches it and not make.
+
+GNU make dies of SIGINT whatever its child answers: `make up` could never end with exit code 0.
+Here the command gets a process group of its own and, where there is one, the terminal; signals
+sent to us are handed on, and Ctrl-Z stops make together with the command, as one job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def give_terminal_to(group: int) -> None:
+    """Make `group` the foreground group of the terminal on stdin; without one, do nothing."""
+    with contextlib.suppress(OSError):
+        os.tcsetpgrp(0, group)
+
+
+def owns_terminal() -> bool:
+    """Whether stdin is a terminal and we are its foreground job."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def run(argv: list[str]) -> int:
+    """Run `argv` to its end and return its exit code as a shell counts it."""
+    in_front = owns_terminal()
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or taking the terminal back would stop us
+    child = subprocess.Popen(argv, process_group=0, restore_signals=True)
+    if in_front:
+        give_terminal_to(child.pid)
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+
+    for number in HANDED_ON:
+        signal.signal(number, hand_on)
+    try:
+        return wait(child.pid, in_front=in_front)
+    finally:
+        if in_front:
+            give_terminal_to(os.getpgrp())
+
+
+def wait(pid: int, *, in_front: bool) -> int:
+    """Wait for the end of `pid`; when it is stopped, stop our whole job until it is resumed."""
+    while True:
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        if in_front:
+            give_terminal_to(os.getpgrp())
+        os.killpg(os.getpgrp(), signal.SIGSTOP)
+        if in_front:
+            give_terminal_to(pid)
+        os.killpg(pid, signal.SIGCONT)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
