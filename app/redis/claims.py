@@ -88,8 +88,8 @@ class Claims:
     """One worker's hold on the queue. Every method raises `RedisDown` while Redis is away."""
 
     def __init__(self, clients: RedisClients, worker_id: str, lease_s: float) -> None:
-        self._redis = clients.commands
-        self._blocking = clients.blocking()
+        self._redis: Any = clients.commands
+        self._blocking: Any = clients.blocking()
         self._keys = clients.keys
         self._held = clients.keys.processing(worker_id)
         self._worker_id = worker_id
@@ -108,7 +108,7 @@ class Claims:
     async def wait(self) -> bytes | None:
         """Wait up to `BLOCK_S` for an entry and take it: the wake-up of an idle worker."""
         with guard():
-            return await self._blocking.blmove(self._keys.pending(), self._held, BLOCK_S, "RIGHT", "LEFT")  # pyright: ignore[reportArgumentType]
+            return await self._blocking.blmove(self._keys.pending(), self._held, BLOCK_S, "RIGHT", "LEFT")
 
     async def give_back(self, entry: bytes) -> bool:
         """Put an entry back to where it is taken next; it counts nothing."""

@@ -7,7 +7,7 @@ repeated `LPUSH` is a second job, so callers repeat only what is idempotent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import redis
@@ -32,7 +32,7 @@ class RedisDown(StorageError):
 
 
 @contextmanager
-def guard() -> Iterator[None]:
+def guard() -> Generator[None, None, None]:
     """Turn every error of the redis library into `RedisDown`."""
     try:
         yield

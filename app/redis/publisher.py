@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -65,7 +66,7 @@ class Publisher:
     """Publishes events and signals. Every method raises `RedisDown` while Redis is away."""
 
     def __init__(self, clients: RedisClients, *, batch: int = 64, tail_ttl_s: int = 300) -> None:
-        self._redis = clients.commands
+        self._redis: Any = clients.commands
         self._keys = clients.keys
         self._batch = min(batch, 2)
         self._tail_ttl_s = tail_ttl_s

@@ -48,7 +48,7 @@ class Queue:
     """Both sides' view of the queue. Every method raises `RedisDown` while Redis is away."""
 
     def __init__(self, clients: RedisClients) -> None:
-        self._redis = clients.commands
+        self._redis: Any = clients.commands
         self._keys = clients.keys
 
     async def push(self, job: Job, push_no: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from app.redis.clients import RedisClients, guard
 
@@ -11,7 +12,7 @@ class Tail:
     """The read side of the tails. Every method raises `RedisDown` while Redis is away."""
 
     def __init__(self, clients: RedisClients) -> None:
-        self._redis = clients.commands
+        self._redis: Any = clients.commands
         self._keys = clients.keys
 
     async def read(self, run_id: str, after: int, limit: int | None = None) -> list[tuple[int, bytes]]:

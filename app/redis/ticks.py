@@ -7,6 +7,7 @@ by the run's row what becomes of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from app.redis.clients import RedisClients, guard
 from app.redis.scripts import Script
@@ -73,7 +74,7 @@ class Ticks:
     """Turns the clockwork. Every method raises `RedisDown` while Redis is away."""
 
     def __init__(self, clients: RedisClients, lease_s: float) -> None:
-        self._redis = clients.commands
+        self._redis: Any = clients.commands
         self._keys = clients.keys
         self._lease_ms = int(lease_s * 1000)
 
