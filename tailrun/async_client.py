@@ -1,0 +1,247 @@
+"""The client for programs with asyncio: the same methods as `client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import httpx2
+
+from tailrun import calls
+from tailrun.client import PIECE_BYTES, Items, Json, Page, check, read_json, unreachable
+from tailrun.errors import TailrunError
+from tailrun.events import Event
+from tailrun.follow import SILENCE_S, Filters, Follower, OnReconnect
+
+
+class AsyncClient:
+    """A connection to one Tailrun. Runs and the like are plain dicts, as `docs/openapi.yaml` has them.
+
+    Raises `Unreachable` when there is no answer, and the `APIError` of the status otherwise.
+    `timeout_s` bounds a request, not a stream. One per event loop.
+    """
+
+    def __init__(self, url: str, token: str, *, timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx2.AsyncClient(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
+        )
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # Runs
+
+    async def create(
+        self,
+        *,
+        prompt: str | None = None,
+        steps: Items | None = None,
+        argv: list[str] | None = None,
+        start: bool = True,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Json:
+        """Make a run of exactly one of `prompt`, `steps`, `argv`; hold it if not `start`.
+
+        `fields` are the others of the request: `labels`, `timeout_s`, `env`, `workspace_from` …
+        """
+        body = {"prompt": prompt, "steps": steps, "argv": argv, "start": start, **fields}
+        return await self._json(calls.create(body, idempotency_key))
+
+    async def start(self, run_id: str) -> Json:
+        """Start a held run; starting it again changes nothing."""
+        return await self._json(calls.act(run_id, "start"))
+
+    async def cancel(self, run_id: str) -> Json:
+        """Ask for the end of a run; of a finished one this changes nothing."""
+        return await self._json(calls.act(run_id, "cancel"))
+
+    async def retry(self, run_id: str) -> Json:
+        """Make a new run like a finished one."""
+        return await self._json(calls.act(run_id, "retry"))
+
+    async def get(self, run_id: str, *, logs: int | None = None) -> Json:
+        """Get a run, with its last `logs` events if that is given."""
+        return await self._json(calls.get(run_id, logs))
+
+    async def list(
+        self, *, status: str | None = None, limit: int | None = None, cursor: str | None = None
+    ) -> Json:
+        """Get a page of runs, newest first: `items`, and `next` for the next page's `cursor`."""
+        return await self._json(calls.runs(status, limit, cursor))
+
+    async def steps(self, run_id: str) -> Items:
+        """Get the records of a run's steps."""
+        return await self._items(calls.steps(run_id))
+
+    # Logs
+
+    async def logs(
+        self,
+        run_id: str,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        level: str | None = None,
+        stream: str | None = None,
+        q: str | None = None,
+    ) -> Page:
+        """Get a page of events above `after`, and the next page's `after` (None: that was all)."""
+        filters = {"level": level, "stream": stream, "q": q}
+        page = await self._json(calls.logs(run_id, after, limit, filters))
+        return [Event.of(body) for body in page["events"]], page["next_after"]
+
+    async def stream(
+        self,
+        run_id: str,
+        after: int = 0,
+        *,
+        tail: int | None = None,
+        level: str | None = None,
+        stream: str | None = None,
+        patience_s: float = 60.0,
+        on_reconnect: OnReconnect | None = None,
+    ) -> AsyncGenerator[Event]:
+        """Yield the events above `after` as they happen, up to and with `end`.
+
+        Connects again by itself; raises `Unreachable` after `patience_s` without a server.
+        Leave the loop early only inside `contextlib.aclosing`, which closes the connection.
+        """
+        follower = Follower(run_id, after, Filters(level, stream, tail), patience_s, on_reconnect)
+        while not follower.ended:
+            error = None
+            try:
+                async with aclosing(self._connection(follower)) as events:
+                    async for event in events:
+                        yield event
+            except TailrunError as caught:
+                error = caught
+            if not follower.ended:
+                await asyncio.sleep(follower.pause(error, time.monotonic()))
+
+    async def _connection(self, follower: Follower) -> AsyncGenerator[Event]:
+        async with self._open(follower.call(), read_timeout_s=SILENCE_S) as response:
+            follower.connected(response.status_code)
+            async for piece in response.aiter_bytes():
+                for event in follower.feed(piece):
+                    yield event
+                if follower.ended:
+                    return
+
+    # Files
+
+    async def files(self, run_id: str, prefix: str | None = None) -> Items:
+        """List a run's files: `path`, `size` and so on."""
+        return await self._items(calls.files(run_id, prefix))
+
+    async def upload(self, run_id: str, path: str, content: bytes | Path) -> Json:
+        """Store a file in the run's workspace."""
+        call = calls.file("PUT", run_id, path)
+        if isinstance(content, Path):
+            return await self._json(call, content=_pieces(content))
+        return await self._json(call, content=content)
+
+    async def download(self, run_id: str, path: str) -> AsyncGenerator[bytes]:
+        """Yield a file's bytes in pieces."""
+        async with self._open(calls.file("GET", run_id, path)) as response:
+            async for piece in response.aiter_bytes():
+                yield piece
+
+    async def delete_file(self, run_id: str, path: str) -> None:
+        """Remove a file."""
+        await self._send(calls.file("DELETE", run_id, path))
+
+    # Queue, dead letters, tokens
+
+    async def queue(self) -> Json:
+        """Get the depths of the queue."""
+        return await self._json(calls.queue())
+
+    async def dead(self, *, limit: int | None = None, cursor: str | None = None) -> Json:
+        """Get a page of dead letters, newest first."""
+        return await self._json(calls.dead(limit, cursor))
+
+    async def dead_retry(self, run_id: str) -> Json:
+        """Make a new run of a dead letter."""
+        return await self._json(calls.dead_retry(run_id))
+
+    async def dead_drop(self, run_id: str) -> None:
+        """Remove a dead letter."""
+        await self._send(calls.dead_drop(run_id))
+
+    async def tokens(self) -> Items:
+        """List the tokens, without their secrets."""
+        return await self._items(calls.tokens())
+
+    async def create_token(self, **fields: Any) -> Json:
+        """Make a token (`user_id`, `scope`, `name`); the answer alone has its secret."""
+        return await self._json(calls.create_token(fields))
+
+    async def revoke_token(self, token_id: str) -> None:
+        """Revoke a token."""
+        await self._send(calls.revoke_token(token_id))
+
+    # Sending
+
+    async def _json(self, call: calls.Call, content: bytes | AsyncIterator[bytes] | None = None) -> Json:
+        return read_json(self.url, (await self._send(call, content)).content)
+
+    async def _items(self, call: calls.Call) -> Items:
+        return cast("Items", (await self._json(call))["items"])
+
+    async def _send(
+        self, call: calls.Call, content: bytes | AsyncIterator[bytes] | None = None
+    ) -> httpx2.Response:
+        try:
+            response = await self._http.request(
+                call.method,
+                call.path,
+                params=call.params,
+                headers=call.headers,
+                json=call.json,
+                content=content,
+            )
+        except httpx2.RequestError as error:
+            raise unreachable(self.url, error) from error
+        check(response.status_code, response.content, response.headers)
+        return response
+
+    @asynccontextmanager
+    async def _open(self, call: calls.Call, read_timeout_s: float = 30.0) -> AsyncGenerator[httpx2.Response]:
+        timeout = httpx2.Timeout(read_timeout_s, connect=10.0)
+        sent = self._http.stream(
+            call.method, call.path, params=call.params, headers=call.headers, timeout=timeout
+        )
+        try:
+            async with sent as response:
+                if response.status_code >= 400:  # noqa: PLR2004
+                    check(response.status_code, await response.aread(), response.headers)
+                yield response
+        except httpx2.RequestError as error:
+            raise unreachable(self.url, error) from error
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
+            yield piece

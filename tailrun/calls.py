@@ -1,0 +1,114 @@
+"""Every request of the API, described once and sent by either client. Pure: nothing is sent here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request: what to send, not how."""
+
+    method: str
+    path: str
+    params: dict[str, str] = field(default_factory=dict[str, str])
+    json: dict[str, Any] | None = None
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def _some(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _params(**values: Any) -> dict[str, str]:
+    return {name: str(value) for name, value in _some(**values).items()}
+
+
+def _run(run_id: str, rest: str = "") -> str:
+    return f"/v1/runs/{quote(run_id, safe='')}{rest}"
+
+
+def create(body: dict[str, Any], idempotency_key: str | None) -> Call:
+    """POST a new run."""
+    headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+    return Call("POST", "/v1/runs", json=_some(**body), headers=headers)
+
+
+def act(run_id: str, action: str) -> Call:
+    """Start, cancel or retry a run."""
+    return Call("POST", _run(run_id, f"/{action}"))
+
+
+def get(run_id: str, logs: int | None) -> Call:
+    """Get one run, with its last `logs` events if that is given."""
+    return Call("GET", _run(run_id), _params(logs=logs))
+
+
+def runs(status: str | None, limit: int | None, cursor: str | None) -> Call:
+    """List runs, newest first."""
+    return Call("GET", "/v1/runs", _params(status=status, limit=limit, cursor=cursor))
+
+
+def steps(run_id: str) -> Call:
+    """List the records of a run's steps."""
+    return Call("GET", _run(run_id, "/steps"))
+
+
+def logs(run_id: str, after: int, limit: int, filters: dict[str, str | None]) -> Call:
+    """Page through a run's events."""
+    return Call("GET", _run(run_id, "/logs"), _params(after=after, limit=limit, **filters))
+
+
+def stream(run_id: str, params: dict[str, str], last_id: int | None) -> Call:
+    """Follow a run's events."""
+    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+    if last_id is not None:
+        headers["Last-Event-ID"] = str(last_id)
+    return Call("GET", _run(run_id, "/stream"), params, headers=headers)
+
+
+def files(run_id: str, prefix: str | None) -> Call:
+    """List a run's files."""
+    return Call("GET", _run(run_id, "/files"), _params(prefix=prefix))
+
+
+def file(method: str, run_id: str, path: str) -> Call:
+    """Get, put or delete one file."""
+    return Call(method, _run(run_id, f"/files/{quote(path, safe='/')}"))
+
+
+def queue() -> Call:
+    """Get the depths of the queue."""
+    return Call("GET", "/v1/queue")
+
+
+def dead(limit: int | None, cursor: str | None) -> Call:
+    """List the dead letters."""
+    return Call("GET", "/v1/dead", _params(limit=limit, cursor=cursor))
+
+
+def dead_retry(run_id: str) -> Call:
+    """Make a new run of a dead letter."""
+    return Call("POST", f"/v1/dead/{quote(run_id, safe='')}/retry")
+
+
+def dead_drop(run_id: str) -> Call:
+    """Remove a dead letter."""
+    return Call("DELETE", f"/v1/dead/{quote(run_id, safe='')}")
+
+
+def tokens() -> Call:
+    """List the tokens, without their secrets."""
+    return Call("GET", "/v1/tokens")
+
+
+def create_token(body: dict[str, Any]) -> Call:
+    """Make a token; the answer is the only time that its secret is shown."""
+    return Call("POST", "/v1/tokens", json=_some(**body))
+
+
+def revoke_token(token_id: str) -> Call:
+    """Revoke a token."""
+    return Call("DELETE", f"/v1/tokens/{quote(token_id, safe='')}")

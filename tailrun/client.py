@@ -1,0 +1,259 @@
+"""The client for programs without asyncio. `async_client` is its twin."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self, cast
+
+import httpx2
+
+from tailrun import calls
+from tailrun.errors import TailrunError, Unreachable, error_of
+from tailrun.events import Event
+from tailrun.follow import SILENCE_S, Filters, Follower, OnReconnect
+
+Json = dict[str, Any]
+Items = list[Json]
+Page = tuple[list[Event], int | None]
+Content = bytes | Path | BinaryIO
+PIECE_BYTES = 256 * 1024
+
+
+class Client:
+    """A connection to one Tailrun. Runs and the like are plain dicts, as `docs/openapi.yaml` has them.
+
+    Raises `Unreachable` when there is no answer, and the `APIError` of the status otherwise.
+    `timeout_s` bounds a request, not a stream. Not for use by several threads at once.
+    """
+
+    def __init__(self, url: str, token: str, *, timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
+        )
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Runs
+
+    def create(
+        self,
+        *,
+        prompt: str | None = None,
+        steps: Items | None = None,
+        argv: list[str] | None = None,
+        start: bool = True,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Json:
+        """Make a run of exactly one of `prompt`, `steps`, `argv`; hold it if not `start`.
+
+        `fields` are the others of the request: `labels`, `timeout_s`, `env`, `workspace_from` …
+        """
+        body = {"prompt": prompt, "steps": steps, "argv": argv, "start": start, **fields}
+        return self._json(calls.create(body, idempotency_key))
+
+    def start(self, run_id: str) -> Json:
+        """Start a held run; starting it again changes nothing."""
+        return self._json(calls.act(run_id, "start"))
+
+    def cancel(self, run_id: str) -> Json:
+        """Ask for the end of a run; of a finished one this changes nothing."""
+        return self._json(calls.act(run_id, "cancel"))
+
+    def retry(self, run_id: str) -> Json:
+        """Make a new run like a finished one."""
+        return self._json(calls.act(run_id, "retry"))
+
+    def get(self, run_id: str, *, logs: int | None = None) -> Json:
+        """Get a run, with its last `logs` events if that is given."""
+        return self._json(calls.get(run_id, logs))
+
+    def list(self, *, status: str | None = None, limit: int | None = None, cursor: str | None = None) -> Json:
+        """Get a page of runs, newest first: `items`, and `next` for the next page's `cursor`."""
+        return self._json(calls.runs(status, limit, cursor))
+
+    def steps(self, run_id: str) -> Items:
+        """Get the records of a run's steps."""
+        return self._items(calls.steps(run_id))
+
+    # Logs
+
+    def logs(
+        self,
+        run_id: str,
+        *,
+        after: int = 0,
+        limit: int = 1000,
+        level: str | None = None,
+        stream: str | None = None,
+        q: str | None = None,
+    ) -> Page:
+        """Get a page of events above `after`, and the next page's `after` (None: that was all)."""
+        filters = {"level": level, "stream": stream, "q": q}
+        page = self._json(calls.logs(run_id, after, limit, filters))
+        return [Event.of(body) for body in page["events"]], page["next_after"]
+
+    def stream(
+        self,
+        run_id: str,
+        after: int = 0,
+        *,
+        tail: int | None = None,
+        level: str | None = None,
+        stream: str | None = None,
+        patience_s: float = 60.0,
+        on_reconnect: OnReconnect | None = None,
+    ) -> Generator[Event]:
+        """Yield the events above `after` as they happen, up to and with `end`.
+
+        Connects again by itself; raises `Unreachable` after `patience_s` without a server.
+        """
+        follower = Follower(run_id, after, Filters(level, stream, tail), patience_s, on_reconnect)
+        while not follower.ended:
+            error = None
+            try:
+                yield from self._connection(follower)
+            except TailrunError as caught:
+                error = caught
+            if not follower.ended:
+                time.sleep(follower.pause(error, time.monotonic()))
+
+    def _connection(self, follower: Follower) -> Generator[Event]:
+        with self._open(follower.call(), read_timeout_s=SILENCE_S) as response:
+            follower.connected(response.status_code)
+            for piece in response.iter_bytes():
+                yield from follower.feed(piece)
+                if follower.ended:
+                    return
+
+    # Files
+
+    def files(self, run_id: str, prefix: str | None = None) -> Items:
+        """List a run's files: `path`, `size` and so on."""
+        return self._items(calls.files(run_id, prefix))
+
+    def upload(self, run_id: str, path: str, content: Content) -> Json:
+        """Store a file in the run's workspace."""
+        call = calls.file("PUT", run_id, path)
+        if isinstance(content, Path):
+            with content.open("rb") as file:
+                return self._json(call, content=file)
+        return self._json(call, content=content)
+
+    def download(self, run_id: str, path: str) -> Generator[bytes]:
+        """Yield a file's bytes in pieces."""
+        with self._open(calls.file("GET", run_id, path)) as response:
+            yield from response.iter_bytes()
+
+    def delete_file(self, run_id: str, path: str) -> None:
+        """Remove a file."""
+        self._send(calls.file("DELETE", run_id, path))
+
+    # Queue, dead letters, tokens
+
+    def queue(self) -> Json:
+        """Get the depths of the queue."""
+        return self._json(calls.queue())
+
+    def dead(self, *, limit: int | None = None, cursor: str | None = None) -> Json:
+        """Get a page of dead letters, newest first."""
+        return self._json(calls.dead(limit, cursor))
+
+    def dead_retry(self, run_id: str) -> Json:
+        """Make a new run of a dead letter."""
+        return self._json(calls.dead_retry(run_id))
+
+    def dead_drop(self, run_id: str) -> None:
+        """Remove a dead letter."""
+        self._send(calls.dead_drop(run_id))
+
+    def tokens(self) -> Items:
+        """List the tokens, without their secrets."""
+        return self._items(calls.tokens())
+
+    def create_token(self, **fields: Any) -> Json:
+        """Make a token (`user_id`, `scope`, `name`); the answer alone has its secret."""
+        return self._json(calls.create_token(fields))
+
+    def revoke_token(self, token_id: str) -> None:
+        """Revoke a token."""
+        self._send(calls.revoke_token(token_id))
+
+    # Sending
+
+    def _json(self, call: calls.Call, content: bytes | BinaryIO | None = None) -> Json:
+        return read_json(self.url, self._send(call, content).content)
+
+    def _items(self, call: calls.Call) -> Items:
+        return cast("Items", self._json(call)["items"])
+
+    def _send(self, call: calls.Call, content: bytes | BinaryIO | None = None) -> httpx2.Response:
+        try:
+            response = self._http.request(
+                call.method,
+                call.path,
+                params=call.params,
+                headers=call.headers,
+                json=call.json,
+                content=content,
+            )
+        except httpx2.RequestError as error:
+            raise unreachable(self.url, error) from error
+        check(response.status_code, response.content, response.headers)
+        return response
+
+    @contextmanager
+    def _open(self, call: calls.Call, read_timeout_s: float = 30.0) -> Generator[httpx2.Response]:
+        timeout = httpx2.Timeout(read_timeout_s, connect=10.0)
+        sent = self._http.stream(
+            call.method, call.path, params=call.params, headers=call.headers, timeout=timeout
+        )
+        try:
+            with sent as response:
+                if response.status_code >= 400:  # noqa: PLR2004
+                    check(response.status_code, response.read(), response.headers)
+                yield response
+        except httpx2.RequestError as error:
+            raise unreachable(self.url, error) from error
+
+
+def unreachable(url: str, error: Exception) -> Unreachable:
+    """Say which server did not answer, and why."""
+    return Unreachable(f"{url} does not answer ({error or type(error).__name__})")
+
+
+def check(status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    """Raise the error of an answer that is one."""
+    if status >= 400:  # noqa: PLR2004
+        raise error_of(status, body, headers)
+
+
+def read_json(url: str, body: bytes) -> Json:
+    """Read an answer; an empty one is an empty object, one that is no JSON comes from a stranger."""
+    if not body:
+        return {}
+    try:
+        return cast("Json", json.loads(body))
+    except ValueError as error:
+        raise Unreachable(f"{url} answers, but not as Tailrun does: check the URL") from error
