@@ -1,0 +1,129 @@
+"""What a run's stream holds so far, read in the one order that has no hole: tail, then database.
+
+The tail is trimmed only behind what the database has committed. So whoever looks at the tail
+first and at the database afterwards finds every event in one of the two; the other way round
+an event that was committed and trimmed in between would be in neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import orjson
+
+from app.errors import StorageError
+from app.models import Event, EventType, RunStatus, parse_ts
+from app.redis.ring import Entry, contiguous
+from app.redis.tail import Tail
+
+History = Callable[[str, int, int], Awaitable[list[Event]]]
+"""(run_id, after, limit) → committed events above `after`, ascending."""
+Heads = Callable[[Sequence[str]], Awaitable[dict[str, tuple[int, RunStatus]]]]
+"""run_ids → highest committed seq and status of each."""
+
+T = TypeVar("T")
+
+PAGE_LINES = 500
+_PAGE_BYTES = 1_000_000
+_TAIL_TIMEOUT_S = 2.0
+_TAIL_PAUSE_S = 1.0
+_LOST_AFTER_S = 3.0
+_READERS = 4
+
+
+class Backfill:
+    """Reads history for hubs and viewers; few at a time, so that viewers cannot drain the pools.
+
+    A hole that both the tail and the database show for 3 s is a loss, and becomes a `gap`.
+    """
+
+    def __init__(self, tail: Tail, history: History, heads: Heads) -> None:
+        self._tail = tail
+        self._history = history
+        self._heads = heads
+        self._readers = asyncio.Semaphore(_READERS)
+        self._tail_rests_until = 0.0
+        self._holes: dict[tuple[str, int], float] = {}
+
+    async def top(self, run_id: str) -> int:
+        """Return the highest seq that exists now; `StorageError` when nobody can say."""
+        tail, heads = await asyncio.gather(
+            self._ask_tail(lambda: self._tail.top(run_id)), self._heads([run_id]), return_exceptions=True
+        )
+        if isinstance(heads, BaseException):
+            if isinstance(tail, int) and tail and isinstance(heads, StorageError):
+                return tail
+            raise heads
+        found = heads.get(run_id)
+        return max(found[0] if found else 0, tail if isinstance(tail, int) else 0)
+
+    async def fetch(self, run_id: str, after: int, limit: int = PAGE_LINES) -> list[Entry]:
+        """Return what follows `after` without a hole; [] when nothing does (yet).
+
+        `StorageError` when the tail does not have it and the database cannot be asked.
+        """
+        async with self._readers:
+            first = await self._ask_tail(lambda: self._tail.read(run_id, after, 1))
+            if first and contiguous(first, after):
+                page = await self._ask_tail(lambda: self._tail.read(run_id, after, limit))
+                return contiguous(page or first, after)
+            page = [(event.seq, event.encode()) for event in await self._history(run_id, after, limit)]
+            found = contiguous(page, after)
+            if found:
+                self._holes.pop((run_id, after), None)
+                return found
+            beyond = (page or first or [None])[0]
+            if beyond is None or first is None:
+                return []
+            return self._lost(run_id, after, beyond)
+
+    async def tops(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """Return the tails' highest seqs; {} while Redis is away."""
+        return await self._ask_tail(lambda: self._tail.tops(run_ids)) or {}
+
+    async def heads(self, run_ids: Sequence[str]) -> dict[str, tuple[int, RunStatus]]:
+        """Return the database's highest seqs and states; {} while it is away."""
+        try:
+            return await self._heads(run_ids)
+        except StorageError:
+            return {}
+
+    async def _ask_tail(self, question: Callable[[], Awaitable[T]]) -> T | None:
+        """Return the tail's answer; None while Redis is away, and then leave it alone for a second."""
+        if time.monotonic() < self._tail_rests_until:
+            return None
+        try:
+            async with asyncio.timeout(_TAIL_TIMEOUT_S):
+                return await question()
+        except (StorageError, TimeoutError):
+            self._tail_rests_until = time.monotonic() + _TAIL_PAUSE_S
+            return None
+
+    def _lost(self, run_id: str, after: int, beyond: Entry) -> list[Entry]:
+        """Return a `gap` up to `beyond` once the hole has stood long enough; [] before."""
+        now = time.monotonic()
+        if len(self._holes) > 1000:  # noqa: PLR2004 - a bound, nothing is tuned by it
+            self._holes.clear()
+        since = self._holes.setdefault((run_id, after), now)
+        if now - since < _LOST_AFTER_S:
+            return []
+        body = orjson.loads(beyond[1])
+        last = body.get("from", beyond[0]) - 1
+        gap = Event(
+            seq=last,
+            type=EventType.GAP,
+            ts=parse_ts(body["ts"]),
+            run_id=run_id,
+            attempt=body["attempt"],
+            data={"from": after + 1, "to": last},
+        )
+        return [(last, gap.encode()), beyond]
+
+
+def page_limit(entries: Sequence[Entry]) -> int:
+    """Return how many lines to ask for next, so that a page of long lines stays near 1 MB."""
+    size = sum(len(raw) for _, raw in entries) or 1
+    return max(1, min(PAGE_LINES, len(entries) * _PAGE_BYTES // size))
