@@ -1,0 +1,94 @@
+"""Around every request: its id, its line in the log, its time, and an answer whatever happens.
+
+The line has the path without its query, for a stream token may stand there; uvicorn's own
+access log is off for the same reason.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.routes.failures import error_answer
+from app.telemetry import HTTP_SECONDS, get_logger
+
+_log = get_logger(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+HEADER = "X-Request-ID"
+
+
+class Access:
+    """ASGI middleware; the outermost but for CORS."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or WebSocket."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get(HEADER, "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+        exchange = _Exchange(scope, request_id, send)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, exchange.send)
+            except Exception:  # noqa: BLE001 - logged whole, answered as a 500
+                _log.exception("request failed", path=scope["path"])
+                await exchange.fail(receive)
+            finally:
+                exchange.log()
+
+
+class _Exchange:
+    """One request and what was answered to it."""
+
+    def __init__(self, scope: Scope, request_id: str, send: Send) -> None:
+        self._scope = scope
+        self._request_id = request_id
+        self._send = send
+        self._began = time.perf_counter()
+        self._status = 0
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on; the first one of an answer takes the request id along."""
+        if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+            self._status = message.get("status", 101)
+            MutableHeaders(raw=message.setdefault("headers", []))[HEADER] = self._request_id
+            self._observe()
+        elif message["type"] == "websocket.close" and not self._status:
+            self._status = 403  # what the server answers when the handshake is refused
+        await self._send(message)
+
+    async def fail(self, receive: Receive) -> None:
+        """Answer 500, if nothing was answered yet."""
+        if self._status:
+            return
+        if self._scope["type"] == "websocket":
+            await self.send({"type": "websocket.close", "code": 1011})
+            return
+        message = f"Something went wrong here; the server's log has it under request {self._request_id}."
+        await error_answer(500, "internal", message)(self._scope, receive, self.send)
+
+    def log(self) -> None:
+        """Write the line."""
+        took = round((time.perf_counter() - self._began) * 1000, 1)
+        path = self._scope["path"]
+        write = _log.debug if path in _QUIET_PATHS else _log.info
+        write(
+            f"{self._scope.get('method', 'WS')} {path}",
+            status=self._status or "gone",
+            ms=took,
+        )
+
+    def _observe(self) -> None:
+        route = getattr(self._scope.get("route"), "path", "none")
+        labels = (self._scope.get("method", "WS"), route, str(self._status))
+        HTTP_SECONDS.labels(*labels).observe(time.perf_counter() - self._began)

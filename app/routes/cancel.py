@@ -1,0 +1,59 @@
+"""Cancelling a run, in whatever state it is: used over HTTP and by `STOP` on a WebSocket.
+
+The request is a timestamp in the row, which the owner re-reads; the signal only makes it
+faster. A run whose owner is dead has nobody to obey, so it is ended here, in the database.
+"""
+
+from __future__ import annotations
+
+from app.errors import ErrorCode, NotFound, RunFailure, StorageError
+from app.models import Event, Run, RunStatus
+from app.routes.deps import Services, now_us
+from app.routes.submit import announce
+from app.telemetry import get_logger
+
+_log = get_logger(__name__)
+
+
+async def request_cancel(services: Services, run_id: str) -> Run:
+    """Ask a run to end; return it as it stands then. A finished run is left as it is.
+
+    Without Redis the request still stands: the owner reads it with its next write.
+    """
+    changed = await services.runs.request_cancel(run_id, now_us())
+    run = changed.run
+    if changed.events:
+        _log.info("run cancelled before it ran", run_id=run_id)
+        await announce(services, changed.events)
+    if run.status not in (RunStatus.RUNNING, RunStatus.WAITING):
+        return run
+    try:
+        await services.publisher.signal(run_id, "STOP")
+        if run.worker_id is None or await services.queue.worker_alive(run.worker_id):
+            return run
+        return await _end_orphan(services, run)
+    except StorageError as error:
+        _log.warning("cancel stands in the row only", run_id=run_id, error=str(error))
+        return run
+
+
+async def _end_orphan(services: Services, seen: Run) -> Run:
+    """End a run whose owner's lease is dead: fence off, save its last lines, then the end."""
+    await services.publisher.raise_fence(seen.run_id, seen.attempt + 1)
+    tail = await services.tail.read(seen.run_id, seen.last_seq)
+    await services.runs.rescue(seen.run_id, seen.attempt, [Event.decode(raw) for _, raw in tail])
+    error = RunFailure(ErrorCode.CANCELLED, "Cancelled; its worker was gone.").as_dict()
+    ended = await services.runs.end_orphan(seen, RunStatus.CANCELLED, error, now_us())
+    if ended is None:  # somebody took it over meanwhile, and has read the request
+        return await _again(services, seen.run_id)
+    _log.info("run cancelled for a dead worker", run_id=seen.run_id, worker_id=seen.worker_id)
+    await announce(services, ended.events)
+    await services.publisher.finish(seen.run_id)
+    return ended.run
+
+
+async def _again(services: Services, run_id: str) -> Run:
+    run = await services.runs.get(run_id)
+    if run is None:
+        raise NotFound(f"There is no run {run_id!r}.")
+    return run

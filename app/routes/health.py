@@ -1,0 +1,107 @@
+"""Whether this process lives, whether it can serve, and its figures. Nobody needs a token here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import HTTPConnection
+
+from app.db.migrate import is_current
+from app.errors import StorageError
+from app.models import RunStatus
+from app.routes.deps import CurrentServices, Services, now_us
+from app.routes.schemas import Health, Readiness
+from app.routes.views import answer
+from app.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, RUNS, WORKERS
+
+router = APIRouter(tags=["health"])
+
+OK = "ok"
+_TIMEOUT_S = 2.0
+
+
+class ReadyCheck:
+    """Asks everything that is needed, at the same time, for at most 2 s."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._migrated = False  # stays true once it was: nothing migrates down under a running server
+
+    async def __call__(self) -> dict[str, str]:
+        """Return `ok`, or what is wrong, of each."""
+        database, redis = await asyncio.gather(_ask(self._database), _ask(self._services.redis.ping))
+        checks = {"database": database, "redis": redis}
+        if self._services.draining.is_set():
+            checks["process"] = "stopping"
+        return checks
+
+    async def _database(self) -> None:
+        await self._services.db.ping()
+        if self._migrated:
+            return
+        url = self._services.settings.effective_database_url
+        self._migrated = await asyncio.to_thread(is_current, url)
+        if not self._migrated:
+            raise StorageError("the database is not migrated: run `tailrun migrate`")
+
+
+def ready_check(conn: HTTPConnection) -> ReadyCheck:
+    """Return the check of the app that serves this request."""
+    return conn.app.state.ready_check
+
+
+@router.get("/healthz", response_model=Health)
+async def healthz() -> Response:
+    """Say that the process answers, whatever else is down."""
+    return answer({"status": OK})
+
+
+@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+async def readyz(check: Annotated[ReadyCheck, Depends(ready_check)]) -> Response:
+    """Ask Redis and the database, and say what does not answer."""
+    checks = await check()
+    ready = all(result == OK for result in checks.values())
+    return answer({"ready": ready, "checks": checks}, 200 if ready else 503)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(services: CurrentServices) -> Response:
+    """Return all figures in Prometheus' text format; what cannot be asked just now keeps its last value."""
+    await asyncio.gather(_ask(lambda: _count_runs(services)), _ask(lambda: _count_queue(services)))
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _ask(what: Callable[[], Awaitable[Any]]) -> str:
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            await what()
+    except TimeoutError:
+        return f"no answer within {_TIMEOUT_S:g} s"
+    except StorageError as error:
+        return str(error)
+    return OK
+
+
+async def _count_runs(services: Services) -> None:
+    counts = await services.runs.counts()
+    for status in RunStatus:
+        RUNS.labels(status).set(counts.get(status, 0))
+    oldest = await services.runs.oldest_queued_at()
+    QUEUE_OLDEST_AGE.set(0 if oldest is None else max(0, now_us() - oldest) / 1_000_000)
+
+
+async def _count_queue(services: Services) -> None:
+    depth = await services.queue.depth()
+    places = {
+        "pending": depth.pending,
+        "delayed": depth.delayed,
+        "processing": depth.in_flight,
+        "dead": depth.dead,
+    }
+    for place, entries in places.items():
+        QUEUE_DEPTH.labels(place).set(entries)
+    WORKERS.set(sum(left > 0 for left in depth.workers.values()))

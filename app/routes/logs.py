@@ -1,0 +1,85 @@
+"""Reading a run's log in pages: for polling, for searching, and for plain text.
+
+`/logs` pages and searches what the database has; `/stream` follows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Response
+
+from app.db.log_store import LogStore
+from app.errors import Unprocessable
+from app.models import Event, EventType, Level, Run, Stream
+from app.routes.deps import CurrentServices, OwnRun
+from app.routes.schemas import LogPage
+from app.routes.views import answer
+
+router = APIRouter(tags=["logs"])
+
+MAX_PAGE = 1000
+_MAX_SEQ = 2**53
+
+
+async def last_events(logs: LogStore, run_id: str, count: int) -> list[Event]:
+    """Return the last `count` events of a run, oldest first."""
+    return list(deque([event async for event in _tail(logs, run_id, count)], maxlen=count))
+
+
+async def last_lines(logs: LogStore, run_id: str, count: int) -> list[str]:
+    """Return the last `count` lines of a run as bare text, oldest first."""
+    tail = [event async for event in _tail(logs, run_id, count) if event.type is EventType.LOG]
+    return [event.content or "" for event in tail][-count:] if count else []
+
+
+async def _tail(logs: LogStore, run_id: str, count: int) -> AsyncIterator[Event]:
+    """Yield at least the last `count` events, in which stand the last `count` lines."""
+    after: int | None = await logs.tail_cursor(run_id, count) if count else None
+    while after is not None:
+        page = await logs.page(run_id, after, MAX_PAGE)
+        for event in page:
+            yield event
+        after = page[-1].seq if len(page) == MAX_PAGE else None
+
+
+@router.get(
+    "/v1/runs/{run_id}/logs",
+    response_model=LogPage,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+@router.get("/agent/logs/{run_id}", response_model=LogPage, tags=["agent"])
+async def page(
+    run: OwnRun,
+    services: CurrentServices,
+    *,
+    after: Annotated[int, Query(ge=0, le=_MAX_SEQ, description="Only events with a higher `seq`.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
+    level: Annotated[Level | None, Query(description="Lines at least this severe.")] = None,
+    stream: Annotated[Stream | None, Query(description="Lines of this pipe.")] = None,
+    q: Annotated[
+        str | None, Query(max_length=200, description="Lines that contain this, in any case.")
+    ] = None,
+    format: Annotated[Literal["json", "text"], Query()] = "json",  # noqa: A002 - the parameter's public name
+) -> Response:
+    """Read a page of events; `next_after` is null once the run has ended and nothing is left."""
+    if q is not None and "\0" in q:
+        raise Unprocessable("q must not hold a NUL character.")
+    events = await services.logs.page(run.run_id, after, limit, level=level, stream=stream, q=q)
+    following = _next_after(run, after, limit, events)
+    if format == "text":
+        lines = "".join(f"{event.content}\n" for event in events if event.type is EventType.LOG)
+        headers = {} if following is None else {"X-Next-After": str(following)}
+        return Response(lines, headers=headers, media_type="text/plain; charset=utf-8")
+    return answer({"events": [event.as_dict() for event in events], "next_after": following})
+
+
+def _next_after(run: Run, after: int, limit: int, events: list[Event]) -> int | None:
+    """Say where the next page begins. `run` was read before the page, so its `last_seq` was searched."""
+    if len(events) == limit:
+        return events[-1].seq
+    if run.status.terminal:
+        return None
+    return max(after, run.last_seq, events[-1].seq if events else 0)

@@ -1,0 +1,169 @@
+"""The one way a run comes in and goes off: row first, then the push.
+
+Everything that makes or starts a run (canonical routes, aliases, retries) ends here. Once the
+row is committed the answer is a success: when Redis does not take the entry or the news, the
+reconciler pushes it and watchers read the database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from app.catalogue import parse_steps
+from app.db.run_store import Created, NewRun
+from app.errors import Conflict, NotFound, StorageError, Unprocessable
+from app.models import Event, Job, Run, RunKind, RunStatus
+from app.routes.deps import RUN_ID, Principal, Services, now_us
+from app.routes.schemas import RunFields
+from app.telemetry import get_logger
+
+_log = get_logger(__name__)
+_KEY_CHARS = 255
+
+
+async def submit(
+    services: Services, user: Principal, body: RunFields, *, start: bool, idempotency_key: str | None = None
+) -> Created:
+    """Make a run of a checked body; with `start` it is queued at once.
+
+    Raises:
+        Unprocessable: a tool, a limit or the combination of fields is wrong.
+        NotFound: `workspace_from` is no run of the caller's.
+        Conflict: the idempotency key was used with another body.
+    """
+    kind, spec = _spec(body)
+    new = NewRun(
+        run_id=str(uuid.uuid4()),
+        user_id=user.user_id,
+        kind=kind,
+        spec=spec | ({"env": body.env} if body.env else {}),
+        start=start,
+        max_attempts=body.max_attempts or services.settings.job_max_attempts,
+        timeout_s=_timeout(body, services.settings.job_timeout_s),
+        labels=body.labels,
+        workspace_from=await _source(services, user, body.workspace_from),
+        idempotency_key=_key(idempotency_key),
+        request_hash=_hash(body, start=start) if idempotency_key else None,
+    )
+    return await _create(services, new)
+
+
+async def start_run(services: Services, run_id: str) -> Run:
+    """Queue a held run; a run that is queued or running already stays as it is."""
+    now = now_us()
+    changed = await services.runs.start(run_id, now)
+    if changed.events:
+        await _send_off(services, changed.run, changed.events, now)
+    return changed.run
+
+
+async def retry_run(services: Services, run: Run) -> Run:
+    """Make a new run like one that ended, over the files that it left; the old one stays as it is."""
+    if not run.status.terminal:
+        raise Conflict(f"Run {run.run_id} is {run.status}; only a finished run can be retried.")
+    began = run.started_at is not None or run.workspace_from is None
+    new = NewRun(
+        run_id=str(uuid.uuid4()),
+        user_id=run.user_id,
+        kind=run.kind,
+        spec=run.spec,
+        start=True,
+        max_attempts=run.max_attempts,
+        timeout_s=run.timeout_s,
+        labels=run.labels,
+        # Its files hold what was uploaded for it; before its first attempt they lack the source's.
+        workspace_from=run.run_id if began else run.workspace_from,
+        retry_of=run.run_id,
+        project=run.project,
+        type=run.type,
+    )
+    return (await _create(services, new)).run
+
+
+async def announce(services: Services, events: Sequence[Event]) -> None:
+    """Tell watchers of committed events; without Redis they find them in the database."""
+    try:
+        await services.publisher.announce(events)
+    except StorageError as error:
+        _log.warning("watchers not told, they will read the database", error=str(error))
+
+
+async def _create(services: Services, new: NewRun) -> Created:
+    now = now_us()
+    created = await services.runs.create(new, now)
+    if created.fresh:
+        _log.info("run created", run_id=new.run_id, user_id=new.user_id, kind=new.kind)
+        await _send_off(services, created.run, created.events, now)
+    return created
+
+
+async def _send_off(services: Services, run: Run, events: Sequence[Event], now: int) -> None:
+    if run.status is RunStatus.QUEUED:
+        try:
+            await services.queue.push(Job.of(run, now), run.attempt)
+        except StorageError as error:
+            _log.warning("not pushed, the reconciler will", run_id=run.run_id, error=str(error))
+            return
+    await announce(services, events)
+
+
+def _spec(body: RunFields) -> tuple[RunKind, dict[str, Any]]:
+    given = [name for name in ("prompt", "steps", "argv", "type") if getattr(body, name) is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none of them"
+        raise Unprocessable(f"Send exactly one of prompt, steps, type and argv, not {got}.")
+    if given[0] != "type":
+        _no_task_fields(body)
+    if body.prompt is not None:
+        return RunKind.PROMPT, {"prompt": body.prompt}
+    if body.argv is not None:
+        return RunKind.ARGV, {"argv": body.argv}
+    if body.steps is not None:
+        parse_steps(body.steps)
+        return RunKind.STEPS, {"steps": body.steps}
+    raise unknown_type(str(body.type))
+
+
+def unknown_type(name: str) -> Unprocessable:
+    """Say that a task type is not known: this version declares none."""
+    return Unprocessable(
+        f"Unknown task type {name[:64]!r}: no task types are configured. Send prompt, steps or argv.",
+        code="unknown_type",
+    )
+
+
+def _no_task_fields(body: RunFields) -> None:
+    for name in ("command", "params", "project"):
+        if getattr(body, name) is not None:
+            raise Unprocessable(f"{name} goes with type only.")
+
+
+def _timeout(body: RunFields, cap: float) -> float:
+    if body.timeout_s is not None and body.timeout_s > cap:
+        raise Unprocessable(f"timeout_s must be at most {cap:g} (JOB_TIMEOUT_S), not {body.timeout_s:g}.")
+    return body.timeout_s or cap
+
+
+async def _source(services: Services, user: Principal, run_id: str | None) -> str | None:
+    if run_id is None:
+        return None
+    source = await services.runs.get(run_id) if RUN_ID.fullmatch(run_id) else None
+    if source is None or source.user_id != user.user_id:
+        raise NotFound(f"workspace_from: there is no run {run_id[:64]!r} of yours.")
+    return run_id
+
+
+def _key(key: str | None) -> str | None:
+    if key is not None and not (0 < len(key) <= _KEY_CHARS and key.isprintable()):
+        raise Unprocessable(f"Idempotency-Key must be 1 to {_KEY_CHARS} printable characters.")
+    return key
+
+
+def _hash(body: RunFields, *, start: bool) -> str:
+    fields = body.model_dump(exclude={"action"}) | {"start": start}
+    return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()

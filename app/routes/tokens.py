@@ -1,0 +1,51 @@
+"""Tokens of people and programs: made, listed and revoked by an admin."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+
+from app.errors import NotFound
+from app.routes.body import documents, json_body
+from app.routes.deps import Admin, CurrentServices, now_us
+from app.routes.schemas import NewToken, TokenList, TokenMade
+from app.routes.views import answer, token_view
+
+router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
+
+_EXAMPLES = {"token": {"user_id": "ada", "scope": "user", "name": "laptop"}}
+
+
+@router.get("", response_model=TokenList)
+async def list_tokens(_admin: Admin, services: CurrentServices) -> Response:
+    """List tokens, without their secrets."""
+    tokens = [token for token in await services.tokens.list() if token.scope != "stream"]
+    return answer({"items": [token_view(token) for token in tokens], "next": None})
+
+
+@router.post(
+    "", status_code=201, response_model=TokenMade, openapi_extra=documents(NewToken, examples=_EXAMPLES)
+)
+async def create(
+    body: Annotated[NewToken, json_body(NewToken)], _admin: Admin, services: CurrentServices
+) -> Response:
+    """Make a token. Its secret is in this answer and nowhere else."""
+    now = now_us()
+    expires_at = None if body.expires_in_s is None else now + body.expires_in_s * 1_000_000
+    secret, token = await services.tokens.create(
+        body.user_id, body.scope, body.name, now, expires_at=expires_at
+    )
+    return answer({**token_view(token), "token": secret}, 201)
+
+
+@router.delete("/{token_id}", status_code=204)
+async def revoke(
+    token_id: Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")],
+    _admin: Admin,
+    services: CurrentServices,
+) -> Response:
+    """Revoke a token; it opens nothing from now on."""
+    if not await services.tokens.revoke(token_id, now_us()):
+        raise NotFound(f"There is no live token {token_id!r}.")
+    return Response(status_code=204)
