@@ -1,0 +1,89 @@
+"""The router: a step's tool name → the code that does it, and its errors in the run's words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from app.agent.run_log import RunLog
+from app.agent.tools.code import run_code
+from app.agent.tools.files import delete_file, list_files, read_file, write_file
+from app.agent.tools.program import Bench, ToolOutcome
+from app.agent.tools.shell import run_argv, run_shell
+from app.catalogue import ARGV
+from app.config import Settings
+from app.errors import ErrorCode, RunFailure, StorageError, TailrunError, TooLarge, Unprocessable
+from app.execution.executor import Executor, StopReason, StopToken
+from app.models import Run, Step
+from app.storage.workspace import Workspace
+
+_PROGRAMS: dict[str, Callable[[Bench, Step, StopToken], Awaitable[ToolOutcome]]] = {
+    "shell": run_shell,
+    "code": run_code,
+    ARGV: run_argv,
+}
+_FILE_TOOLS: dict[str, Callable[[Bench, Step], Coroutine[Any, Any, ToolOutcome]]] = {
+    "file_write": write_file,
+    "file_read": read_file,
+    "file_delete": delete_file,
+    "file_list": list_files,
+}
+
+
+class ToolRouter:
+    """Runs the tools of one attempt."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        executor: Executor,
+        run: Run,
+        log: RunLog,
+        settings: Settings,
+    ) -> None:
+        self._bench = Bench(run, workspace, executor, log, settings.tmp_dir)
+
+    async def call(self, step: Step, stop: StopToken) -> ToolOutcome:
+        """Run one step's tool to its end; a request to stop it shows in the outcome.
+
+        Raises:
+            RunFailure: the tool could not be started, or could not do its work.
+            LostOwnership: the run goes on elsewhere.
+        """
+        try:
+            if step.tool in _PROGRAMS:
+                return await _PROGRAMS[step.tool](self._bench, step, stop)
+            return await _interruptible(_FILE_TOOLS[step.tool](self._bench, step), step.timeout_s, stop)
+        except (TailrunError, StorageError) as error:
+            raise _failure(error) from error
+
+
+async def _interruptible(
+    work: Coroutine[Any, Any, ToolOutcome],
+    timeout_s: float | None,
+    stop: StopToken,
+) -> ToolOutcome:
+    """Do `work` until it is done, its time is over or somebody asks to stop."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return ToolOutcome(stopped=stop.reason or StopReason.TIMEOUT)
+    finally:
+        task.cancel()
+        stopped.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+def _failure(error: TailrunError | StorageError) -> RunFailure:
+    match error:
+        case StorageError():
+            return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, f"the run's files can't be reached: {error}")
+        case TooLarge():
+            return RunFailure(ErrorCode.RESOURCE_LIMIT, error.message, retried=False)
+        case Unprocessable():
+            return RunFailure(ErrorCode.INVALID_PLAN, error.message)
+        case _:
+            return RunFailure(ErrorCode.EXIT_NONZERO, error.message, exit_code=1)
