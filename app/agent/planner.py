@@ -1,0 +1,105 @@
+"""The planner: what a run asks for → the steps that do it.
+
+There is no language model here. A run brings its plan along: as `steps`, as an `argv`, or
+as a fenced block in its prompt. A bare prompt gets a small plan that shows every part at
+work, and says in its first line that nobody carried the prompt out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from app.agent.fences import Fenced, NotAPlan, fenced_blocks, read_block
+from app.catalogue import argv_step, parse_steps
+from app.errors import ErrorCode, RunFailure, Unprocessable
+from app.models import Level, Run, Step
+
+Note = tuple[Level, str]
+
+NO_MODEL = (
+    "No language model is configured: this prompt was NOT carried out. "
+    "A smoke plan runs instead; it only shows that files, shell and logs work."
+)
+HOW_TO_PLAN = (
+    "To have something done today, put steps into the prompt as a ```yaml block, or send `steps` or `argv`."
+)
+AS_THEY_STAND = "The steps in the {name} run as they stand; the rest of the prompt is not carried out."
+
+_FACTS = """\
+echo "machine: $(uname -sm)"
+echo "workspace: $(ls | wc -l | tr -d ' ') entries"
+echo "prompt: $(wc -c < prompt.txt | tr -d ' ') bytes in prompt.txt"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps, the name of who planned them, and what the run's stream shall say first."""
+
+    steps: list[Step]
+    planner: str
+    notes: list[Note] = field(default_factory=list[Note])
+
+
+def plan(run: Run) -> Plan:
+    """Make the plan of `run`: the same one on every attempt, for finished steps are known by id.
+
+    Raises:
+        RunFailure: INVALID_PLAN; the message says where and what.
+    """
+    match run.spec:
+        case {"steps": steps}:
+            return Plan(_checked(steps), "steps")
+        case {"argv": argv}:
+            return Plan([argv_step(_argv(argv))], "argv")
+        case {"prompt": str(prompt)}:
+            return _from_prompt(prompt)
+        case _:
+            raise _invalid("the run has neither steps nor argv nor a prompt")
+
+
+def _from_prompt(prompt: str) -> Plan:
+    plans: list[tuple[Fenced, Any]] = []
+    notes: list[Note] = [(Level.WARNING, NO_MODEL), (Level.INFO, HOW_TO_PLAN)]
+    for block in fenced_blocks(prompt):
+        try:
+            plans.append((block, read_block(block)))
+        except NotAPlan:
+            notes.append((Level.WARNING, f"The {block.name} holds no list of steps, so it is not a plan."))
+    if len(plans) > 1:
+        lines = " and ".join(str(block.line) for block, _ in plans[:2])
+        raise _invalid(f"the prompt holds {len(plans)} plans, at lines {lines}: put all steps into one block")
+    if plans:
+        block, steps = plans[0]
+        note = (Level.INFO, AS_THEY_STAND.format(name=block.name))
+        return Plan(_checked(steps, f"{block.name}: "), "fenced", [note])
+    return Plan(_smoke(prompt), "smoke", notes)
+
+
+def _smoke(prompt: str) -> list[Step]:
+    return [
+        Step("s1", "file_write", {"path": "prompt.txt", "content": prompt, "encoding": "utf-8"}),
+        Step("s2", "file_list", {"prefix": ""}),
+        Step("s3", "shell", {"command": _FACTS}, timeout_s=60),
+    ]
+
+
+def _checked(raw: Any, where: str = "") -> list[Step]:
+    try:
+        return parse_steps(raw)
+    except Unprocessable as error:
+        raise _invalid(where + error.message) from error
+
+
+def _argv(raw: Any) -> list[str]:
+    if not isinstance(raw, list) or not raw:
+        raise _invalid("argv must be a list that begins with a program's name")
+    words = cast("list[Any]", raw)
+    if not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise _invalid("argv must hold strings without NUL characters")
+    return cast("list[str]", words)
+
+
+def _invalid(message: str) -> RunFailure:
+    return RunFailure(ErrorCode.INVALID_PLAN, message)
