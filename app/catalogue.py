@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import unicodedata
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, cast
@@ -30,7 +31,7 @@ from app.models import Step
 MAX_STEPS = 100
 MAX_SOURCE = 1_000_000
 MAX_CONTENT = 5_000_000
-MAX_PATH = 1_000
+MAX_PATH = 880
 MAX_ARGUMENT = 100_000
 """Bytes of one program argument; Linux takes at most 131 071."""
 MAX_TIMEOUT_S = 604_800
@@ -49,9 +50,12 @@ def _argument(value: str) -> str:
 
 
 def _prefix(value: str) -> str:
-    parts = _text(value).split("/")
-    if value.startswith("/") or ".." in parts:
-        raise ValueError(f"must be relative to the workspace, without '..', not {quote(value)}")
+    odd = "\\" in value or any(unicodedata.category(char) == "Cc" for char in value)
+    if odd or value.startswith("/") or ".." in value.split("/"):
+        raise ValueError(
+            "must be relative to the workspace, without '..', backslashes and control characters, "
+            f"not {quote(value)}",
+        )
     return value
 
 

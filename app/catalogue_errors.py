@@ -75,7 +75,7 @@ def _unknown_field(slip: ErrorDetails, model: type[BaseModel]) -> str:
     close = get_close_matches(str(name), model.model_fields, 1)
     hint = f"did you mean {quote(close[0])}? " if close else ""
     allowed = ", ".join(model.model_fields)
-    return f"{_field((*parents, quote(name)))} is not a field; {hint}allowed: {allowed}"
+    return f"{_field((*parents, str(name)[:_SHOWN]))} is not a field; {hint}allowed: {allowed}"
 
 
 def _wrong_kind(expected: str) -> Callable[[ErrorDetails], str]:
