@@ -57,6 +57,14 @@ class RedisClients:
         """Return a subscriber on a connection of its own (RESP2: its parser is the fastest)."""
         return self._own(self._client(None, 2)).pubsub()
 
+    async def release(self, pubsub: PubSub) -> None:
+        """Close a subscriber and its client."""
+        client = next((c for c in self._others if c.connection_pool is pubsub.connection_pool), None)
+        await pubsub.aclose()
+        if client is not None:
+            self._others.remove(client)
+            await client.connection_pool.disconnect()
+
     async def ping(self) -> None:
         """Raise `RedisDown` unless Redis answers."""
         with guard():

@@ -2,7 +2,8 @@
 
 `append` is the one way in while a run is owned: one script checks the fence, appends to the
 tail and publishes, so that what a watcher sees is always in the tail first. A missing fence
-refuses as well: only the database can say whether the asker still owns the run.
+refuses as well, except right after a take-over: only the database can say whether the asker
+still owns the run (docs/decisions/0005).
 """
 
 from __future__ import annotations
@@ -19,27 +20,31 @@ from app.redis.scripts import Script
 
 # KEYS  1 agent:fence:<run_id>  2 agent:tail:<run_id>
 # ARGV  1 attempt  2 seq of the first event  3 lowest seq to keep  4 channel
-#       5 events a message (1: each its own, else one message)  6… events
+#       5 events a message (1: each its own, else one message)  6 may raise the fence: 1 or 0
+#       7… events
 # Output  nil done, else the fence that refused ('' for none)
 #
 # Repeating it after a lost reply is safe: ids that the tail has are skipped, and watchers
 # drop what they have.
 _APPEND = Script("""
 local fence = redis.call('GET', KEYS[1])
-if fence ~= ARGV[1] then return fence or '' end
-local seq, first = tonumber(ARGV[2]), 6
+if fence ~= ARGV[1] then
+  if ARGV[6] ~= '1' or (fence and tonumber(fence) > tonumber(ARGV[1])) then return fence or '' end
+  redis.call('SET', KEYS[1], ARGV[1])
+end
+local seq, first = tonumber(ARGV[2]), 7
 if redis.call('EXISTS', KEYS[2]) == 1 then
   local top = tonumber(string.match(redis.call('XINFO', 'STREAM', KEYS[2])[8], '^%d+'))
   if top >= seq then first = first + top - seq + 1 end
 end
 for i = first, #ARGV do
-  redis.call('XADD', KEYS[2], string.format('%.0f-0', seq + i - 6), 'e', ARGV[i])
+  redis.call('XADD', KEYS[2], string.format('%.0f-0', seq + i - 7), 'e', ARGV[i])
 end
 if ARGV[3] ~= '0' then redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[3]) end
 if ARGV[5] == '1' then
-  for i = 6, #ARGV do redis.call('PUBLISH', ARGV[4], ARGV[i]) end
+  for i = 7, #ARGV do redis.call('PUBLISH', ARGV[4], ARGV[i]) end
 else
-  redis.call('PUBLISH', ARGV[4], table.concat(ARGV, '\\n', 6))
+  redis.call('PUBLISH', ARGV[4], table.concat(ARGV, '\\n', 7))
 end
 return nil
 """)
@@ -72,11 +77,22 @@ class Publisher:
         self._tail_ttl_s = tail_ttl_s
 
     async def append(
-        self, run_id: str, attempt: int, first_seq: int, events: Sequence[bytes], keep_from: int
+        self,
+        run_id: str,
+        attempt: int,
+        first_seq: int,
+        events: Sequence[bytes],
+        *,
+        keep_from: int,
+        may_raise: bool = False,
     ) -> Refused | None:
-        """Append encoded events with consecutive `seq`; the tail drops what lies below `keep_from`."""
+        """Append encoded events with consecutive `seq`; the tail drops what lies below `keep_from`.
+
+        `may_raise`: the caller has just taken the run over in the database, so the fence follows.
+        """
         keys = (self._keys.fence(run_id), self._keys.tail(run_id))
-        args = (attempt, first_seq, keep_from, self._keys.logs(run_id), self._batch, *events)
+        channel = self._keys.logs(run_id)
+        args = (attempt, first_seq, keep_from, channel, self._batch, int(may_raise), *events)
         with guard():
             fence = await _APPEND(self._redis, keys, args)
         if fence is None:

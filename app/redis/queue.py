@@ -5,6 +5,7 @@ What only a worker does (claim, ack, give back) is in `claims`; the clockwork in
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from app.redis.scripts import Script
 
 _MARK_TTL_S = 60
 _DEAD_SCAN = 500
+_RUN_ID = re.compile(r"[!-~]{1,64}")
 
 # KEYS  1 jobs:mark:<run_id>:<n>  2 jobs:pending
 # ARGV  1 entry  2 life of the mark in seconds
@@ -59,6 +61,11 @@ class Queue:
         keys = (self._keys.mark(job.run_id, push_no), self._keys.pending())
         with guard():
             return bool(await _PUSH(self._redis, keys, (job.encode(), _MARK_TTL_S)))
+
+    async def push_delayed(self, job: Job, due_us: int) -> None:
+        """Let an entry become pending at `due_us`."""
+        with guard():
+            await self._redis.zadd(self._keys.delayed(), {job.encode(): due_us // 1000})
 
     async def depth(self) -> Depth:
         """Count what waits, what is held and who holds it."""
@@ -131,13 +138,16 @@ class Queue:
 
 
 def run_id_of(raw: bytes) -> str | None:
-    """Read the one field of an entry that counts; None where the entry is malformed."""
+    """Read the one field of an entry that counts; None where the entry is malformed.
+
+    An id of more than 64 characters, or of other than printable ASCII, is malformed too.
+    """
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return None
     run_id = body.get("run_id") if isinstance(body, dict) else None
-    return run_id if isinstance(run_id, str) and run_id else None
+    return run_id if isinstance(run_id, str) and _RUN_ID.fullmatch(run_id) else None
 
 
 def _letter(raw: bytes) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""Signals to runs in flight: a STOP on `agent:control` stops a program within milliseconds.
+
+A signal may be lost, so it is only the fast way: the request itself is in the row, and is
+read again on every (re)subscribe, every two seconds and with every commit of lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import orjson
+import structlog
+
+from app.errors import StorageError
+from app.execution.executor import StopReason
+from app.redis.signals import Signals
+from app.worker.in_flight import InFlight
+
+REREAD_EVERY_S = 2.0
+_RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Control:
+    """Listens for one worker until cancelled. `reread` asks the database for cancel requests."""
+
+    def __init__(self, signals: Signals, in_flight: InFlight, reread: Callable[[], Awaitable[None]]) -> None:
+        self._signals, self._in_flight, self._reread = signals, in_flight, reread
+
+    async def run(self) -> None:
+        """Listen for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen())
+            group.create_task(self._read_again())
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async for message in self._signals.listen():
+                    if message is None:
+                        await self._reread()
+                    else:
+                        self._obey(message)
+            except StorageError as error:
+                log.warning("control channel away", error=str(error))
+            await asyncio.sleep(_RETRY_S)
+
+    async def _read_again(self) -> None:
+        while True:
+            await asyncio.sleep(REREAD_EVERY_S)
+            try:
+                await self._reread()
+            except StorageError as error:
+                log.warning("cancel requests could not be read", error=str(error))
+
+    def _obey(self, message: bytes) -> None:
+        try:
+            body = orjson.loads(message)
+            run_id, signal = body["run_id"], body["signal"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            log.warning("unreadable signal", raw=message[:200].decode(errors="replace"))
+            return
+        attempt = self._in_flight.get(run_id) if isinstance(run_id, str) else None
+        if signal == "STOP" and attempt is not None:
+            log.info("stop received", run_id=run_id)
+            attempt.stop.stop(StopReason.CANCEL)

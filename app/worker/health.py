@@ -1,0 +1,67 @@
+"""The worker's small HTTP server: `/healthz`, `/readyz` and `/metrics` on `WORKER_PORT`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+Answer = tuple[int, str, bytes]
+
+
+class HealthServer:
+    """Serves until `stop`. `ready` says whether the worker claims runs, and what keeps it from it."""
+
+    def __init__(self, host: str, port: int, ready: Callable[[], Awaitable[tuple[bool, str]]]) -> None:
+        self._ready = ready
+        config = uvicorn.Config(
+            self._app,
+            host=host,
+            port=port,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+        self._server = _Quiet(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start serving; OSError where the port is taken."""
+        sock = socket.create_server((self._server.config.host, self._server.config.port), backlog=128)
+        self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
+
+    async def stop(self) -> None:
+        """Stop serving."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+
+    async def _app(self, scope: dict[str, Any], _receive: Any, send: Any) -> None:
+        status, kind, body = await self._answer(scope["path"])
+        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, path: str) -> Answer:
+        if path == "/healthz":
+            return 200, "text/plain", b"ok\n"
+        if path == "/readyz":
+            ready, detail = await self._ready()
+            return (200 if ready else 503), "text/plain", f"{detail}\n".encode()
+        if path == "/metrics":
+            return 200, CONTENT_TYPE_LATEST, generate_latest()
+        return 404, "text/plain", b"not found\n"
+
+
+class _Quiet(uvicorn.Server):
+    """Leaves signals to the worker."""
+
+    def capture_signals(self) -> Any:
+        """Return a context that captures nothing."""
+        return contextlib.nullcontext()

@@ -1,0 +1,205 @@
+"""The life of one attempt: open the stream, work, write the end, let go of the entry.
+
+Whatever happens inside, an attempt ends in exactly one of these ways: it succeeded, failed
+for good, failed and comes back, was given back because the worker goes, or was lost to
+another owner. Only the last writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from app.agent.planner import plan
+from app.agent.supervisor import Drained, supervise
+from app.agent.tools.router import ToolRouter
+from app.db.run_store import Outcome, RunStore
+from app.errors import ErrorCode, LostOwnership, RunFailure, StorageError, TailrunError
+from app.execution.executor import Executor, StopReason, StopToken
+from app.models import EventType, Fence, Level, Run, RunStatus, StepRecord, format_ts
+from app.redis.publisher import Publisher
+from app.redis.tail import Tail
+from app.storage.workspace import Workspaces
+from app.telemetry import ATTEMPTS, RETRIES, RUN_SECONDS
+from app.worker import outcome
+from app.worker.in_flight import Attempt
+from app.worker.job_queue import JobQueue
+from app.worker.log_writer import LogPolicy, LogWriter
+from app.worker.outcome import Backoff
+
+_STOP_MARGIN_S = 5.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every attempt of a worker works with."""
+
+    worker_id: str
+    runs: RunStore
+    queue: JobQueue
+    publisher: Publisher
+    tail: Tail
+    workspaces: Workspaces
+    executor: Executor
+    clock: Callable[[], int]
+    log_policy: LogPolicy
+    backoff: Backoff
+    cancel_grace_s: float
+
+
+class JobProcessor:
+    """Sees one attempt through."""
+
+    def __init__(self, bench: Bench, attempt: Attempt, failure: RunFailure | None = None) -> None:
+        self._bench, self._attempt, self._failure = bench, attempt, failure
+        self._run: Run = attempt.run
+        self._stop: StopToken = attempt.stop
+        self._writer = LogWriter(
+            attempt.run,
+            Fence(attempt.run.run_id, attempt.run.attempt, bench.worker_id),
+            publisher=bench.publisher,
+            tail=bench.tail,
+            runs=bench.runs,
+            clock=bench.clock,
+            policy=bench.log_policy,
+            on_cancel=lambda: self._stop.stop(StopReason.CANCEL),
+            on_lost=lambda: self._stop.stop(StopReason.LOST),
+        )
+
+    async def process(self) -> None:
+        """Work on the run until one of the five ends is written. Never raises."""
+        started = asyncio.get_running_loop().time()
+        log.info("run started", **self._about())
+        try:
+            await self._writer.open()
+            result = self._failure or await self._try()
+            await self._end(result)
+        except LostOwnership:
+            ATTEMPTS.labels("lost").inc()
+            log.warning("run lost to another owner", **self._about())
+        except Exception:
+            log.exception("attempt broke off; the run is taken over later", **self._about())
+        finally:
+            await self._writer.abandon()
+            RUN_SECONDS.observe(asyncio.get_running_loop().time() - started)
+
+    # -- work ---------------------------------------------------------------------------
+
+    async def _try(self) -> int | RunFailure | Drained | None:
+        """Return the exit code, or why there is none."""
+        timer = asyncio.get_running_loop().call_later(
+            self._run.timeout_s, self._stop.stop, StopReason.TIMEOUT
+        )
+        try:
+            return await self._bounded(asyncio.create_task(self._work()))
+        except (RunFailure, Drained) as end:
+            return end
+        except LostOwnership:
+            raise
+        except (StorageError, TailrunError, OSError) as error:
+            return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, str(error))
+        except Exception as error:
+            log.exception("attempt failed inside of Tailrun", **self._about())
+            return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, f"internal error: {type(error).__name__}")
+        finally:
+            timer.cancel()
+
+    async def _work(self) -> int | None:
+        run, writer = self._run, self._writer
+        await writer.event(EventType.STATUS, data={"status": RunStatus.RUNNING})
+        done = await self._records() if run.attempt > 1 else {}
+        workspace = self._bench.workspaces.open(run.user_id, run.run_id)
+        if run.workspace_from is not None and not done:
+            count = await workspace.copy_from(self._bench.workspaces.open(run.user_id, run.workspace_from))
+            await writer.say(Level.INFO, f"workspace starts with {count} files of run {run.workspace_from}")
+        steps = plan(run)
+        writer.set_planner(steps.planner)
+        tools = ToolRouter(workspace, self._bench.executor, run, writer)
+        return await supervise(
+            run, steps, done=done, log=writer, tools=tools, stop=self._stop, clock=self._bench.clock
+        )
+
+    async def _records(self) -> dict[str, StepRecord]:
+        return {record.step_id: record for record in await self._bench.runs.steps(self._run.run_id)}
+
+    async def _bounded(self, work: asyncio.Task[int | None]) -> int | None:
+        """Wait for the work; once it is asked to stop, not longer than grace + kill + margin."""
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await asyncio.wait((work,), timeout=self._bench.cancel_grace_s + _STOP_MARGIN_S)
+            if not work.done():
+                return await self._break_off(work)
+            return work.result()
+        finally:
+            stopped.cancel()
+            if not work.done():
+                work.cancel()
+
+    async def _break_off(self, work: asyncio.Task[int | None]) -> int | None:
+        work.cancel()
+        await asyncio.wait((work,))
+        if not work.cancelled():
+            return work.result()
+        reasons = {StopReason.CANCEL: ErrorCode.CANCELLED, StopReason.TIMEOUT: ErrorCode.TIMEOUT}
+        if self._stop.reason in reasons:
+            raise RunFailure(reasons[self._stop.reason], "stopped while it did not answer")
+        raise Drained if self._stop.reason is StopReason.DRAIN else LostOwnership
+
+    # -- end ----------------------------------------------------------------------------
+
+    async def _end(self, result: int | RunFailure | Drained | None) -> None:
+        run, now = self._run, self._bench.clock()
+        if isinstance(result, RunFailure):
+            end = outcome.failed(run, result, now, self._bench.backoff)
+        else:
+            end = outcome.given_back() if isinstance(result, Drained) else outcome.succeeded(result)
+        cancel_requested = await self._write(end)
+        ATTEMPTS.labels(end.status).inc()
+        self._log_end(end)
+        try:
+            await self._let_go(end, result, cancel_requested=cancel_requested is not None)
+        except StorageError as error:
+            log.warning("entry left to the reaper", error=str(error), **self._about())
+
+    async def _write(self, end: Outcome) -> int | None:
+        if end.status.terminal:
+            data: dict[str, Any] = {"status": end.status, "exit_code": end.exit_code, "error": end.error}
+            return await self._writer.finish(end, EventType.END, data)
+        data = {"status": end.status}
+        if end.error is not None:
+            data["error"] = end.error
+        if end.next_attempt_at is not None:
+            data["next_attempt_at"] = format_ts(end.next_attempt_at)
+        return await self._writer.finish(end, EventType.STATUS, data)
+
+    async def _let_go(self, end: Outcome, result: Any, *, cancel_requested: bool) -> None:
+        queue, run, entry = self._bench.queue, self._run, self._attempt.entry
+        if end.status.terminal:
+            reason = outcome.dead_reason(run, result, end) if isinstance(result, RunFailure) else None
+            if reason is None:
+                queue.ack(entry)
+            else:
+                await queue.bury(entry, reason, self._bench.clock(), end.error)
+        elif cancel_requested:
+            await queue.end_cancelled(run.run_id, entry, self._bench.clock())
+        elif end.next_attempt_at is not None:
+            RETRIES.inc()
+            await queue.retry(run, entry, end.next_attempt_at)
+        else:
+            await queue.give_back([entry])
+
+    def _log_end(self, end: Outcome) -> None:
+        what = "run ended" if end.status.terminal else "run back in the queue"
+        error = end.error["message"] if end.error else None
+        log.info(what, status=end.status, exit_code=end.exit_code, error=error, **self._about())
+
+    def _about(self) -> dict[str, Any]:
+        return {"run_id": self._run.run_id, "attempt": self._run.attempt}

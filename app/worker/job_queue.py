@@ -1,0 +1,215 @@
+"""The worker's end of the queue: from an entry in Redis to a run that is ours, and back.
+
+Claims entries, asks the database whose each run is (many in one transaction), and lets go
+of them when the attempt has ended: ack, retry later, dead letter, or give back. Order is
+what keeps the promises: the row first, then Redis; so that a crash in between leaves an
+entry that the next claimer drops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from app.db.run_store import RunStore
+from app.errors import ErrorCode, RunFailure, StorageError
+from app.models import Job, Run, RunStatus
+from app.redis.claims import Claim, Claims
+from app.redis.publisher import Publisher
+from app.redis.queue import Queue, run_id_of
+from app.telemetry import DEAD_LETTERS, REDELIVERIES
+from app.worker.in_flight import InFlight
+from app.worker.take_over import Verdict, judge
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A run that is ours. `failure`: only its end is left to write."""
+
+    run: Run
+    entry: bytes
+    failure: RunFailure | None = None
+
+
+class JobQueue:
+    """Claims runs for one worker and lets go of them again."""
+
+    def __init__(
+        self,
+        claims: Claims,
+        queue: Queue,
+        publisher: Publisher,
+        runs: RunStore,
+        in_flight: InFlight,
+        *,
+        worker_id: str,
+        max_redeliveries: int,
+    ) -> None:
+        self._claims, self._queue, self._publisher = claims, queue, publisher
+        self._runs, self._in_flight = runs, in_flight
+        self._me, self._max_redeliveries = worker_id, max_redeliveries
+        self._acks: list[bytes] = []
+        self._flushing: asyncio.Task[None] | None = None
+        self._waiting = False
+
+    # -- claim --------------------------------------------------------------------------
+
+    async def claim(self, free: int) -> list[Claimed]:
+        """Ack what has ended and claim up to `free` runs; returns at once, maybe with none.
+
+        Raises `StorageError`; what was claimed by then is given back.
+        """
+        acks, self._acks = self._acks, []
+        try:
+            claim = await self._claims.claim(free, acks)
+        except StorageError:
+            self._acks += acks
+            raise
+        return await self._admit(claim)
+
+    async def wait(self) -> list[Claimed]:
+        """Wait a few seconds for an entry, and claim its run."""
+        self._waiting = True
+        try:
+            entry = await self._claims.wait()
+        finally:
+            self._waiting = False
+        if entry is None:
+            return []
+        return await self._admit(Claim([entry], await self._queue.time_us()))
+
+    async def _admit(self, claim: Claim) -> list[Claimed]:
+        entries = await self._sort(claim)
+        if not entries:
+            return []
+        try:
+            runs = await self._runs.claim(list(entries), self._me, claim.now)
+        except StorageError:
+            await self.give_back(entries.values())
+            raise
+        claimed = [Claimed(run, entries.pop(run.run_id)) for run in runs]
+        return claimed + await self._settle_all(entries, claim.now)
+
+    async def _settle_all(self, entries: dict[str, bytes], now: int) -> list[Claimed]:
+        claimed: list[Claimed] = []
+        while entries:
+            run_id, entry = next(iter(entries.items()))
+            try:
+                one = await self._settle(run_id, entry, now)
+            except StorageError as error:
+                log.warning("entries given back", count=len(entries), error=str(error))
+                await self.give_back(entries.values())
+                break
+            del entries[run_id]
+            if one is not None:
+                claimed.append(one)
+        return claimed
+
+    async def _sort(self, claim: Claim) -> dict[str, bytes]:
+        """Bury what is no entry, drop what is here already; return the rest by run id."""
+        entries: dict[str, bytes] = {}
+        for entry in claim.entries:
+            run_id = run_id_of(entry)
+            if run_id is None:
+                await self.bury(entry, "malformed", claim.now)
+            elif run_id in entries or run_id in self._in_flight:
+                self.ack(entry)
+            else:
+                entries[run_id] = entry
+        return entries
+
+    async def _settle(self, run_id: str, entry: bytes, now: int) -> Claimed | None:
+        """Deal with an entry whose run is not simply queued and due."""
+        run = await self._runs.get(run_id)
+        owner = run.worker_id if run and run.status is RunStatus.RUNNING else None
+        verdict = judge(
+            run,
+            now=now,
+            me=self._me,
+            in_flight=run_id in self._in_flight,
+            owner_alive=owner is not None and await self._queue.worker_alive(owner),
+            max_redeliveries=self._max_redeliveries,
+        )
+        if run is None or verdict is Verdict.UNKNOWN:
+            await self.bury(entry, "unknown_run", now)
+        elif verdict is Verdict.DROP:
+            self.ack(entry)
+        elif verdict is Verdict.DELAY:
+            await self._claims.delay(entry, entry, run.next_attempt_at or now)
+        elif run.status is not RunStatus.RUNNING and verdict is Verdict.CANCEL:
+            await self.end_cancelled(run_id, entry, now)
+        else:
+            return await self._take_over(run, verdict, entry, now)
+        return None
+
+    async def _take_over(self, seen: Run, verdict: Verdict, entry: bytes, now: int) -> Claimed | None:
+        run = await self._runs.take_over(seen, self._me, now)
+        if run is None:  # somebody was faster, or the row moved on: look again
+            return await self._settle(seen.run_id, entry, now)
+        REDELIVERIES.inc()
+        log.warning("run taken over", run_id=run.run_id, attempt=run.attempt, lost_worker=seen.worker_id)
+        if verdict is Verdict.CANCEL:
+            return Claimed(run, entry, RunFailure(ErrorCode.CANCELLED, "cancelled while no worker had it"))
+        if verdict is Verdict.POISON:
+            message = f"its worker died {seen.redeliveries + 1} times; not tried again"
+            return Claimed(run, entry, RunFailure(ErrorCode.WORKER_LOST, message, retried=False))
+        return Claimed(run, entry)
+
+    # -- let go -------------------------------------------------------------------------
+
+    def ack(self, entry: bytes) -> None:
+        """Let go of an entry whose run needs it no more; sent with the next claim, or soon."""
+        self._acks.append(entry)
+        if self._waiting and self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush())
+
+    async def retry(self, run: Run, entry: bytes, due_us: int) -> None:
+        """Let the run come back at `due_us`."""
+        again = replace(Job.of(run, due_us), attempt=run.attempt).encode()
+        await self._claims.delay(entry, again, due_us)
+
+    async def bury(self, entry: bytes, reason: str, now: int, error: dict[str, Any] | None = None) -> None:
+        """Keep the entry as a dead letter."""
+        if await self._claims.bury(entry, reason, now, error):
+            DEAD_LETTERS.labels(reason).inc()
+            log.warning("dead letter", reason=reason, raw=entry[:200].decode(errors="replace"))
+
+    async def give_back(self, entries: Iterable[bytes]) -> None:
+        """Put entries back to where they are taken next; a reaper does it where Redis is away."""
+        try:
+            for entry in entries:
+                await self._claims.give_back(entry)
+        except StorageError as error:
+            log.warning("entries could not be given back", error=str(error))
+
+    async def end_cancelled(self, run_id: str, entry: bytes, now: int) -> None:
+        """End a run that is queued and carries a cancel request."""
+        changed = await self._runs.request_cancel(run_id, now)
+        self.ack(entry)
+        await self._publisher.announce(changed.events)
+
+    async def hold(self, entry: bytes) -> None:
+        """Enter an entry of ours again that our list in Redis has lost."""
+        await self._claims.hold(entry)
+
+    async def flush(self) -> None:
+        """Send the acks that wait, if Redis answers."""
+        acks, self._acks = self._acks, []
+        try:
+            if acks:
+                await self._claims.claim(0, acks)
+        except StorageError:
+            self._acks += acks
+
+    async def _flush(self) -> None:
+        try:
+            await asyncio.sleep(0)  # let what ends in the same moment join
+            await self.flush()
+        finally:
+            self._flushing = None

@@ -1,0 +1,99 @@
+"""The lease: a thread that says once a second, to Redis and to the guards, "I am alive".
+
+A thread with its own connection, so that a step that burns CPU on the event loop cannot
+starve it. It also watches the loop: one that has not answered for 30 s is wedged, its
+worker does nothing but keep others from its runs, so the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from app.errors import StorageError
+from app.redis.lease import LeaseClient
+
+RENEW_EVERY_S = 1.0
+WEDGED_AFTER_S = 30.0
+EXIT_WEDGED = 70
+
+
+class Lease(threading.Thread):
+    """Renews one worker's lease until `stop`.
+
+    `on_renewed` runs in this thread after each renewal (it feeds the guards); `on_held` runs
+    in the event loop with the entries that our list in Redis holds.
+    """
+
+    def __init__(
+        self,
+        client: LeaseClient,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        on_renewed: Callable[[], None],
+        on_held: Callable[[list[bytes]], None],
+    ) -> None:
+        super().__init__(name="lease", daemon=True)
+        self._client, self._loop = client, loop
+        self._on_renewed, self._on_held = on_renewed, on_held
+        self._done = threading.Event()
+        self._renewed_at: float | None = None
+        self._answered_at = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last renewal; infinite before the first."""
+        return float("inf") if self._renewed_at is None else time.monotonic() - self._renewed_at
+
+    def run(self) -> None:
+        """Renew, feed the guards and watch the loop, once a second."""
+        last = time.monotonic()
+        while not self._done.is_set():
+            if time.monotonic() - last > WEDGED_AFTER_S / 2:
+                self._answer()  # this thread did not run either: the whole process was stopped
+            last = time.monotonic()
+            self._renew()
+            self._watch_loop()
+            self._done.wait(RENEW_EVERY_S)
+
+    def stop(self) -> None:
+        """End the thread and leave `jobs:workers`; call it when nothing is held any more."""
+        self._done.set()
+        self.join(timeout=5)
+        try:
+            self._client.release()
+        except StorageError:
+            return  # the lease runs out by itself
+        finally:
+            self._client.close()
+
+    def _renew(self) -> None:
+        started = time.monotonic()
+        try:
+            held = self._client.renew()
+        except StorageError:
+            return  # age_s grows, and `ownership` asks the database
+        self._renewed_at = started
+        self._on_renewed()
+        self._call(lambda: self._on_held(held))
+
+    def _watch_loop(self) -> None:
+        self._call(self._answer)
+        silent_s = time.monotonic() - self._answered_at
+        if silent_s > WEDGED_AFTER_S:
+            sys.stderr.write(f"event loop has not answered for {silent_s:.0f} s: this worker ends\n")
+            sys.stderr.flush()
+            os._exit(EXIT_WEDGED)
+
+    def _answer(self) -> None:
+        self._answered_at = time.monotonic()
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            self._done.set()  # the loop is closed: the process is ending

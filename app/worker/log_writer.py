@@ -1,0 +1,405 @@
+"""The log writer: the only writer of a run's stream while an attempt owns it.
+
+It gives every event its `seq`, then sends it two ways that do not wait for each other: to
+Redis (tail and channel; the first line at once, then every 20 ms or 64 lines) and to the
+database (every 200 ms or 500 lines, fenced). While Redis is away lines go on to the
+database; while the database is away the tail holds them, up to a bound, and then whoever
+writes waits: the tool's pipe is left unread, and no line is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+
+from app.db.run_store import Batch, Cut, Outcome, RunStore
+from app.errors import LostOwnership, StorageError
+from app.models import Event, EventType, Fence, Level, Line, Run, StepRecord, Stream
+from app.redis.publisher import Publisher
+from app.redis.tail import Tail
+from app.worker.log_cap import CutRange, LogCap
+
+COMMIT_EVERY_S = 0.2
+COMMIT_EVENTS = 500
+_CHUNK_EVENTS = 512
+_CHUNK_BYTES = 512_000
+_UNPUBLISHED_LIMIT = 20_000
+_RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class LogPolicy:
+    """Bounds of a log writer: lines and seconds a publish waits for, bytes kept and held."""
+
+    batch: int = 64
+    linger_s: float = 0.02
+    max_bytes: int = 10_000_000
+    buffer_bytes: int = 8_000_000
+
+
+class LogWriter:
+    """Implements `app.agent.run_log.RunLog` for one attempt.
+
+    `open` first, `finish` or `abandon` last. `on_cancel` is called when the row turns out to
+    carry a cancel request, `on_lost` when another attempt owns the run.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        fence: Fence,
+        *,
+        publisher: Publisher,
+        tail: Tail,
+        runs: RunStore,
+        clock: Callable[[], int],
+        policy: LogPolicy,
+        on_cancel: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._run, self._fence = run, fence
+        self._publisher, self._tail, self._runs = publisher, tail, runs
+        self._clock, self._policy = clock, policy
+        self._on_cancel, self._on_lost = on_cancel, on_lost
+        self._cap = LogCap(policy.max_bytes, run.log_size)
+        self._seq = self._committed = self._published = run.last_seq
+        self._unpublished: deque[bytes] = deque()
+        self._uncommitted: deque[Event] = deque()
+        self._sizes: deque[int] = deque()
+        self._held_bytes = 0
+        self._steps: dict[str, StepRecord] = {}
+        self._planner: str | None = None
+        self._usage: dict[str, Any] | None = None
+        self._flush = False
+        self._batching = False
+        self._closing = asyncio.Event()
+        self._may_raise = True
+        self._redis_away = False
+        self._lost: LostOwnership | None = None
+        self._added = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # -- life ---------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Take the stream over: raise the fence, then save what the tail has and the database lacks.
+
+        The very first attempt has no predecessor, so there is nothing to save and the first
+        append raises the fence; a later one waits here until Redis answers.
+        """
+        if self._fence.attempt > 1:
+            await self._until_stored(self._rescue)
+        self._tasks = [
+            asyncio.create_task(self._guarded(self._publish_loop())),
+            asyncio.create_task(self._guarded(self._commit_loop())),
+        ]
+
+    async def finish(self, outcome: Outcome, kind: EventType, data: dict[str, Any]) -> int | None:
+        """Commit the outcome and its event after all lines, then publish the event.
+
+        Returns the time of a cancel request that the row carries, if any. Waits while the
+        database is away; raises `LostOwnership`.
+        """
+        self._closing.set()
+        self._added.set()
+        self._wake()
+        await asyncio.gather(*self._tasks)
+        last = self._event(kind, data=data)
+        self._enqueue(last, publish=False)
+        batch = self._next_batch(outcome)
+        requested = await self._until_stored(lambda: self._commit(batch))
+        with contextlib.suppress(StorageError):  # committed already: hubs find it in the database
+            await self._append([last.encode()], last.seq)
+            if outcome.status.terminal:
+                await self._publisher.finish(self._run.run_id)
+        return requested
+
+    async def abandon(self) -> None:
+        """Stop writing; what is unwritten is dropped, for somebody else owns the run."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- what the agent calls -----------------------------------------------------------
+
+    async def lines(self, lines: Sequence[Line], step: str | None) -> None:
+        """Append output lines; waits while too much is unwritten."""
+        self._check()
+        now, run_id, attempt = self._clock(), self._run.run_id, self._fence.attempt
+        for line in lines:
+            data: dict[str, Any] = {}
+            if line.cr:
+                data["cr"] = True
+            if line.split:
+                data["split"] = True
+            self._seq += 1
+            kind, text = EventType.LOG, line.content
+            event = Event(self._seq, kind, now, run_id, attempt, line.level, line.stream, step, text, data)
+            self._enqueue(event)
+        await self._breathe()
+
+    async def say(self, level: Level, content: str, step: str | None = None) -> None:
+        """Append one line of Tailrun's own."""
+        self._enqueue(
+            self._event(EventType.LOG, level=level, stream=Stream.SYSTEM, step=step, content=content)
+        )
+        await self._breathe()
+
+    async def event(
+        self,
+        kind: EventType,
+        *,
+        level: Level | None = None,
+        step: str | None = None,
+        content: str | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        """Append an event of another type."""
+        self._enqueue(self._event(kind, level=level, step=step, content=content, data=data or {}))
+        await self._breathe()
+
+    async def save_step(self, record: StepRecord) -> None:
+        """Put a step record into the next transaction."""
+        self._check()
+        self._steps[record.step_id] = record
+
+    def set_planner(self, planner: str) -> None:
+        """Put the planner's name into the next transaction."""
+        self._planner = planner
+
+    async def flush(self) -> None:
+        """Return once everything handed over so far is committed."""
+        target = self._seq
+        while self._committed < target or self._steps or self._batching:
+            self._check()
+            self._flush = True
+            moved = self._moved
+            self._added.set()
+            await moved.wait()
+        self._check()
+
+    # -- buffers ------------------------------------------------------------------------
+
+    def _event(self, kind: EventType, **fields: Any) -> Event:
+        self._check()
+        self._seq += 1
+        run_id, attempt = self._run.run_id, self._fence.attempt
+        return Event(self._seq, kind, self._clock(), run_id, attempt, **fields)
+
+    def _enqueue(self, event: Event, *, publish: bool = True) -> None:
+        raw = event.encode()
+        self._uncommitted.append(event)
+        self._sizes.append(len(raw))
+        self._held_bytes += len(raw)
+        if publish:
+            self._unpublished.append(raw)
+        else:
+            self._published = event.seq
+        self._added.set()
+
+    async def _breathe(self) -> None:
+        """Wait while too much is held: this is the backpressure on the tool's pipe."""
+        self._check()
+        if len(self._unpublished) > _UNPUBLISHED_LIMIT:
+            self._skip_to(self._committed)  # Redis is slow or away: hubs read these from the database
+        while self._held_bytes > self._policy.buffer_bytes:
+            moved = self._moved
+            await moved.wait()
+            self._check()
+
+    def _check(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+
+    def _wake(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def _guarded(self, loop: Coroutine[Any, Any, None]) -> None:
+        try:
+            await loop
+        except LostOwnership as error:
+            self._lost = error
+            self._on_lost()
+            self._wake()
+
+    # -- to Redis -----------------------------------------------------------------------
+
+    async def _publish_loop(self) -> None:
+        clock = asyncio.get_running_loop().time
+        last = 0.0
+        while self._unpublished or not self._closing.is_set():
+            if not self._unpublished:
+                await self._wait_added()
+                continue
+            wait_s = last + self._policy.linger_s - clock()
+            if wait_s > 0 and len(self._unpublished) < self._policy.batch:
+                await _wait(self._closing, wait_s)
+            last = clock()
+            if not await self._publish_chunk() and self._closing.is_set():
+                return  # Redis is away: the database has the lines, hubs find them there
+
+    async def _publish_chunk(self) -> bool:
+        first = self._published + 1
+        chunk: list[bytes] = []
+        size = 0
+        for raw in self._unpublished:
+            if len(chunk) == _CHUNK_EVENTS or size > _CHUNK_BYTES:
+                break
+            chunk.append(raw)
+            size += len(raw)
+        try:
+            await self._append(chunk, first)
+        except StorageError as error:
+            await self._redis_failed(error)
+            return False
+        self._redis_away = False
+        self._skip_to(first + len(chunk) - 1)
+        return True
+
+    def _skip_to(self, seq: int) -> None:
+        while self._unpublished and self._published < seq:
+            self._unpublished.popleft()
+            self._published += 1
+
+    async def _redis_failed(self, error: StorageError) -> None:
+        if not self._redis_away:
+            self._redis_away = True
+            log.warning("redis away, lines go to the database", run_id=self._run.run_id, error=str(error))
+        self._skip_to(self._committed)
+        await _wait(self._closing, _RETRY_S[2])
+
+    async def _append(self, events: list[bytes], first_seq: int) -> None:
+        run_id, attempt = self._run.run_id, self._fence.attempt
+        while True:
+            refused = await self._publisher.append(
+                run_id,
+                attempt,
+                first_seq,
+                events,
+                keep_from=self._committed + 1,
+                may_raise=self._may_raise,
+            )
+            self._may_raise = False
+            if refused is None:
+                return
+            if refused.fence is not None and refused.fence > attempt:
+                raise LostOwnership
+            await self._confirm()  # no fence, or an older one: Redis forgot, but the row knows
+            self._may_raise = True
+
+    async def _confirm(self) -> None:
+        owner = await self._runs.owner(self._run.run_id)
+        mine = (self._fence.attempt, self._fence.worker_id)
+        if owner is None or (owner.attempt, owner.worker_id) != mine:
+            raise LostOwnership
+
+    # -- to the database ----------------------------------------------------------------
+
+    async def _commit_loop(self) -> None:
+        clock = asyncio.get_running_loop().time
+        last = clock()
+        while not self._closing.is_set():
+            if not self._uncommitted and not (self._flush and self._steps):
+                self._flush = False
+                await self._wait_added()
+                continue
+            wait_s = last + COMMIT_EVERY_S - clock()
+            if wait_s > 0 and len(self._uncommitted) < COMMIT_EVENTS and not self._flush:
+                await self._wait_added(wait_s)
+                continue
+            self._flush = False
+            requested = await self._commit_next()
+            last = clock()
+            if requested is not None:
+                self._on_cancel()
+
+    async def _commit_next(self) -> int | None:
+        batch = self._next_batch()
+        self._batching = True
+        try:
+            return await self._until_stored(lambda: self._commit(batch))
+        finally:
+            self._batching = False
+            self._wake()
+
+    async def _wait_added(self, timeout_s: float | None = None) -> None:
+        self._added.clear()
+        await _wait(self._added, timeout_s)
+
+    def _next_batch(self, outcome: Outcome | None = None) -> Batch:
+        count = len(self._uncommitted) if outcome else min(len(self._uncommitted), COMMIT_EVENTS * 4)
+        events = [self._uncommitted[i] for i in range(count)]
+        steps, self._steps = list(self._steps.values()), {}
+        planner, self._planner = self._planner, None
+        cut = self._cap.add(events) if events else None
+        return Batch(
+            events=events,
+            steps=steps,
+            outcome=outcome,
+            cut=self._marker(cut) if cut else None,
+            planner=planner,
+        )
+
+    def _marker(self, cut: CutRange) -> Cut:
+        data = {"from": cut.from_seq, "to": cut.to_seq, "lines": cut.lines, "bytes": cut.bytes}
+        text = f"… {cut.lines} lines ({cut.bytes} bytes) are not kept: the log is over its limit …"
+        run_id, attempt = self._run.run_id, self._fence.attempt
+        kind = EventType.TRUNCATED
+        marker = Event(cut.to_seq, kind, self._clock(), run_id, attempt, content=text, data=data)
+        return Cut(marker=marker, from_seq=cut.from_seq)
+
+    async def _commit(self, batch: Batch) -> int | None:
+        committed = await self._runs.commit(self._fence, self._committed, batch)
+        for event in batch.events:
+            self._uncommitted.popleft()
+            self._held_bytes -= self._sizes.popleft()
+            self._committed = event.seq
+        return committed.cancel_requested_at
+
+    async def _rescue(self) -> None:
+        run_id = self._run.run_id
+        await self._publisher.raise_fence(run_id, self._fence.attempt)
+        self._may_raise = False
+        found = [Event.decode(raw) for _, raw in await self._tail.read(run_id, self._committed)]
+        if found:
+            saved = list(self._with_gaps(found))
+            await self._runs.commit(self._fence, self._committed, Batch(events=saved))
+            self._seq = self._committed = self._published = saved[-1].seq
+
+    def _with_gaps(self, found: Sequence[Event]) -> Iterator[Event]:
+        """Put a `gap` event where lines went down with their worker and Redis together."""
+        expected = self._committed + 1
+        for event in found:
+            if event.data.get("from", event.seq) > expected:
+                data = {"from": expected, "to": event.seq - 1}
+                run_id, attempt = self._run.run_id, self._fence.attempt
+                yield Event(event.seq - 1, EventType.GAP, self._clock(), run_id, attempt, data=data)
+            yield event
+            expected = event.seq + 1
+
+    async def _until_stored(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Repeat `write` until the store takes it: nothing that was printed is dropped."""
+        for attempt in range(1_000_000):
+            try:
+                return await write()
+            except StorageError as error:
+                if attempt == 0:
+                    log.warning("store away, holding lines", run_id=self._run.run_id, error=str(error))
+                await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+        raise StorageError("the database did not come back")
+
+
+async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout_s)

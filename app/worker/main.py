@@ -1,0 +1,299 @@
+"""The worker process: wiring, signals, slots and drain.
+
+start    wait for Redis and the database, take a lease
+claim    as many runs as there are free slots, each a task of its own
+drain    on SIGTERM: claim no more, let runs finish for a while, give the rest back
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+
+import structlog
+
+from app.config import Settings
+from app.db.engine import Database
+from app.db.run_store import RunStore
+from app.errors import StorageError
+from app.execution.executor import StopReason
+from app.execution.process import LocalExecutor
+from app.redis.claims import Claims
+from app.redis.clients import RedisClients
+from app.redis.lease import LeaseClient
+from app.redis.publisher import Publisher
+from app.redis.queue import Queue
+from app.redis.signals import Signals
+from app.redis.tail import Tail
+from app.redis.ticks import Ticks
+from app.storage.factory import open_workspaces
+from app.telemetry import SLOTS_BUSY, configure_logging
+from app.worker.control import Control
+from app.worker.health import HealthServer
+from app.worker.in_flight import Attempt, InFlight
+from app.worker.job_processor import Bench, JobProcessor
+from app.worker.job_queue import Claimed, JobQueue
+from app.worker.lease import Lease
+from app.worker.log_writer import LogPolicy
+from app.worker.outcome import Backoff
+from app.worker.ownership import Ownership, Watch
+from app.worker.reaper import Reaper
+from app.worker.reconciler import Reconciler
+
+_RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+def now_us() -> int:
+    """Return the time in microseconds since the Unix epoch."""
+    return time.time_ns() // 1000
+
+
+class Worker:
+    """One worker; `run` returns when it has drained."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._in_flight = InFlight()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._trouble = "starting"
+        self._redis = RedisClients(settings.effective_redis_url, settings.redis_prefix)
+        self._db = Database(settings.effective_database_url)
+        self._runs = RunStore(self._db)
+        self._workspaces = open_workspaces(settings)
+        self._executor = LocalExecutor(
+            grace_s=settings.cancel_grace_s, silence_s=settings.lease_s - 1, tmp_dir=settings.tmp_dir
+        )
+        self._claims = Claims(self._redis, self.worker_id, settings.lease_s)
+        self._publisher = Publisher(self._redis, batch=settings.log_batch, tail_ttl_s=settings.tail_ttl_s)
+        self._ticks = Ticks(self._redis, settings.lease_s)
+        queue = Queue(self._redis)
+        self._queue = JobQueue(
+            self._claims,
+            queue,
+            self._publisher,
+            self._runs,
+            self._in_flight,
+            worker_id=self.worker_id,
+            max_redeliveries=settings.job_max_redeliveries,
+        )
+        self._reaper = Reaper(self._ticks, Reconciler(self._runs, queue, now_us), self.worker_id)
+        self._bench = self._make_bench()
+
+    def _make_bench(self) -> Bench:
+        settings = self._settings
+        return Bench(
+            worker_id=self.worker_id,
+            runs=self._runs,
+            queue=self._queue,
+            publisher=self._publisher,
+            tail=Tail(self._redis),
+            workspaces=self._workspaces,
+            executor=self._executor,
+            clock=now_us,
+            log_policy=LogPolicy(
+                settings.log_batch, settings.log_linger_s, settings.log_max_bytes, settings.log_buffer_bytes
+            ),
+            backoff=Backoff(settings.retry_base_s, settings.retry_max_s, Random()),  # noqa: S311 - jitter
+            cancel_grace_s=settings.cancel_grace_s,
+        )
+
+    # -- life ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._drain_begins)
+        health = HealthServer(self._settings.worker_host, self._settings.worker_port, self._ready)
+        await health.start()
+        try:
+            if await self._until_ready():
+                await self._serve(loop)
+        finally:
+            await health.stop()
+            await self._executor.close()
+            await self._workspaces.close()
+            await self._redis.close()
+            await self._db.close()
+
+    async def _until_ready(self) -> bool:
+        """Wait for Redis and the database; False if told to stop first."""
+        while not self._draining.is_set():
+            try:
+                await self._redis.ping()
+                await self._db.ping()
+                await self._runs.counts()
+            except StorageError as error:
+                self._trouble = str(error)
+                log.warning("waiting", error=str(error))
+                await _wait(self._draining, _RETRY_S)
+            else:
+                return True
+        return False
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        client = LeaseClient(
+            self._settings.effective_redis_url,
+            self._settings.redis_prefix,
+            self.worker_id,
+            self._settings.lease_s,
+        )
+        ownership: Ownership | None = None
+        lease = Lease(
+            client,
+            loop,
+            on_renewed=self._executor.heartbeat,
+            on_held=lambda held: ownership.held(held) if ownership else None,
+        )
+        watch = Watch(self._settings.lease_s, lambda: lease.age_s, self._executor.heartbeat)
+        ownership = Ownership(self._in_flight, self._queue, self._runs, self.worker_id, watch)
+        control = Control(Signals(self._redis), self._in_flight, ownership.reread)
+        lease.start()
+        background = [
+            asyncio.create_task(self._forever("ownership", ownership.run())),
+            asyncio.create_task(self._forever("control", control.run())),
+            asyncio.create_task(self._forever("reaper", self._reaper.run())),
+        ]
+        log.info("worker ready", worker_id=self.worker_id, slots=self._settings.worker_concurrency)
+        try:
+            await self._claim_until_drained()
+            await self._drain()
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await asyncio.to_thread(lease.stop)
+            await self._leave()
+        log.info("worker gone", worker_id=self.worker_id)
+
+    async def _forever(self, what: str, work: Awaitable[None]) -> None:
+        """A background task that ends takes the whole worker down, so that it is started again."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("background task broke, the worker ends", task=what)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    async def _ready(self) -> tuple[bool, str]:
+        if self._draining.is_set():
+            return False, "draining"
+        return not self._trouble, self._trouble or f"ready, {len(self._in_flight)} runs in flight"
+
+    # -- claim --------------------------------------------------------------------------
+
+    async def _claim_until_drained(self) -> None:
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            while not self._draining.is_set():
+                claiming = asyncio.create_task(self._claim_some())
+                await asyncio.wait((claiming, draining), return_when=asyncio.FIRST_COMPLETED)
+                if not claiming.done():
+                    claiming.cancel()
+                await asyncio.gather(claiming, return_exceptions=True)
+                if not claiming.cancelled() and (error := claiming.exception()):
+                    await self._claim_failed(error)
+        finally:
+            draining.cancel()
+
+    async def _claim_some(self) -> None:
+        free = self._settings.worker_concurrency - len(self._in_flight)
+        if free <= 0:
+            self._freed.clear()
+            await self._freed.wait()
+            return
+        claimed = await self._queue.claim(free)
+        self._start(claimed)
+        if not claimed:
+            self._start(await self._queue.wait())
+        self._trouble = ""
+
+    async def _claim_failed(self, error: BaseException) -> None:
+        """Redis or the database is away: claim nothing until both answer."""
+        if not isinstance(error, StorageError):
+            log.error("claiming failed", exc_info=error)
+        else:
+            log.warning("claiming stops", error=str(error))
+        self._trouble = str(error) or type(error).__name__
+        await _wait(self._draining, _RETRY_S)
+        await self._until_ready()
+
+    def _start(self, claimed: list[Claimed]) -> None:
+        for one in claimed:
+            attempt = Attempt(one.run, one.entry)
+            self._in_flight.add(attempt)
+            task = asyncio.create_task(self._process(attempt, one))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        SLOTS_BUSY.set(len(self._in_flight))
+
+    async def _process(self, attempt: Attempt, claimed: Claimed) -> None:
+        try:
+            await JobProcessor(self._bench, attempt, claimed.failure).process()
+        finally:
+            self._in_flight.remove(attempt)
+            SLOTS_BUSY.set(len(self._in_flight))
+            self._freed.set()
+
+    # -- drain --------------------------------------------------------------------------
+
+    def _drain_begins(self) -> None:
+        if not self._draining.is_set():
+            log.info("draining", in_flight=len(self._in_flight), seconds=self._settings.drain_s)
+        self._draining.set()
+
+    async def _drain(self) -> None:
+        """Let runs finish for `DRAIN_S`, then stop them and give them back."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
+        self._in_flight.stop_all(StopReason.DRAIN)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.cancel_grace_s + 10)
+        await self._queue.flush()
+
+    async def _leave(self) -> None:
+        """Give back whatever our list still holds: the lease is gone, so reap ourselves."""
+        try:
+            await self._ticks.reap(self.worker_id)
+        except StorageError as error:
+            log.warning("left without Redis, the lease runs out by itself", error=str(error))
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout_s)
+
+
+def serve(settings: Settings) -> int:
+    """Run a worker until it is told to stop; return the exit code."""
+    configure_logging(settings, "worker")
+    Path(settings.tmp_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(Worker(settings).run())
+    except OSError as error:
+        log.critical("worker could not start", error=str(error))
+        return 1
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,128 @@
+"""Am I still the owner? Three questions that a worker keeps asking about its runs.
+
+While Redis renews the lease, the list there is compared with what is really in flight: an
+entry of ours that is missing is asked in the database, one that we do not know (the reply
+to a claim was lost) is given back. While Redis is away, the database is asked every second;
+if neither answers for the length of a lease, somebody else may own the runs by now, so
+they are stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from app.db.run_store import Owner, RunStore
+from app.errors import StorageError
+from app.execution.executor import StopReason
+from app.models import RunStatus
+from app.redis.clients import BLOCK_S
+from app.worker.in_flight import Attempt, InFlight
+from app.worker.job_queue import JobQueue
+
+STRANGER_AFTER_S = BLOCK_S + 2 + 1
+"""An unknown entry is a stranger after the longest block, its socket timeout and a margin, in seconds."""
+
+CHECK_EVERY_S = 1.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What ownership needs to know: seconds of a lease, its age, how to tell the guards we live."""
+
+    lease_s: float
+    lease_age_s: Callable[[], float]
+    heartbeat: Callable[[], None]
+
+
+class Ownership:
+    """Asks the three questions for one worker; runs in the event loop."""
+
+    def __init__(
+        self, in_flight: InFlight, queue: JobQueue, runs: RunStore, worker_id: str, watch: Watch
+    ) -> None:
+        self._in_flight, self._queue, self._runs = in_flight, queue, runs
+        self._me, self._watch = worker_id, watch
+        self._strangers: dict[bytes, float] = {}
+        self._missing: set[str] = set()
+        self._confirmed_at = time.monotonic()
+
+    def held(self, entries: list[bytes]) -> None:
+        """Take note of what our list in Redis holds (after each renewal)."""
+        self._confirmed_at = time.monotonic()
+        ours = {attempt.entry for attempt in self._in_flight}
+        seen = self._strangers
+        self._strangers = {e: seen.get(e, self._confirmed_at) for e in entries if e not in ours}
+        held = set(entries)
+        self._missing = {a.run.run_id for a in self._in_flight if a.entry not in held}
+
+    async def run(self) -> None:
+        """Check once a second until cancelled; adopt now and then."""
+        while True:
+            try:
+                await self.check()
+            except StorageError as error:
+                log.warning("ownership could not be checked", error=str(error))
+            await asyncio.sleep(CHECK_EVERY_S)
+
+    async def check(self) -> None:
+        """Ask what there is to ask; call it once a second."""
+        redis_away = self._watch.lease_age_s() > self._watch.lease_s / 3
+        if len(self._in_flight) and (redis_away or self._missing):
+            await self._ask_database(redis_away=redis_away)
+        await self._return_strangers()
+
+    async def reread(self) -> None:
+        """Ask for cancel requests whose signal was lost, and for runs that are not ours any more."""
+        if len(self._in_flight):
+            await self._owners()
+
+    async def _ask_database(self, *, redis_away: bool) -> None:
+        try:
+            owners = await self._owners()
+        except StorageError as error:
+            if redis_away and time.monotonic() - self._confirmed_at > self._watch.lease_s:
+                log.critical("neither redis nor database: stopping all runs", error=str(error))
+                self._in_flight.stop_all(StopReason.LOST)
+            return
+        if redis_away:
+            self._confirmed_at = time.monotonic()
+            self._watch.heartbeat()
+            return
+        missing, self._missing = self._missing, set()
+        for attempt in self._in_flight:
+            if attempt.run.run_id in missing and self._mine(attempt, owners):
+                log.warning("entry was gone from redis, run is still ours", run_id=attempt.run.run_id)
+                await self._queue.hold(attempt.entry)
+
+    async def _owners(self) -> Mapping[str, Owner]:
+        attempts = list(self._in_flight)
+        owners = await self._runs.owners([attempt.run.run_id for attempt in attempts])
+        for attempt in attempts:
+            owner = owners.get(attempt.run.run_id)
+            if owner is None or owner.attempt != attempt.run.attempt:
+                attempt.stop.stop(StopReason.LOST)
+            elif owner.status is RunStatus.RUNNING and owner.cancel_requested_at is not None:
+                attempt.stop.stop(StopReason.CANCEL)
+        return owners
+
+    def _mine(self, attempt: Attempt, owners: Mapping[str, Owner]) -> bool:
+        owner = owners.get(attempt.run.run_id)
+        return (
+            owner is not None
+            and owner.status is RunStatus.RUNNING
+            and (owner.attempt, owner.worker_id) == (attempt.run.attempt, self._me)
+        )
+
+    async def _return_strangers(self) -> None:
+        now = time.monotonic()
+        old = [entry for entry, since in self._strangers.items() if now - since > STRANGER_AFTER_S]
+        if old:
+            log.warning("unknown entries in our list, given back", count=len(old))
+            await self._queue.give_back(old)
