@@ -1,0 +1,77 @@
+"""The environment of a tool: built from nothing, so that no setting or secret of Tailrun leaks in.
+
+A tool sees a small, plain environment, the same on every machine, plus what its run asks for.
+Names that Tailrun sets itself are refused there: a run can't look like another one, and what
+holds it (its folders, where programs are found) stays what the executor made it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from app.errors import Unprocessable
+from app.execution.executor import ToolRun
+
+_SYSTEM_PATH = (
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+    "/opt/homebrew/bin",
+)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+RESERVED = frozenset({"HOME", "PATH", "TMPDIR"})
+"""Names that a run may not set, beside all that begin with `TAILRUN_`."""
+
+
+def build_env(tool: ToolRun, tmp: Path) -> dict[str, str]:
+    """Return the whole environment of `tool`, whose own `env` adds to it and may change LANG, TZ and TERM.
+
+    Raises:
+        Unprocessable: the run asks for a reserved name or for something that is no variable.
+    """
+    check_env(tool.env)
+    return {
+        "PATH": _path(),
+        "HOME": str(tool.cwd),
+        "TMPDIR": str(tmp),
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "TERM": "dumb",
+        "TAILRUN_RUN_ID": tool.run_id,
+        "TAILRUN_ATTEMPT": str(tool.attempt),
+        "TAILRUN_STEP": tool.step_id,
+        **_zone(),
+        **tool.env,
+    }
+
+
+def check_env(extra: Mapping[str, str]) -> None:
+    """Refuse reserved names (`TAILRUN_…` all of them), what is no name, and values with NUL."""
+    for name, value in extra.items():
+        if not _NAME.fullmatch(name):
+            raise Unprocessable(f"env: {name!r} is not the name of a variable; use letters, digits and _.")
+        if name in RESERVED or name.startswith("TAILRUN_"):
+            raise Unprocessable(f"env: {name} is set by Tailrun itself; choose another name.")
+        if "\0" in value:
+            raise Unprocessable(f"env: the value of {name} holds a NUL character.")
+
+
+def _path() -> str:
+    """Put this interpreter's folder first, so that `python` is there; then the system's folders."""
+    mine = str(Path(sys.executable).parent)
+    given = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder in _SYSTEM_PATH]
+    return os.pathsep.join(dict.fromkeys([mine, *(given or _SYSTEM_PATH)]))
+
+
+def _zone() -> dict[str, str]:
+    """The worker's time zone, if it has one of its own; else both follow the machine's."""
+    zone = os.environ.get("TZ")
+    return {"TZ": zone} if zone else {}

@@ -1,0 +1,216 @@
+"""Runs tools as processes of this machine, each under a guard of its own.
+
+`LocalExecutor` is the executor of a laptop and of a worker without a cluster. What holds a tool
+together here: the guard (`guard.py`) answers for every descendant, `Guarded` is the line to it,
+the pump moves the output, and this module decides: when to stop, when it is over, how it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from app.errors import ErrorCode, RunFailure, TailrunError
+from app.execution import guard, start_failure
+from app.execution.environment import build_env
+from app.execution.executor import LineSink, StopReason, StopToken, ToolResult, ToolRun, Usage
+from app.execution.guarded import Guarded, Request
+from app.execution.pump import Pump
+from app.models import Level, Line, Stream
+
+_LEFTOVERS_S = 0.5
+"""How long what a tool left behind may go on (`cmd > >(tee log)`), not counting a slow sink."""
+_ORPHANED_PIPE_S = 0.5
+"""How long a pipe is read that somebody outside of the tool's tree holds open."""
+_WITH_GRACE = frozenset({StopReason.CANCEL, StopReason.TIMEOUT})
+
+
+class LocalExecutor:
+    """Implements `app.execution.executor.Executor`. Times in seconds.
+
+    Each tool gets a temporary folder below `tmp_dir`, which is gone when the tool is.
+    """
+
+    def __init__(self, *, tmp_dir: Path, lease_s: float = 5, grace_s: float = 5) -> None:
+        self._tmp_dir = tmp_dir
+        self._lease_s = lease_s - 1
+        self._grace_s = grace_s
+        self._running: dict[asyncio.Task[ToolResult], Guarded | None] = {}
+        self._closed = False
+
+    async def run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
+        """Run `tool` to the end of its last descendant.
+
+        The work is a task of its own, so that it is cancelled once at the most and its clean-up
+        runs undisturbed, however often the caller is.
+        """
+        if self._closed:
+            raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, "The worker is shutting down.")
+        task = asyncio.create_task(self._run(tool, sink, stop))
+        self._running[task] = None
+        task.add_done_callback(self._running.pop)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            while not task.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # looked at: the cancellation goes on instead
+            raise
+
+    def heartbeat(self) -> None:
+        """Tell every guard that the worker still owns its runs; any thread, never blocks."""
+        for guarded in tuple(self._running.values()):
+            if guarded is not None:
+                guarded.say(guard.HEARTBEAT)
+
+    async def close(self) -> None:
+        """Kill what still runs and wait for its end; later runs are refused."""
+        self._closed = True
+        for guarded in self._running.values():
+            if guarded is not None:
+                guarded.say(guard.KILL)
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
+        request = self._request(tool)
+        guarded = await self._start(request, f"{tool.run_id}/{tool.step_id}")
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine of one
+        self._running[task] = guarded
+        try:
+            return await _Attendance(guarded, request, sink, stop).run(tool.timeout_s)
+        finally:
+            await guarded.close()
+            if "done" not in guarded.report and "failed" not in guarded.report:
+                await asyncio.to_thread(_clear_up_after_guard, guarded.pid, request.tmp)
+
+    def _request(self, tool: ToolRun) -> Request:
+        tmp = self._tmp_dir / f"tool-{secrets.token_hex(6)}"
+        try:
+            env = build_env(tool, tmp)
+        except TailrunError as error:
+            raise RunFailure(ErrorCode.START_FAILED, error.message, retried=False) from None
+        if any("\0" in arg for arg in tool.argv):
+            raise RunFailure(ErrorCode.START_FAILED, "An argument holds a NUL character.", retried=False)
+        return Request(tool.argv, tool.cwd, env, tmp, self._lease_s, self._grace_s)
+
+    async def _start(self, request: Request, name: str) -> Guarded:
+        """Start the guard in a thread: a fork takes milliseconds that the loop is needed in."""
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start_now, request, name))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with contextlib.suppress(RunFailure):
+                await (await starting).close()
+            raise
+
+    def _start_now(self, request: Request, name: str) -> Guarded:
+        try:
+            self._tmp_dir.mkdir(parents=True, exist_ok=True)
+            return Guarded.start(request, name)
+        except OSError as error:
+            raise start_failure.of_guard(error) from error
+
+
+class _Attendance:
+    """Stands by one tool from its start to its end."""
+
+    def __init__(self, guarded: Guarded, request: Request, sink: LineSink, stop: StopToken) -> None:
+        self._guarded, self._request, self._sink, self._stop = guarded, request, sink, stop
+        self._pump = Pump(guarded.outputs, sink)
+        self._timed_out = False
+        self._finish_at: float | None = None
+        self._leave_at: float | None = None
+
+    async def run(self, timeout_s: float | None) -> ToolResult:
+        self._guarded.listen(self._changed)
+        obeying = asyncio.create_task(self._obey())
+        timer = None
+        if timeout_s is not None:
+            timer = asyncio.get_running_loop().call_later(timeout_s, self._time_out)
+        try:
+            await self._pump.run(self._pause)
+        finally:
+            obeying.cancel()
+            if timer is not None:
+                timer.cancel()
+        return await self._result()
+
+    def _changed(self) -> None:
+        """Take note of what the guard reports."""
+        report, now = self._guarded.report, time.monotonic() - self._pump.blocked_s
+        self._guarded.pid = report.get("started")
+        if "exited" in report and self._finish_at is None:
+            self._finish_at = now + _LEFTOVERS_S
+        if self._guarded.gone:
+            self._leave_at = now + _ORPHANED_PIPE_S
+        self._pump.wake()
+
+    def _pause(self, busy: bool) -> float | None:
+        """Say when to look again; negative when all is over. Time spent in the sink does not count."""
+        now = time.monotonic() - self._pump.blocked_s
+        if self._leave_at is not None:
+            over = self._pump.ended or (now >= self._leave_at and not busy) or now >= self._leave_at + 5
+            return -1 if over else max(0.0, self._leave_at - now)
+        if self._finish_at is None:
+            return None
+        if now >= self._finish_at:
+            self._guarded.say(guard.FINISH)
+            self._finish_at = float("inf")
+        return None if self._finish_at == float("inf") else self._finish_at - now
+
+    async def _obey(self) -> None:
+        """Pass on the request to stop; what began with a grace can still become a kill."""
+        reason = await self._stop.wait()
+        if reason in _WITH_GRACE:
+            self._guarded.say(guard.TERMINATE)
+            while self._stop.reason in _WITH_GRACE:  # noqa: ASYNC110 - the token tells its first reason only
+                await asyncio.sleep(0.1)
+        self._guarded.say(guard.KILL)
+
+    def _time_out(self) -> None:
+        self._timed_out = True
+        self._guarded.say(guard.TERMINATE)
+
+    async def _result(self) -> ToolResult:
+        report = self._guarded.report
+        if "failed" in report:
+            raise start_failure.of_tool(report["failed"], report["at"], self._request)
+        if "exited" not in report:
+            raise RunFailure(
+                ErrorCode.EXECUTOR_UNAVAILABLE,
+                "The process that guards the program was killed, and the program with it.",
+            )
+        if report.get("left"):
+            text = "Some processes of this program could not be killed and may still run."
+            await self._sink([Line(Stream.SYSTEM, text, Level.WARNING)])
+        usage = Usage(report.get("cpu_s", 0.0), report["wall_s"], report.get("max_rss", 0))
+        return ToolResult(report["exited"], report["signal"], self._stopped(report["asked"]), usage)
+
+    def _stopped(self, asked: str) -> StopReason | None:
+        """Why the guard was stopping the tool when it ended; None if it ended by itself."""
+        if asked == "lease":
+            return StopReason.LOST
+        if asked not in ("request", "grace"):
+            return None
+        if self._stop.reason is not None:
+            return self._stop.reason
+        return StopReason.TIMEOUT if self._timed_out else StopReason.DRAIN
+
+
+def _clear_up_after_guard(group: int | None, tmp: Path) -> None:
+    """Do what a guard that was killed can't do any more, as far as its process group goes."""
+    if group is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    shutil.rmtree(tmp, ignore_errors=True)

@@ -1,0 +1,100 @@
+"""Moves a tool's output from its two pipes to the sink, in the order in which it arrives.
+
+One loop, no queue between: while the sink is waited for, the pipes are left unread, so a slow
+log stops the program at its pipe instead of filling the worker's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+
+from app.execution.executor import LineSink
+from app.execution.output import LineSplitter
+from app.models import Line, Stream
+
+_READ_BYTES = 128 * 1024
+
+
+class Pump:
+    """Reads both pipes until somebody who knows the program says that it is over."""
+
+    def __init__(self, outputs: dict[Stream, int], sink: LineSink) -> None:
+        self._open = {fd: LineSplitter(stream) for stream, fd in outputs.items()}
+        self._sink = sink
+        self._wake = asyncio.Event()
+        self.blocked_s = 0.0
+        """How long the sink was waited for, in seconds: time in which the program could not go on."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether both pipes are at their end."""
+        return not self._open
+
+    def wake(self) -> None:
+        """Make the loop look around: something beside the pipes has changed."""
+        self._wake.set()
+
+    async def run(self, pause: Callable[[bool], float | None]) -> None:
+        """Pump until it is over.
+
+        `pause` is asked after each round, with whether bytes came in it; it returns after how many
+        seconds it wants to be asked again (None: on the next `wake`), or a negative number to end.
+        """
+        while True:
+            lines, busy = self._read(time.monotonic())
+            if lines:
+                await self._give(lines)
+            wait_s = pause(busy)
+            if wait_s is not None and wait_s < 0:
+                break
+            if busy:
+                await asyncio.sleep(0)  # the other tools of this worker have their turn
+            else:
+                await self._idle(wait_s)
+        if rest := [line for splitter in self._open.values() for line in splitter.finish()]:
+            await self._give(rest)
+
+    def _read(self, now: float) -> tuple[list[Line], bool]:
+        """Read what is there; return its lines, and whether there was anything."""
+        lines, busy = list[Line](), False
+        for fd, splitter in tuple(self._open.items()):
+            try:
+                data = os.read(fd, _READ_BYTES)
+            except BlockingIOError:
+                lines += splitter.tick(now)
+                continue
+            busy = True
+            if data:
+                lines += splitter.feed(data, now)
+            else:
+                lines += splitter.finish()
+                del self._open[fd]
+        return lines, busy
+
+    async def _give(self, lines: list[Line]) -> None:
+        before = time.monotonic()
+        await self._sink(lines)
+        self.blocked_s += time.monotonic() - before
+
+    async def _idle(self, wait_s: float | None) -> None:
+        """Wait for bytes, `wake`, a progress update that is due, or `wait_s`."""
+        loop = asyncio.get_running_loop()
+        waits = [
+            splitter.due - time.monotonic() for splitter in self._open.values() if splitter.due is not None
+        ]
+        if wait_s is not None:
+            waits.append(wait_s)
+        timer = loop.call_later(max(0.0, min(waits)), self._wake.set) if waits else None
+        for fd in self._open:
+            loop.add_reader(fd, self._wake.set)
+        try:
+            await self._wake.wait()
+            self._wake.clear()
+        finally:
+            for fd in self._open:
+                loop.remove_reader(fd)
+            if timer is not None:
+                timer.cancel()
