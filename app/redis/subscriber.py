@@ -121,7 +121,7 @@ class StreamHub:
         self._readers.add(reader)
         WATCHERS.set(len(self._readers))
         if self._draining.is_set():
-            reader.close()
+            reader.drain()
         try:
             yield reader
         finally:
@@ -155,7 +155,7 @@ class StreamHub:
     async def _drain(self) -> None:
         await self._draining.wait()
         for reader in list(self._readers):
-            reader.close()
+            reader.drain()
 
     async def _every_second(self, compare: Callable[[], Awaitable[None]]) -> None:
         while True:

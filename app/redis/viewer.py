@@ -26,7 +26,12 @@ NOTHING = b""
 
 
 class Reader(Protocol):
-    """What a route sends on: payloads of the encoding it asked for."""
+    """What a route sends on: payloads of the encoding it asked for.
+
+    `finished` tells, once `next` has returned None, whether that was all there is.
+    """
+
+    finished: bool
 
     async def next(self) -> Any:
         """Return the next payload, `NOTHING` after a poke, None at the end of the stream."""
@@ -38,6 +43,10 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """End the stream: `next` returns None from now on."""
+        ...
+
+    def drain(self) -> None:
+        """The process is about to stop: end, if whoever reads can go on elsewhere."""
         ...
 
 
@@ -75,21 +84,23 @@ class Viewer:
         self._pages = _Pages(feed.run_id, backfill)
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[None] | None = None
-        self._done = False
+        self.finished = False
+        self._closed = False
         self._poked = False
 
     async def next(self) -> Any:
         """Return the next payload, `NOTHING` after a poke, None at the end of the stream."""
-        while not self._done:
+        while not self._closed:
             if self._poked:
                 self._poked = False
                 return NOTHING
+            if self.finished or self._feed.ended(self.cursor):
+                self.finished = True
+                return None
             before = self.cursor
             payload = self._from_ring() if self._feed.serves(before) else await self._from_history()
             if payload:
                 return payload
-            if self._done or self._feed.ended(self.cursor):
-                break
             if self.cursor == before:
                 await self._wait()
         return None
@@ -102,8 +113,12 @@ class Viewer:
 
     def close(self) -> None:
         """End the stream."""
-        self._done = True
+        self._closed = True
         self.poke()
+
+    def drain(self) -> None:
+        """End the stream: another process serves the rest."""
+        self.close()
 
     def _from_ring(self) -> Any:
         self.cursor, payload = self._feed.take(self.cursor, self._encode)
@@ -118,7 +133,7 @@ class Viewer:
         if not chunk:
             return NOTHING
         self.cursor = chunk[-1][0]
-        self._done = is_end(chunk[-1][1])
+        self.finished = is_end(chunk[-1][1])
         return self._encode(chunk)
 
     async def _wait(self, at_most_s: float | None = None) -> None:
@@ -145,13 +160,15 @@ class Replay:
         self._until = until
         self._encode = encode
         self._pages = _Pages(run_id, backfill)
-        self._done = False
+        self.finished = False
+        self._closed = False
 
     async def next(self) -> Any:
         """Return the next payload, None at the end; `StorageError` when nobody can say what follows."""
-        while not self._done and self.cursor < self._until:
-            chunk = await self._chunk()
+        while not self._closed:
+            chunk = await self._chunk() if self.cursor < self._until else []
             if not chunk:
+                self.finished = not self._closed
                 break
             self.cursor = chunk[-1][0]
             payload = self._encode(chunk)
@@ -164,12 +181,15 @@ class Replay:
 
     def close(self) -> None:
         """End the stream."""
-        self._done = True
+        self._closed = True
+
+    def drain(self) -> None:
+        """Go on: a download cannot be resumed, and it is short."""
 
     async def _chunk(self) -> list[Entry]:
         """Return the next chunk, [] when there is none to come; wait a little for what lags."""
         give_up_at = time.monotonic() + _GIVE_UP_AFTER_S
-        while not self._done:
+        while not self._closed:
             try:
                 chunk = await self._pages.take(self.cursor)
             except StorageError:

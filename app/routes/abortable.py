@@ -1,0 +1,54 @@
+"""uvicorn's protocols, with one thing added: the app may abort its connection.
+
+ASGI can only end a response, and ending waits until the peer has read what is buffered. A
+viewer that does not read would keep its connection, its memory and the server's shutdown
+for ever. `serve` passes these classes to uvicorn; `abort` finds the way back in the scope.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+_EXTENSION = "tailrun.abort"
+_Scope = MutableMapping[str, Any]
+_App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class AbortableHttp(HttpToolsProtocol):
+    """HTTP/1.1 whose responses may abort the connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Remember the way to the transport for every request on it."""
+        super().connection_made(transport)
+        self.app = _with_abort(self.app, transport)
+
+
+class AbortableWebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket that the app may abort."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the way to the transport."""
+        super().connection_made(transport)
+        self.app = _with_abort(self.app, self.transport)
+
+
+def abort(scope: _Scope) -> bool:
+    """Cut the connection, unsent bytes and all; False under a server that cannot."""
+    cut = scope.get("extensions", {}).get(_EXTENSION)
+    if cut is None:
+        return False
+    cut()
+    return True
+
+
+def _with_abort(app: Any, transport: asyncio.Transport) -> Any:
+    async def serve(scope: _Scope, receive: Any, send: Any) -> None:
+        scope["extensions"] = {**scope.get("extensions", {}), _EXTENSION: transport.abort}
+        await app(scope, receive, send)
+
+    return serve

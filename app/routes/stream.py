@@ -1,0 +1,96 @@
+"""Following a run over HTTP: `curl -N`, EventSource, ndjson or bare text; and downloading it.
+
+Everything that can be refused (token, run, parameters, the limit) is refused before the
+stream opens, with a status that says so.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from app.errors import Unprocessable
+from app.models import Level, Run, Stream
+from app.routes.deps import CurrentServices, Services, StreamRun
+from app.routes.stream_formats import Format, accepted, encoding
+from app.routes.stream_response import StreamResponse
+
+router = APIRouter(tags=["stream"])
+
+MAX_SEQ = 2**53
+_MAX_TAIL = 1_000_000
+_FILE_ENDS = {Format.TEXT: "log", Format.NDJSON: "ndjson", Format.SSE: "sse"}
+_DESCRIPTION: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The run's events, until its `end`.",
+        "content": {
+            "text/event-stream": {"schema": {"type": "string"}},
+            "application/x-ndjson": {"schema": {"type": "string"}},
+            "text/plain": {"schema": {"type": "string"}},
+        },
+    },
+    204: {"description": "The run has ended, and the client has all of it: do not reconnect."},
+}
+
+
+@router.get("/v1/runs/{run_id}/stream", response_class=Response, responses=_DESCRIPTION)
+@router.get("/agent/logs/{run_id}/stream", response_class=Response, responses=_DESCRIPTION, tags=["agent"])
+@router.get("/runs/{run_id}/logs/stream", response_class=Response, responses=_DESCRIPTION)
+@router.get("/api/v1/operations/{run_id}/stream", response_class=Response, responses=_DESCRIPTION)
+async def stream(
+    request: Request,
+    run: StreamRun,
+    services: CurrentServices,
+    *,
+    last_event_id: Annotated[str | None, Header(description="Wins over `after` and `tail`.")] = None,
+    after: Annotated[
+        int | None, Query(ge=0, le=MAX_SEQ, description="Only events with a higher `seq`.")
+    ] = None,
+    tail: Annotated[int | None, Query(ge=0, le=_MAX_TAIL, description="Begin with the last N lines.")] = None,
+    follow: Annotated[bool, Query(description="0: what is there, then the end.")] = True,
+    format: Annotated[Format | None, Query(description="Default: `Accept`, else sse.")] = None,  # noqa: A002 - the public name
+    level: Annotated[Level | None, Query(description="Lines at least this severe.")] = None,
+    stream: Annotated[Stream | None, Query(description="Lines of this pipe.")] = None,
+) -> Response:
+    """Stream a run's events from a cursor on, live, until its `end`."""
+    cursor = await _cursor(services, run, last_event_id, after, tail)
+    ended = run.status.terminal
+    if follow and ended and cursor >= run.last_seq:
+        return Response(status_code=204, headers={"Cache-Control": "no-store"})
+    services.hub.admit()
+    form = format or accepted(request.headers.get("accept", ""))
+    encode = encoding(form, level, stream)
+    top = run.last_seq if ended or follow else await services.hub.top(run.run_id)
+    return StreamResponse(
+        lambda: (
+            services.hub.follow(run.run_id, cursor, encode)
+            if follow and not ended
+            else services.hub.replay(run.run_id, cursor, top, encode)
+        ),
+        form,
+        ping_s=services.settings.stream_ping_s,
+        send_timeout_s=services.settings.stream_send_timeout_s,
+        headers={} if follow else _as_file(run, form),
+    )
+
+
+async def _cursor(
+    services: Services, run: Run, last_event_id: str | None, after: int | None, tail: int | None
+) -> int:
+    """Return the seq after which the stream begins: `Last-Event-ID`, else `after`, else `tail`, else 0."""
+    if last_event_id:
+        if not (last_event_id.isascii() and last_event_id.isdigit()) or int(last_event_id) > MAX_SEQ:
+            raise Unprocessable(f"Last-Event-ID must be the `seq` of an event, not {last_event_id[:64]!r}.")
+        return int(last_event_id)
+    if after is not None:
+        return after
+    if tail is not None:
+        return await services.logs.tail_cursor(run.run_id, tail) if tail else run.last_seq
+    return 0
+
+
+def _as_file(run: Run, form: Format) -> dict[str, str]:
+    if form is Format.SSE:
+        return {}
+    return {"Content-Disposition": f'attachment; filename="{run.run_id}.{_FILE_ENDS[form]}"'}

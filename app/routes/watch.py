@@ -1,0 +1,195 @@
+"""Following a run over a WebSocket: events as JSON, or bare lines and a last word.
+
+The handshake is always accepted and the connection then closed with a code of its own, for
+browsers hide the status of a refused one: 4401 token, 4403 not allowed, 4404 run, 4422 bad
+parameter, 1013 the limit, 1012 the process stops (connect again with `?after=`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, WebSocket
+
+from app.errors import NotFound, StorageError, TailrunError, Unauthorized, Unavailable, Unprocessable
+from app.models import Run
+from app.redis.viewer import Reader
+from app.routes.abortable import abort
+from app.routes.cancel import request_cancel
+from app.routes.deps import Principal, Services, find_run, services, stream_user
+from app.routes.stream import MAX_SEQ
+from app.routes.stream_formats import Encoding, bare_messages, messages
+from app.routes.watchdog import Watchdog
+from app.telemetry import get_logger
+
+router = APIRouter()
+
+_log = get_logger(__name__)
+
+DONE, RESTART, TRY_LATER = 1000, 1012, 1013
+BAD_TOKEN, NOT_ALLOWED, NO_RUN, BAD_PARAMETER, FAILED = 4401, 4403, 4404, 4422, 1011
+_CODES: dict[type[Exception], int] = {
+    Unauthorized: BAD_TOKEN,
+    NotFound: NO_RUN,
+    Unprocessable: BAD_PARAMETER,
+    Unavailable: TRY_LATER,
+    StorageError: TRY_LATER,
+}
+_SUBPROTOCOL = "bearer"
+
+
+@router.websocket("/v1/runs/{run_id}/stream")
+async def stream(socket: WebSocket, run_id: str) -> None:
+    """Send events as JSON; take `STOP` or `{"signal": "STOP"}`."""
+    await _serve(socket, run_id, "json")
+
+
+@router.websocket("/tasks/{run_id}/watch")
+async def watch(socket: WebSocket, run_id: str) -> None:
+    """Send bare lines, then `DONE`, `STOPPED`, `FAILED: …` or `TIMEOUT`, then close 1000."""
+    await _serve(socket, run_id, "text")
+
+
+async def _serve(socket: WebSocket, run_id: str, default: str) -> None:
+    offered = socket.scope.get("subprotocols", [])
+    await socket.accept(subprotocol=_SUBPROTOCOL if _SUBPROTOCOL in offered else None)
+    shared = services(socket)
+    try:
+        principal = await stream_user(socket, _token(socket, offered), shared)
+        run = await find_run(shared, principal, run_id)
+        after, encode = _after(socket), _encoding(socket, default)
+        shared.hub.admit()
+    except (TailrunError, StorageError) as error:
+        await socket.close(_CODES.get(type(error), FAILED), _reason(error))
+        return
+    hub, ended = shared.hub, run.status.terminal
+    with (
+        hub.replay(run.run_id, after, run.last_seq, encode)
+        if ended
+        else hub.follow(run.run_id, after, encode)
+    ) as reader:
+        await _Session(socket, shared, principal, run, reader).run()
+
+
+class _Session:
+    """One open WebSocket: a task that listens, and the sending itself."""
+
+    def __init__(
+        self, socket: WebSocket, shared: Services, principal: Principal, run: Run, reader: Reader
+    ) -> None:
+        self._socket = socket
+        self._services = shared
+        self._principal = principal
+        self._run = run
+        self._reader = reader
+        self._gone = False
+        self._close = (RESTART, "The server stops; connect again with ?after=.")
+
+    async def run(self) -> None:
+        """Serve until the run's end, the client's leave or the process's."""
+        listening = asyncio.ensure_future(self._listen())
+        watchdog = Watchdog(
+            None,
+            self._services.settings.stream_send_timeout_s,
+            on_idle=self._reader.poke,
+            on_stalled=self._cut,
+        )
+        try:
+            await self._send_all(watchdog)
+        except StorageError as error:
+            self._close = (TRY_LATER, _reason(error))
+        finally:
+            watchdog.stop()
+            listening.cancel()
+        if not self._gone:
+            await self._socket.close(*((DONE, None) if self._reader.finished else self._close))
+
+    async def _send_all(self, watchdog: Watchdog) -> None:
+        while (payload := await self._reader.next()) is not None:
+            for text in payload:
+                if self._gone:
+                    return
+                watchdog.sending()
+                await self._send(text)
+                watchdog.sent()
+
+    async def _send(self, text: str) -> None:
+        try:
+            await self._socket.send({"type": "websocket.send", "text": text})
+        except (OSError, RuntimeError):  # left while we were sending
+            self._leave()
+
+    async def _listen(self) -> None:
+        """Take signals until the client leaves."""
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                self._leave()
+                return
+            if _is_stop(message.get("text") or message.get("bytes")):
+                await self._stop()
+
+    async def _stop(self) -> None:
+        if self._principal.scope == "stream":
+            self._close = (NOT_ALLOWED, "A stream token only reads.")
+            self._reader.close()
+            return
+        try:
+            await request_cancel(self._services, self._run.run_id)
+        except (TailrunError, StorageError) as error:
+            _log.warning("STOP failed", run_id=self._run.run_id, error=str(error))
+            self._close = (TRY_LATER, "STOP could not be taken; try again.")
+            self._reader.close()
+
+    def _leave(self) -> None:
+        self._gone = True
+        self._reader.close()
+
+    def _cut(self) -> None:
+        _log.info("stream cut: its reader does not read", run_id=self._run.run_id)
+        self._leave()
+        abort(self._socket.scope)
+
+
+def _token(socket: WebSocket, offered: Sequence[str]) -> str | None:
+    """Return the token of the `Authorization` header or of the subprotocols `bearer, <token>`."""
+    scheme, _, token = socket.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return offered[1] if len(offered) > 1 and offered[0] == _SUBPROTOCOL else None
+
+
+def _after(socket: WebSocket) -> int:
+    text = socket.query_params.get("after") or "0"
+    if not (text.isascii() and text.isdigit()) or int(text) > MAX_SEQ:
+        raise Unprocessable(f"after must be the `seq` of an event, not {text[:64]!r}.")
+    return int(text)
+
+
+def _encoding(socket: WebSocket, default: str) -> Encoding:
+    match socket.query_params.get("format", default):
+        case "json":
+            return messages
+        case "text":
+            return bare_messages
+        case other:
+            raise Unprocessable(f"format must be json or text, not {other[:64]!r}.")
+
+
+def _is_stop(message: Any) -> bool:
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
+    if text.strip() == "STOP":
+        return True
+    try:
+        body = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(body, dict) and body.get("signal") == "STOP"
+
+
+def _reason(error: Exception) -> str:
+    """Return a close reason; a WebSocket has room for 123 bytes."""
+    return str(error).encode()[:120].decode("utf-8", "ignore")
