@@ -1,0 +1,49 @@
+"""What has to be done to text before a database takes it.
+
+PostgreSQL's text refuses NUL, and no UTF-8 encoder takes half of a surrogate pair. Programs print
+both; a line of theirs must not stop the log, so each such character becomes U+FFFD.
+JSON needs only the second: orjson writes NUL as an escape, which is plain text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def clean(value: str) -> str:
+    """Return `value` with NUL and lone surrogates replaced by U+FFFD."""
+    return _UNSTORABLE.sub("\ufffd", value) if _UNSTORABLE.search(value) else value
+
+
+def clean_or_none(value: str | None) -> str | None:
+    """Return `clean(value)`, or None for None."""
+    return None if value is None else clean(value)
+
+
+def to_json(value: Any) -> str:
+    """Encode for a JSON column; lone surrogates are replaced by U+FFFD."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # orjson's only complaint about what we hand it: a lone surrogate
+        return orjson.dumps(_without_surrogates(value)).decode()
+
+
+def to_json_or_none(value: Any) -> str | None:
+    """Encode for a JSON column in which nothing is NULL."""
+    return None if value is None else to_json(value)
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(item) for item in value]
+    return value

@@ -1,0 +1,107 @@
+"""From a URL to an engine: what each database needs set before it is used.
+
+SQLite: WAL, `synchronous=NORMAL`, foreign keys, a busy timeout. SQLAlchemy's own BEGIN is switched off,
+because it would be a plain one: two such transactions that first read and then write lock each other out.
+PostgreSQL: asyncpg, which reads `postgresql://…` as libpq does (several hosts, sslmode, a socket folder as
+host, service files), except for a few parameters that are dealt with here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+BUSY_TIMEOUT_S = 15.0
+"""How long a SQLite transaction waits for another process's."""
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 15.0
+"""How long one PostgreSQL statement may take before the server counts as away."""
+
+_IGNORED = frozenset(
+    {
+        *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+        *("client_encoding", "gssencmode", "sslcompression", "sslsni", "load_balance_hosts"),
+    },
+)
+_REFUSED = frozenset({"hostaddr", "channel_binding", "require_auth", "sslcrldir", "requirepeer"})
+
+
+def dialect_of(url: str) -> str:
+    """Return "sqlite" or "postgresql"; ValueError for any other URL."""
+    scheme = url.partition(":")[0].partition("+")[0]
+    if scheme == "sqlite":
+        return scheme
+    if scheme in {"postgresql", "postgres"}:
+        return "postgresql"
+    raise ValueError(f"DATABASE_URL begins with {scheme!r}: use sqlite:///path or postgresql://…")
+
+
+def sqlite_path(url: str) -> Path:
+    """Return the file of a SQLite URL; ValueError when it names none."""
+    name = make_url(url).database
+    if not name or name == ":memory:":
+        raise ValueError("SQLite needs a file: use sqlite:///relative.db or sqlite:////absolute.db")
+    return Path(name)
+
+
+def sqlite_engine(url: str, *, pool_size: int) -> Engine:
+    """Return an engine whose transactions begin as the caller says, with an explicit BEGIN."""
+    engine = create_engine(
+        f"sqlite:///{sqlite_path(url)}",
+        pool_size=pool_size,
+        max_overflow=0,
+        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
+
+
+def postgres_engine(url: str, *, pool_size: int) -> AsyncEngine:
+    """Return an engine whose pool drops connections that the server has closed before they are used."""
+    arguments = asyncpg_arguments(url)
+
+    async def connect() -> Any:
+        return await asyncpg.connect(**arguments)
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=COMMAND_TIMEOUT_S,
+        isolation_level="READ COMMITTED",
+    )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def check(connection: Any, _record: Any, _proxy: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        if connection.driver_connection.is_closed():  # known without asking: the socket has said so
+            raise InvalidatePoolError
+
+    return engine
+
+
+def asyncpg_arguments(url: str) -> dict[str, Any]:
+    """Translate a libpq URL for `asyncpg.connect`, which would send what it doesn't know to the server."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if refused := _REFUSED & query.keys():
+        raise ValueError(f"DATABASE_URL: {', '.join(sorted(refused))} is not supported; leave it out")
+    timeout = float(query.pop("connect_timeout", "") or CONNECT_TIMEOUT_S)
+    name = query.pop("fallback_application_name", "tailrun")
+    query.setdefault("application_name", name)
+    kept = {key: value for key, value in query.items() if key not in _IGNORED}
+    dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(kept), ""))
+    return {"dsn": dsn, "timeout": timeout or None, "command_timeout": COMMAND_TIMEOUT_S}

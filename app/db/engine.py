@@ -1,0 +1,113 @@
+"""One `Database` per process: runs a function in a transaction, on SQLite or on PostgreSQL.
+
+Stores write their transactions once, as plain functions of a SQLAlchemy `Connection`. On PostgreSQL
+they run over asyncpg on the event loop. On SQLite a whole transaction is one call into a thread, where
+the await per statement of an async driver would cost more than the statement; one thread writes,
+always with BEGIN IMMEDIATE, and a few read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from sqlalchemy import Connection, text
+
+from app.db.connect import dialect_of, postgres_engine, sqlite_engine
+from app.db.faults import storage_errors
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+
+
+class _Backend(Protocol):
+    async def run(self, work: Work[T], *, write: bool, single: bool) -> T: ...
+
+    async def close(self) -> None: ...
+
+
+class Database:
+    """A database by URL: `sqlite:///path`, or `postgresql://…` with what libpq understands.
+
+    Nothing is opened before the first use. A lost connection, a locked file and a full disk are
+    `StorageError`; the next call connects again.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+        self.dialect = dialect_of(url)
+        sqlite = self.dialect == "sqlite"
+        self._backend: _Backend = _Sqlite(url, pool_size) if sqlite else _Postgres(url, pool_size)
+
+    async def read(self, work: Work[T]) -> T:
+        """Run `work`, which only reads."""
+        return await self._run(work, write=False, single=False)
+
+    async def read_one(self, work: Work[T]) -> T:
+        """Run `work`, which is one reading statement: one round trip."""
+        return await self._run(work, write=False, single=True)
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` in a transaction: committed when it returns, rolled back when it raises.
+
+        `StorageError` leaves open whether it was committed: the reply may have been lost.
+        """
+        return await self._run(work, write=True, single=False)
+
+    async def write_one(self, work: Work[T]) -> T:
+        """Run `work`; on PostgreSQL it is one statement, which commits itself: one round trip."""
+        return await self._run(work, write=True, single=True)
+
+    async def ping(self) -> None:
+        """Ask the database for a sign of life; `StorageError` when there is none."""
+        await self.read_one(lambda connection: connection.execute(text("SELECT 1")).scalar_one())
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._backend.close()
+
+    async def _run(self, work: Work[T], *, write: bool, single: bool) -> T:
+        with storage_errors():
+            return await self._backend.run(work, write=write, single=single)
+
+
+class _Sqlite:
+    def __init__(self, url: str, pool_size: int) -> None:
+        self._engine = sqlite_engine(url, pool_size=pool_size + 1)
+        self._writer = ThreadPoolExecutor(1, "sqlite-write")
+        self._readers = ThreadPoolExecutor(pool_size, "sqlite-read")
+
+    async def run(self, work: Work[T], *, write: bool, single: bool) -> T:
+        threads = self._writer if write else self._readers
+        begin = "BEGIN IMMEDIATE" if write else "BEGIN"
+        return await asyncio.get_running_loop().run_in_executor(threads, self._transaction, work, begin)
+
+    def _transaction(self, work: Work[T], begin: str) -> T:
+        with self._engine.begin() as connection:
+            connection.exec_driver_sql(begin)
+            return work(connection)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._writer.shutdown()
+        self._readers.shutdown()
+        self._engine.dispose()
+
+
+class _Postgres:
+    def __init__(self, url: str, pool_size: int) -> None:
+        self._engine = postgres_engine(url, pool_size=pool_size)
+        self._single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def run(self, work: Work[T], *, write: bool, single: bool) -> T:
+        if single:
+            async with self._single.connect() as connection:
+                return await connection.run_sync(work)
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(work)
+
+    async def close(self) -> None:
+        await self._engine.dispose()

@@ -1,0 +1,101 @@
+"""Bring the database to this release's tables, also when several processes start at once.
+
+The lock (SQLite: the write lock, PostgreSQL: an advisory lock) is held for the whole upgrade, which
+is one transaction. A database that a newer release has migrated is left alone: migrations only
+expand, so this release still works on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
+
+from app.db.connect import BUSY_TIMEOUT_S, dialect_of, postgres_engine, sqlite_engine, sqlite_path
+from app.db.faults import storage_errors
+
+T = TypeVar("T")
+_LOCK = 7_461_696
+"""The advisory lock of migrations; any number that nobody else uses."""
+
+
+def migrate(url: str) -> None:
+    """Make or upgrade the tables; makes the folder and file of SQLite. `StorageError` if unreachable."""
+    if dialect_of(url) == "sqlite":
+        sqlite_path(url).parent.mkdir(parents=True, exist_ok=True)
+    _run(url, _upgrade, begin="BEGIN IMMEDIATE")
+
+
+def is_current(url: str) -> bool:
+    """Whether the tables are those of this release or a newer one. `StorageError` if unreachable."""
+    if dialect_of(url) == "sqlite" and not sqlite_path(url).exists():
+        return False
+    return _run(url, _is_current, begin="BEGIN")
+
+
+def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    if not _is_current(connection):
+        command.upgrade(_config(connection), "head")
+
+
+def _is_current(connection: Connection) -> bool:
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found is None:
+        return False
+    script = ScriptDirectory.from_config(_config(connection))
+    known = {revision.revision for revision in script.walk_revisions()}
+    return found == script.get_current_head() or found not in known
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _run(url: str, work: Callable[[Connection], T], *, begin: str) -> T:
+    with storage_errors():
+        if dialect_of(url) == "sqlite":
+            return _run_sqlite(url, work, begin)
+        with ThreadPoolExecutor(1) as thread:  # callers may be inside of an event loop
+            return thread.submit(asyncio.run, _run_postgres(url, work)).result()
+
+
+def _run_sqlite(url: str, work: Callable[[Connection], T], begin: str) -> T:
+    engine = sqlite_engine(url, pool_size=1)
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    try:
+        while True:
+            try:
+                with engine.begin() as connection:
+                    connection.exec_driver_sql(begin)
+                    return work(connection)
+            except OperationalError as error:
+                # Switching a new file to WAL needs it alone, and SQLite does not wait for that.
+                if "locked" not in str(error.orig) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+    finally:
+        engine.dispose()
+
+
+async def _run_postgres(url: str, work: Callable[[Connection], T]) -> T:
+    engine = postgres_engine(url, pool_size=1)
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(work)
+    finally:
+        await engine.dispose()

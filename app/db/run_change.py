@@ -1,0 +1,146 @@
+"""Changes of a run's state from outside of an attempt: start, cancel, the end of an orphan, rescue.
+
+Each locks the run's row first, so that the events it writes get the next sequence numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+
+from app.db.clean import to_json
+from app.db.log_rows import insert_lines, weigh
+from app.db.run_claim import as_seen, close_lost_attempt
+from app.db.run_rows import WHOLE_RUN, to_run
+from app.db.tables import runs
+from app.errors import Conflict, ErrorCode, NotFound
+from app.models import Event, EventType, Run, RunStatus
+
+_UNSTARTED = (RunStatus.CREATED, RunStatus.QUEUED)
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The run after a call, and the events that this very call committed (none: nothing changed)."""
+
+    run: Run
+    events: list[Event]
+
+
+def start(connection: Connection, run_id: str, now: int) -> Changed:
+    """Take a run from created to queued."""
+    run = _locked(connection, run_id)
+    if run.status.terminal:
+        raise Conflict(
+            f"run {run_id} is {run.status.value}: make a new run with POST /v1/runs/{run_id}/retry"
+        )
+    if run.status is not RunStatus.CREATED:
+        return Changed(run, [])
+    event = Event(
+        run.last_seq + 1,
+        EventType.STATUS,
+        now,
+        run_id,
+        run.attempt,
+        data={"status": RunStatus.QUEUED.value},
+    )
+    insert_lines(connection, [event])
+    return Changed(
+        _set(connection, run_id, status=RunStatus.QUEUED, queued_at=now, last_seq=event.seq),
+        [event],
+    )
+
+
+def request_cancel(connection: Connection, run_id: str, now: int) -> Changed:
+    """Note the request; end the run at once when nobody owns it."""
+    run = _locked(connection, run_id)
+    if run.status.terminal:
+        return Changed(run, [])
+    at = now if run.cancel_requested_at is None else run.cancel_requested_at
+    if run.status in _UNSTARTED:
+        error = {"code": ErrorCode.CANCELLED.value, "message": "cancelled before it was started"}
+        return _end(connection, run, RunStatus.CANCELLED, error, now, cancel_requested_at=at)
+    if run.cancel_requested_at is not None:
+        return Changed(run, [])
+    return Changed(_set(connection, run_id, cancel_requested_at=at), [])
+
+
+def end_orphan(
+    connection: Connection,
+    seen: Run,
+    status: RunStatus,
+    error: dict[str, Any],
+    now: int,
+) -> Changed | None:
+    """End a running run whose owner's lease is dead, if the row is still as `seen`."""
+    row = connection.execute(select(*WHOLE_RUN).where(*as_seen(seen)).with_for_update()).first()
+    if row is None or seen.status is not RunStatus.RUNNING:
+        return None
+    close_lost_attempt(connection, seen, now)
+    return _end(connection, to_run(row), status, error, now)
+
+
+def rescue(connection: Connection, run_id: str, attempt_seen: int, events: Sequence[Event]) -> int:
+    """Insert those of `events` that are not committed, if the attempt is still `attempt_seen`."""
+    run = _locked(connection, run_id)
+    missing = [event for event in events if event.seq > run.last_seq]
+    if run.attempt != attempt_seen or run.status.terminal or not missing:
+        return run.last_seq
+    insert_lines(connection, missing)
+    lines, size = weigh(missing)
+    after = _set(
+        connection,
+        run_id,
+        last_seq=missing[-1].seq,
+        log_lines=runs.c.log_lines + lines,
+        log_size=runs.c.log_size + size,
+    )
+    return after.last_seq
+
+
+def _locked(connection: Connection, run_id: str) -> Run:
+    row = connection.execute(select(*WHOLE_RUN).where(runs.c.run_id == run_id).with_for_update()).first()
+    if row is None:
+        raise NotFound(f"there is no run {run_id}")
+    return to_run(row)
+
+
+def _end(
+    connection: Connection,
+    run: Run,
+    status: RunStatus,
+    error: dict[str, Any],
+    now: int,
+    **more: Any,
+) -> Changed:
+    event = Event(
+        run.last_seq + 1,
+        EventType.END,
+        now,
+        run.run_id,
+        run.attempt + 1,
+        data={"status": status.value, "exit_code": None, "error": error},
+    )
+    insert_lines(connection, [event])
+    ended = _set(
+        connection,
+        run.run_id,
+        status=status,
+        attempt=run.attempt + 1,
+        worker_id=None,
+        ended_at=now,
+        next_attempt_at=None,
+        exit_code=None,
+        error=to_json(error),
+        last_seq=event.seq,
+        **more,
+    )
+    return Changed(ended, [event])
+
+
+def _set(connection: Connection, run_id: str, **values: Any) -> Run:
+    statement = update(runs).where(runs.c.run_id == run_id).values(**values).returning(*WHOLE_RUN)
+    return to_run(connection.execute(statement).one())

@@ -1,0 +1,105 @@
+"""How a run gets its owner: the fast claim of many at once, and the take-over of one.
+
+Both raise `attempt` by one, which fences every write of the owner before. PostgreSQL claims in one
+statement, in the order of run ids, so that two claims of the same runs can't lock each other out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, insert, text, update
+
+from app.db.engine import Database
+from app.db.run_rows import RUN_SQL, WHOLE_RUN, to_run
+from app.db.tables import attempts, runs
+from app.models import Run, RunStatus
+
+_CLAIM = f"""UPDATE runs SET status = 'running', attempt = attempt + 1, worker_id = CAST(:worker_id AS text),
+ started_at = coalesce(started_at, CAST(:now AS bigint)),
+ queued_at = coalesce(queued_at, CAST(:now AS bigint)),
+ next_attempt_at = NULL, error = NULL, exit_code = NULL
+ WHERE run_id IN ({{ids}}) AND cancel_requested_at IS NULL AND (status = 'created'
+ OR (status = 'queued' AND (next_attempt_at IS NULL OR next_attempt_at <= CAST(:now AS bigint))))
+ RETURNING {RUN_SQL}"""
+_LOCKED_IDS = "SELECT run_id FROM runs WHERE run_id = ANY(CAST(:ids AS text[])) ORDER BY run_id FOR UPDATE"
+_CLAIM_SQLITE = text(_CLAIM.format(ids="SELECT value FROM json_each(:ids)"))
+_CLAIM_POSTGRES = text(
+    f"""WITH claimed AS ({_CLAIM.format(ids=_LOCKED_IDS)}),
+ opened AS (INSERT INTO attempts (run_id, attempt, worker_id, started_at)
+ SELECT run_id, attempt, worker_id, CAST(:now AS bigint) FROM claimed)
+ SELECT {RUN_SQL} FROM claimed""",
+)
+
+
+async def claim(db: Database, run_ids: Sequence[str], worker_id: str, now: int) -> list[Run]:
+    """Make `worker_id` the owner of those runs that wait and are due; return them."""
+    work = _claim_sqlite if db.dialect == "sqlite" else _claim_postgres
+    rows = await db.write_one(lambda connection: work(connection, run_ids, worker_id, now))
+    return [to_run(row) for row in rows]
+
+
+def _claim_postgres(connection: Connection, ids: Sequence[str], worker_id: str, now: int) -> Sequence[Any]:
+    return connection.execute(_CLAIM_POSTGRES, {"ids": list(ids), "worker_id": worker_id, "now": now}).all()
+
+
+def _claim_sqlite(connection: Connection, ids: Sequence[str], worker_id: str, now: int) -> Sequence[Any]:
+    values = {"ids": orjson.dumps(list(ids)).decode(), "worker_id": worker_id, "now": now}
+    rows = connection.execute(_CLAIM_SQLITE, values).all()
+    if rows:
+        connection.execute(
+            insert(attempts), [_opened(row.run_id, row.attempt, worker_id, now) for row in rows]
+        )
+    return rows
+
+
+def take_over(connection: Connection, seen: Run, worker_id: str, now: int) -> Run | None:
+    """Make `worker_id` the owner, if the row is still as `seen`. None: somebody was faster."""
+    if seen.status.terminal:
+        return None
+    was_running = seen.status is RunStatus.RUNNING
+    statement = (
+        update(runs)
+        .where(*as_seen(seen))
+        .values(
+            status=RunStatus.RUNNING,
+            attempt=runs.c.attempt + 1,
+            worker_id=worker_id,
+            redeliveries=runs.c.redeliveries + int(was_running),
+            started_at=now if seen.started_at is None else runs.c.started_at,
+            queued_at=now if seen.queued_at is None else runs.c.queued_at,
+            next_attempt_at=None,
+            error=None,
+            exit_code=None,
+        )
+        .returning(*WHOLE_RUN)
+    )
+    row = connection.execute(statement).first()
+    if row is None:
+        return None
+    if was_running:
+        close_lost_attempt(connection, seen, now)
+    connection.execute(insert(attempts), [_opened(seen.run_id, seen.attempt + 1, worker_id, now)])
+    return to_run(row)
+
+
+def as_seen(seen: Run) -> tuple[Any, ...]:
+    """Return the conditions under which the row still has the owner and state that `seen` had."""
+    return (
+        runs.c.run_id == seen.run_id,
+        runs.c.attempt == seen.attempt,
+        runs.c.status == seen.status.value,
+        runs.c.worker_id.is_not_distinct_from(seen.worker_id),
+    )
+
+
+def close_lost_attempt(connection: Connection, seen: Run, now: int) -> None:
+    """Note that the attempt's worker was lost."""
+    row = (attempts.c.run_id == seen.run_id) & (attempts.c.attempt == seen.attempt)
+    connection.execute(update(attempts).where(row).values(ended_at=now, outcome="lost"))
+
+
+def _opened(run_id: str, attempt: int, worker_id: str, now: int) -> dict[str, Any]:
+    return {"run_id": run_id, "attempt": attempt, "worker_id": worker_id, "started_at": now}

@@ -1,0 +1,182 @@
+"""What the owner of a run writes: one fenced transaction for lines, steps and the outcome.
+
+The transaction begins with an UPDATE of the run's row that only the current attempt's worker can do,
+and only from the sequence number it believes to be the last. On PostgreSQL everything is one
+statement (the UPDATE is a CTE that the INSERTs hang on): one round trip, and either all or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, TextClause, delete, select, text
+from sqlalchemy.exc import IntegrityError
+
+from app.db.clean import clean_or_none, to_json, to_json_or_none
+from app.db.engine import Database
+from app.db.log_rows import insert_from, insert_lines, line_arrays, weigh
+from app.db.run_batch import Batch, Committed, Cut, Outcome
+from app.db.run_rows import STEP_COLUMNS, step_values
+from app.db.tables import log_lines, runs
+from app.errors import LostOwnership
+from app.models import Event, Fence, RunStatus
+
+_STEP_TYPES = {"idx": "integer", "attempt": "integer", "exit_code": "integer"} | dict.fromkeys(
+    ("started_at", "ended_at"), "bigint"
+)
+_FENCE = """UPDATE runs SET last_seq = CAST(:top AS bigint),
+ planner = coalesce(CAST(:planner AS text), planner),
+ log_lines = log_lines + CAST(:lines AS bigint), log_size = log_size + CAST(:size AS bigint),
+ truncated = (truncated OR CAST(:cut AS boolean)){outcome}
+ WHERE run_id = CAST(:run_id AS text) AND attempt = CAST(:attempt AS integer)
+ AND worker_id = CAST(:worker_id AS text) AND status = 'running' AND last_seq = CAST(:after AS bigint)
+ RETURNING cancel_requested_at"""
+_FENCE_OUTCOME = """, status = CAST(:status AS text), exit_code = CAST(:exit_code AS integer),
+ error = CAST(:error AS text), next_attempt_at = CAST(:next_attempt_at AS bigint),
+ retries = retries + CAST(:retry AS integer), ended_at = CAST(:ended_at AS bigint),
+ worker_id = CAST(:keep_worker AS text)"""
+_STEP_UPSERT = "ON CONFLICT (run_id, step_id) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}" for name in STEP_COLUMNS if name not in {"run_id", "step_id"}
+)
+_STEPS_INTO = f"INSERT INTO steps ({', '.join(STEP_COLUMNS)})"
+_STEPS_SQLITE = f"{_STEPS_INTO} VALUES ({', '.join('?' * len(STEP_COLUMNS))}) {_STEP_UPSERT}"
+_STEPS_POSTGRES = (
+    f"{_STEPS_INTO} SELECT recs.* FROM fence, unnest("
+    + ", ".join(f"CAST(:step_{name} AS {_STEP_TYPES.get(name, 'text')}[])" for name in STEP_COLUMNS)
+    + f") AS recs {_STEP_UPSERT}"
+)
+_USAGE = """INSERT INTO usage (run_id, attempt, data)
+ SELECT CAST(:run_id AS text), CAST(:attempt AS integer), CAST(:usage AS text) {gate}
+ ON CONFLICT (run_id, attempt) DO UPDATE SET data = excluded.data"""
+_ATTEMPT = """UPDATE attempts SET ended_at = CAST(:at AS bigint), outcome = CAST(:status AS text),
+ error = CAST(:error AS text)
+ WHERE run_id = CAST(:run_id AS text) AND attempt = CAST(:attempt AS integer){gate}"""
+
+
+async def commit(db: Database, fence: Fence, after: int, batch: Batch) -> Committed:
+    """Write `batch` if `fence` still holds and `after` is the last sequence number; else LostOwnership.
+
+    A repeat of a commit whose reply was lost succeeds and changes nothing.
+    """
+    values = _values(fence, after, batch)
+    transact = db.write_one if batch.cut is None else db.write
+    try:
+        row = await transact(lambda connection: _write(connection, values, batch))
+    except IntegrityError as error:
+        top = values["top"]
+        raise LostOwnership(f"{fence.run_id}: another attempt wrote lines {after + 1} to {top}") from error
+    if row is not None:
+        return Committed(row[0])
+    return await db.read_one(lambda connection: _committed_before(connection, fence, values["top"], batch))
+
+
+def _write(connection: Connection, values: dict[str, Any], batch: Batch) -> Any:
+    in_one = connection.dialect.name == "postgresql"
+    row = (_in_one if in_one else _in_statements)(connection, values, batch)
+    if row is not None and batch.cut is not None:
+        _cut(connection, batch.cut)
+    return row
+
+
+def _in_one(connection: Connection, values: dict[str, Any], batch: Batch) -> Any:
+    parts = (bool(batch.events), bool(batch.steps), batch.usage is not None, batch.outcome is not None)
+    arrays: dict[str, Any] = line_arrays(batch.events) if batch.events else {}
+    if batch.steps:
+        columns = zip(*map(step_values, batch.steps), strict=True)
+        arrays |= {f"step_{name}": list(column) for name, column in zip(STEP_COLUMNS, columns, strict=True)}
+    return connection.execute(_statement(*parts), {**values, **arrays}).first()
+
+
+@lru_cache(maxsize=16)
+def _statement(events: bool, steps: bool, usage: bool, outcome: bool) -> TextClause:
+    """Return the one statement for batches that have these parts; prepared once per connection."""
+    parts = [f"WITH fence AS ({_FENCE.format(outcome=_FENCE_OUTCOME if outcome else '')})"]
+    if events:
+        parts.append(f"lines_in AS ({insert_from('fence')})")
+    if steps:
+        parts.append(f"steps_in AS ({_STEPS_POSTGRES})")
+    if usage:
+        parts.append(f"usage_in AS ({_USAGE.format(gate='FROM fence')})")
+    if outcome:
+        parts.append(f"attempt_end AS ({_ATTEMPT.format(gate=' AND EXISTS (SELECT 1 FROM fence)')})")
+    return text(", ".join(parts) + " SELECT cancel_requested_at FROM fence")
+
+
+def _in_statements(connection: Connection, values: dict[str, Any], batch: Batch) -> Any:
+    row = connection.execute(_FENCE_END if batch.outcome else _FENCE_ON, values).first()
+    if row is None:
+        return None
+    insert_lines(connection, batch.events)
+    if batch.steps:
+        connection.exec_driver_sql(_STEPS_SQLITE, [step_values(record) for record in batch.steps])
+    if batch.usage is not None:
+        connection.execute(_USAGE_SQLITE, values)
+    if batch.outcome is not None:
+        connection.execute(_ATTEMPT_SQLITE, values)
+    return row
+
+
+def _cut(connection: Connection, cut: Cut) -> None:
+    key = log_lines.c
+    gone = (key.run_id == cut.marker.run_id) & key.seq.between(cut.from_seq, cut.marker.seq)
+    connection.execute(delete(log_lines).where(gone))
+    insert_lines(connection, [cut.marker])
+
+
+def _values(fence: Fence, after: int, batch: Batch) -> dict[str, Any]:
+    if batch.events and batch.events[0].seq <= after:
+        raise ValueError(f"{fence.run_id}: event {batch.events[0].seq} does not follow {after}")
+    lines, size = weigh(batch.events)
+    values: dict[str, Any] = {
+        "run_id": fence.run_id,
+        "attempt": fence.attempt,
+        "worker_id": fence.worker_id,
+        "after": after,
+        "top": batch.events[-1].seq if batch.events else after,
+        "planner": clean_or_none(batch.planner),
+        "lines": lines,
+        "size": size,
+        "cut": batch.cut is not None,
+    }
+    if batch.usage is not None:
+        values["usage"] = to_json(batch.usage)
+    if batch.outcome is not None:
+        values |= _outcome_values(batch.outcome, fence, batch.events)
+    return values
+
+
+def _outcome_values(outcome: Outcome, fence: Fence, events: Sequence[Event]) -> dict[str, Any]:
+    at = events[-1].ts if outcome.at is None and events else outcome.at
+    if at is None:
+        raise ValueError("an outcome needs its event or a time")
+    terminal = outcome.status.terminal
+    return {
+        "at": at,
+        "status": outcome.status.value,
+        "exit_code": outcome.exit_code,
+        "error": to_json_or_none(outcome.error),
+        "next_attempt_at": outcome.next_attempt_at,
+        "retry": int(outcome.counts_retry),
+        "ended_at": at if terminal else None,
+        "keep_worker": fence.worker_id if terminal else None,
+    }
+
+
+def _committed_before(connection: Connection, fence: Fence, top: int, batch: Batch) -> Committed:
+    """Tell a repeated commit, whose first reply was lost, from one that comes too late."""
+    columns = (runs.c.status, runs.c.attempt, runs.c.worker_id, runs.c.last_seq, runs.c.cancel_requested_at)
+    row = connection.execute(select(*columns).where(runs.c.run_id == fence.run_id)).first()
+    if row is not None and (row.attempt, row.last_seq) == (fence.attempt, top):
+        if batch.outcome is not None and row.status == batch.outcome.status:
+            return Committed(row.cancel_requested_at)
+        if batch.outcome is None and (row.status, row.worker_id) == (RunStatus.RUNNING, fence.worker_id):
+            return Committed(row.cancel_requested_at)
+    raise LostOwnership(f"{fence.run_id}: attempt {fence.attempt} is not the owner any more")
+
+
+_FENCE_ON = text(_FENCE.format(outcome=""))
+_FENCE_END = text(_FENCE.format(outcome=_FENCE_OUTCOME))
+_USAGE_SQLITE = text(_USAGE.format(gate="WHERE true"))
+_ATTEMPT_SQLITE = text(_ATTEMPT.format(gate=""))

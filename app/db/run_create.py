@@ -1,0 +1,119 @@
+"""How a run comes to be: its row and its first events in one transaction, once per idempotency key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select, text
+
+from app.db.clean import clean, clean_or_none
+from app.db.engine import Database
+from app.db.log_rows import insert_from, insert_lines, line_arrays
+from app.db.run_rows import RUN_COLUMNS, WHOLE_RUN, run_values, to_run
+from app.db.tables import runs
+from app.errors import Conflict
+from app.models import Event, EventType, Run, RunKind, RunStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """A run to be made. `start`: queued at once, else held as `created`."""
+
+    run_id: str
+    user_id: str
+    kind: RunKind
+    spec: dict[str, Any]
+    start: bool
+    max_attempts: int
+    timeout_s: float
+    labels: dict[str, str]
+    workspace_from: str | None = None
+    retry_of: str | None = None
+    project: str | None = None
+    type: str | None = None
+    planner: str | None = None
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The run, the events that came with it, and whether it is new or the key's earlier one."""
+
+    run: Run
+    events: list[Event]
+    fresh: bool
+
+
+_COLUMNS = (*RUN_COLUMNS, "idempotency_key", "request_hash")
+_INSERT = f"""INSERT INTO runs ({", ".join(_COLUMNS)}) VALUES ({", ".join(f":{name}" for name in _COLUMNS)})
+ ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING run_id"""
+_INSERT_SQLITE = text(_INSERT)
+_INSERT_POSTGRES = text(
+    f"WITH made AS ({_INSERT}), lines_in AS ({insert_from('made')}) SELECT run_id FROM made",
+)
+
+
+async def create(db: Database, new: NewRun, now: int) -> Created:
+    """Insert the run; Conflict when its idempotency key was used for another request."""
+    run, events = _first_state(new, now)
+    values = run_values(run) | {
+        "idempotency_key": clean_or_none(new.idempotency_key),
+        "request_hash": clean_or_none(new.request_hash),
+    }
+    insert = _insert_sqlite if db.dialect == "sqlite" else _insert_postgres
+    if await db.write_one(lambda connection: insert(connection, values, events)):
+        return Created(run, events, fresh=True)
+    earlier = await db.read_one(lambda connection: _earlier(connection, new))
+    return Created(earlier, [], fresh=False)
+
+
+def _first_state(new: NewRun, now: int) -> tuple[Run, list[Event]]:
+    path = [RunStatus.CREATED, RunStatus.QUEUED] if new.start else [RunStatus.CREATED]
+    events = [
+        Event(seq, EventType.STATUS, now, new.run_id, 0, data={"status": status.value})
+        for seq, status in enumerate(path, 1)
+    ]
+    run = Run(
+        run_id=new.run_id,
+        user_id=new.user_id,
+        kind=new.kind,
+        status=path[-1],
+        spec=new.spec,
+        created_at=now,
+        queued_at=now if new.start else None,
+        planner=new.planner,
+        max_attempts=new.max_attempts,
+        timeout_s=new.timeout_s,
+        labels=new.labels,
+        workspace_from=new.workspace_from,
+        retry_of=new.retry_of,
+        project=new.project,
+        type=new.type,
+        last_seq=len(events),
+    )
+    return run, events
+
+
+def _insert_postgres(connection: Connection, values: dict[str, Any], events: Sequence[Event]) -> bool:
+    return connection.execute(_INSERT_POSTGRES, values | line_arrays(events)).first() is not None
+
+
+def _insert_sqlite(connection: Connection, values: dict[str, Any], events: Sequence[Event]) -> bool:
+    made = connection.execute(_INSERT_SQLITE, values).first() is not None
+    if made:
+        insert_lines(connection, events)
+    return made
+
+
+def _earlier(connection: Connection, new: NewRun) -> Run:
+    key = (runs.c.user_id == clean(new.user_id)) & (runs.c.idempotency_key == new.idempotency_key)
+    *columns, request_hash = connection.execute(select(*WHOLE_RUN, runs.c.request_hash).where(key)).one()
+    if request_hash != new.request_hash:
+        raise Conflict(
+            "this Idempotency-Key was used for another request: use a new key",
+            code="idempotency_key_reused",
+        )
+    return to_run(columns)

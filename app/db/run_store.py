@@ -1,0 +1,172 @@
+"""The runs: the one place that makes a run and changes its status.
+
+A façade over its parts: `run_create`, `run_claim` (who owns it), `run_commit` (what the owner writes)
+and `run_change` (what others may do). Every call may raise `StorageError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Executable, Select, func, select, tuple_
+
+from app.db import run_change, run_claim, run_commit, run_create
+from app.db.engine import Database
+from app.db.run_batch import Batch, Committed, Cut, Outcome
+from app.db.run_change import Changed
+from app.db.run_create import Created, NewRun
+from app.db.run_rows import WHOLE_RUN, WHOLE_STEP, WITHOUT_SPEC, to_run, to_step
+from app.db.tables import runs, steps
+from app.errors import InvalidRequest
+from app.models import Event, Fence, Run, RunStatus, StepRecord
+
+__all__ = ["Batch", "Changed", "Committed", "Created", "Cut", "NewRun", "Outcome", "Owner", "RunStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What an attempt asks about its run: is it still mine, and shall it stop?"""
+
+    attempt: int
+    worker_id: str | None
+    status: RunStatus
+    cancel_requested_at: int | None
+    last_seq: int
+
+
+class RunStore:
+    """Runs in the database. Times are microseconds, `now` comes from the caller."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def create(self, new: NewRun, now: int) -> Created:
+        """Make a run; Conflict when its idempotency key stands for another request."""
+        return await run_create.create(self._db, new, now)
+
+    async def get(self, run_id: str) -> Run | None:
+        """Return the run, or None."""
+        rows = await self._select(select(*WHOLE_RUN).where(runs.c.run_id == run_id))
+        return to_run(rows[0]) if rows else None
+
+    async def list(
+        self,
+        *,
+        user_id: str | None,
+        status: RunStatus | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[Run], str | None]:
+        """Return a page, newest first, with empty specs, and the cursor of the next page."""
+        query = select(*WITHOUT_SPEC).order_by(runs.c.created_at.desc(), runs.c.run_id.desc())
+        if user_id is not None:
+            query = query.where(runs.c.user_id == user_id)
+        if status is not None:
+            query = query.where(runs.c.status == status)
+        if cursor is not None:
+            query = query.where(tuple_(runs.c.created_at, runs.c.run_id) < tuple_(*_read_cursor(cursor)))
+        page = [to_run(row) for row in await self._select(query.limit(limit + 1))]
+        if len(page) <= limit:
+            return page, None
+        last = page[limit - 1]
+        return page[:limit], f"{last.created_at}.{last.run_id}"
+
+    async def start(self, run_id: str, now: int) -> Changed:
+        """Queue a held run. Already queued or running: no events. Ended: Conflict. Unknown: NotFound."""
+        return await self._db.write(lambda connection: run_change.start(connection, run_id, now))
+
+    async def request_cancel(self, run_id: str, now: int) -> Changed:
+        """Ask for the end: at once when nobody owns the run, else a timestamp. Unknown: NotFound."""
+        return await self._db.write(lambda connection: run_change.request_cancel(connection, run_id, now))
+
+    async def end_orphan(
+        self,
+        seen: Run,
+        status: RunStatus,
+        error: dict[str, Any],
+        now: int,
+    ) -> Changed | None:
+        """End a running run whose owner's lease is dead. None: the row is not as `seen` any more.
+
+        The caller has saved the tail's lines with `rescue`.
+        """
+        return await self._db.write(
+            lambda connection: run_change.end_orphan(connection, seen, status, error, now),
+        )
+
+    async def rescue(self, run_id: str, attempt_seen: int, events: Sequence[Event]) -> int:
+        """Insert the events of a tail that the database lacks; return the run's last sequence number."""
+        return await self._db.write(
+            lambda connection: run_change.rescue(connection, run_id, attempt_seen, events),
+        )
+
+    async def claim(self, run_ids: Sequence[str], worker_id: str, now: int) -> list[Run]:
+        """Own those of the runs that wait, are due and not cancelled; return them in any order."""
+        return await run_claim.claim(self._db, run_ids, worker_id, now) if run_ids else []
+
+    async def take_over(self, seen: Run, worker_id: str, now: int) -> Run | None:
+        """Own one run, if its row is still as `seen`. None: somebody was faster, or it has ended."""
+        return await self._db.write(lambda connection: run_claim.take_over(connection, seen, worker_id, now))
+
+    async def commit(self, fence: Fence, after: int, batch: Batch) -> Committed:
+        """Write what an attempt produced since `after`; LostOwnership when it is not the owner."""
+        return await run_commit.commit(self._db, fence, after, batch)
+
+    async def owner(self, run_id: str) -> Owner | None:
+        """Return who owns the run and whether it shall stop."""
+        columns = (runs.c.attempt, runs.c.worker_id, runs.c.status, runs.c.cancel_requested_at)
+        rows = await self._select(select(*columns, runs.c.last_seq).where(runs.c.run_id == run_id))
+        return Owner(rows[0][0], rows[0][1], RunStatus(rows[0][2]), *rows[0][3:]) if rows else None
+
+    async def heads(self, run_ids: Sequence[str]) -> dict[str, tuple[int, RunStatus]]:
+        """Return the last sequence number and the status of each run that exists."""
+        if not run_ids:
+            return {}
+        query = select(runs.c.run_id, runs.c.last_seq, runs.c.status).where(runs.c.run_id.in_(run_ids))
+        return {run_id: (top, RunStatus(status)) for run_id, top, status in await self._select(query)}
+
+    async def steps(self, run_id: str) -> list[StepRecord]:
+        """Return the run's step records in the order of the plan."""
+        query = select(*WHOLE_STEP).where(steps.c.run_id == run_id).order_by(steps.c.idx, steps.c.step_id)
+        return [to_step(row) for row in await self._select(query)]
+
+    async def queued(self, now: int, *, due_only: bool, limit: int, after_id: str = "") -> list[Run]:
+        """Return queued runs by id from after `after_id`, with empty specs."""
+        query = _in_state(RunStatus.QUEUED, limit, after_id)
+        if due_only:
+            query = query.where(runs.c.next_attempt_at.is_(None) | (runs.c.next_attempt_at <= now))
+        return [to_run(row) for row in await self._select(query)]
+
+    async def running(self, limit: int, after_id: str = "") -> list[Run]:
+        """Return running runs by id from after `after_id`, with empty specs."""
+        return [to_run(row) for row in await self._select(_in_state(RunStatus.RUNNING, limit, after_id))]
+
+    async def counts(self) -> dict[RunStatus, int]:
+        """Return how many runs there are in each state that has any."""
+        query = select(runs.c.status, func.count()).group_by(runs.c.status)
+        return {RunStatus(status): count for status, count in await self._select(query)}
+
+    async def oldest_queued_at(self) -> int | None:
+        """Return since when the run waits that has waited longest."""
+        query = select(func.min(runs.c.queued_at)).where(runs.c.status == RunStatus.QUEUED)
+        return (await self._select(query))[0][0]
+
+    async def _select(self, query: Executable) -> Sequence[Any]:
+        def work(connection: Connection) -> Sequence[Any]:
+            return connection.execute(query).all()
+
+        return await self._db.read_one(work)
+
+
+def _in_state(status: RunStatus, limit: int, after_id: str) -> Select[*tuple[Any, ...]]:
+    query = select(*WITHOUT_SPEC).where(runs.c.status == status, runs.c.run_id > after_id)
+    return query.order_by(runs.c.run_id).limit(limit)
+
+
+def _read_cursor(cursor: str) -> tuple[int, str]:
+    created_at, _, run_id = cursor.partition(".")
+    if not created_at.isdecimal() or not run_id:
+        raise InvalidRequest(f"cursor {cursor!r} is not one of ours: use `next` of the page before")
+    return int(created_at), run_id

@@ -1,0 +1,165 @@
+"""The tables as SQLAlchemy sees them; `migrations/` makes them (a test holds the two together).
+
+Ids are text, times are microseconds since the epoch, JSON is text that orjson wrote.
+`log_lines` has no foreign key: its writers lock the run's row first, and a check per line is dear.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+
+from app.db.clean import clean
+
+metadata = MetaData()
+
+
+class SafeText(TypeDecorator[str]):
+    """Text that PostgreSQL takes: NUL and lone surrogates become U+FFFD on the way in."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Clean what is bound."""
+        return None if value is None else clean(value)
+
+
+def _run_id() -> Column[str]:
+    return Column("run_id", SafeText, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True)
+
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", SafeText, primary_key=True),
+    Column("user_id", SafeText, nullable=False),
+    Column("kind", SafeText, nullable=False),
+    Column("status", SafeText, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker_id", SafeText),
+    Column("planner", SafeText),
+    Column("retries", Integer, nullable=False),
+    Column("redeliveries", Integer, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    Column("timeout_s", Float, nullable=False),
+    Column("queued_at", BigInteger),
+    Column("started_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("next_attempt_at", BigInteger),
+    Column("cancel_requested_at", BigInteger),
+    Column("exit_code", Integer),
+    Column("error", Text),
+    Column("log_lines", BigInteger, nullable=False),
+    Column("log_size", BigInteger, nullable=False),
+    Column("truncated", Boolean, nullable=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("retry_of", SafeText),
+    Column("workspace_from", SafeText),
+    Column("project", SafeText),
+    Column("type", SafeText),
+    Column("idempotency_key", SafeText),
+    Column("request_hash", SafeText),
+    Index("runs_by_status", "status", "run_id"),
+    Index("runs_by_user", "user_id", "created_at", "run_id"),
+    Index("runs_by_age", "created_at", "run_id"),
+    Index(
+        "runs_by_idempotency_key",
+        "user_id",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=text("idempotency_key IS NOT NULL"),
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    _run_id(),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("worker_id", SafeText, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("outcome", SafeText),
+    Column("error", Text),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    _run_id(),
+    Column("step_id", SafeText, primary_key=True),
+    Column("idx", Integer, nullable=False),
+    Column("tool", SafeText, nullable=False),
+    Column("args", Text, nullable=False),
+    Column("status", SafeText, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("exit_code", Integer),
+    Column("result", Text),
+    Column("error", Text),
+)
+
+log_lines = Table(
+    "log_lines",
+    metadata,
+    Column("run_id", SafeText, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("type", SafeText, nullable=False),
+    Column("ts", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("level", SafeText),
+    Column("stream", SafeText),
+    Column("step", SafeText),
+    Column("content", SafeText),
+    Column("data", Text),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token_id", SafeText, primary_key=True),
+    Column("hash", SafeText, nullable=False, unique=True),
+    Column("user_id", SafeText, nullable=False),
+    Column("scope", SafeText, nullable=False),
+    Column("name", SafeText, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("run_id", SafeText),
+    Column("revoked_at", BigInteger),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    _run_id(),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("data", Text, nullable=False),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", SafeText, primary_key=True),
+    Column("config", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)

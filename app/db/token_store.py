@@ -1,0 +1,114 @@
+"""Tokens: who may call the API. Only a hash of each secret is kept.
+
+The secrets are random and long (256 bits), so a plain SHA-256 is enough, and looking one up by its
+hash tells an attacker's clock nothing about the secret.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Any, Literal
+
+from sqlalchemy import Connection, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from app.db.engine import Database
+from app.db.tables import tokens
+
+Scope = Literal["user", "admin", "stream"]
+_PREFIX = "tr_"
+"""Lets secret scanners and people recognise a leaked token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token without its secret. Scope "stream" reads the stream of `run_id` and nothing else."""
+
+    token_id: str
+    user_id: str
+    scope: Scope
+    name: str
+    created_at: int
+    expires_at: int | None
+    run_id: str | None
+    revoked_at: int | None
+
+
+_COLUMNS = [field.name for field in fields(Token)]
+_WHOLE = [tokens.c[name] for name in _COLUMNS]
+
+
+class TokenStore:
+    """Tokens in the database. Times are microseconds."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def create(
+        self,
+        user_id: str,
+        scope: Scope,
+        name: str,
+        now: int,
+        *,
+        run_id: str | None = None,
+        expires_at: int | None = None,
+        secret: str | None = None,
+    ) -> tuple[str, Token]:
+        """Make a token; return its secret, which is shown this once, and its row.
+
+        A `secret` of the caller's (the bootstrap token) that is there already is left as it stands.
+        """
+        plaintext = secret or _PREFIX + secrets.token_urlsafe(32)
+        token_id = secrets.token_hex(8)
+        token = Token(token_id, user_id, scope, name, now, expires_at, run_id, revoked_at=None)
+        values = dict(zip(_COLUMNS, astuple(token), strict=True)) | {"hash": _hash(plaintext)}
+        return plaintext, await self._db.write(lambda connection: _insert(connection, values))
+
+    async def find(self, plaintext: str, now: int) -> Token | None:
+        """Return the token with this secret, unless it is revoked or has expired."""
+        query = select(*_WHOLE).where(
+            tokens.c.hash == _hash(plaintext),
+            tokens.c.revoked_at.is_(None),
+            tokens.c.expires_at.is_(None) | (tokens.c.expires_at > now),
+        )
+        row = await self._db.read_one(lambda connection: connection.execute(query).first())
+        return None if row is None else _to_token(row)
+
+    async def list(self) -> builtins.list[Token]:
+        """Return every token but the short-lived ones of streams, oldest first."""
+        query = select(*_WHOLE).where(tokens.c.scope != "stream")
+        query = query.order_by(tokens.c.created_at, tokens.c.token_id)
+        rows = await self._db.read_one(lambda connection: connection.execute(query).all())
+        return [_to_token(row) for row in rows]
+
+    async def revoke(self, token_id: str, now: int) -> bool:
+        """End a token's validity; whether it was valid until now."""
+        row = (tokens.c.token_id == token_id) & tokens.c.revoked_at.is_(None)
+        return await self._changed(update(tokens).where(row).values(revoked_at=now)) > 0
+
+    async def purge_expired(self, now: int) -> int:
+        """Delete tokens that have expired; return how many."""
+        return await self._changed(delete(tokens).where(tokens.c.expires_at <= now))
+
+    async def _changed(self, statement: Any) -> int:
+        return await self._db.write_one(lambda connection: connection.execute(statement).rowcount)
+
+
+def _insert(connection: Connection, values: dict[str, Any]) -> Token:
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert(tokens).values(values).on_conflict_do_nothing(index_elements=["hash"])
+    connection.execute(statement)
+    return _to_token(connection.execute(select(*_WHOLE).where(tokens.c.hash == values["hash"])).one())
+
+
+def _to_token(row: Sequence[Any]) -> Token:
+    return Token(*row)
+
+
+def _hash(plaintext: str) -> str:
+    return hashlib.sha256(plaintext.encode(errors="surrogatepass")).hexdigest()
