@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -35,11 +35,15 @@ class Limits:
 class Checkout:
     """The run's files as a real directory, while a tool runs in it.
 
-    `changed` is filled when the checkout ends: what the tool wrote, changed or (size -1) removed.
+    Both lists are filled when the checkout ends. `changed`: what the tool wrote, changed or
+    (size -1) removed. `skipped`: what it left there that is no file of a workspace and so is
+    neither served nor kept in a store: links, special files, names that no URL can carry,
+    folders that can't be opened (with a `/` at the end).
     """
 
     path: Path
     changed: list[FileInfo]
+    skipped: list[str] = field(default_factory=list[str])
 
 
 class Workspace(Protocol):
@@ -47,7 +51,9 @@ class Workspace(Protocol):
 
     Every method raises `app.errors.Unprocessable` (code `invalid_path`) for a path that is
     empty, absolute, leaves the workspace, passes through a link or holds NUL;
-    `NotFound` where there is no such file; `TooLarge` over a limit.
+    `NotFound` where there is no such file; `TooLarge` over a limit; `Conflict` where a file
+    is to stand in the place of a folder or inside of a file; `app.errors.StorageError` while
+    the store can't be reached or its disk is full.
     """
 
     async def write(self, path: str, content: AsyncIterator[bytes] | bytes) -> FileInfo:
@@ -75,7 +81,11 @@ class Workspace(Protocol):
         ...
 
     def checkout(self) -> AbstractAsyncContextManager[Checkout]:
-        """Bring the files down to a directory; write back what changed at the end, also on failure."""
+        """Bring the files down to a directory; write back what changed at the end, also on failure.
+
+        A file over a limit is not counted as changed (nor uploaded); the rest is, and then the
+        end raises `TooLarge` naming it, unless the body raised: then its error has a note.
+        """
         ...
 
 

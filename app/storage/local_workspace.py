@@ -1,0 +1,290 @@
+"""Workspaces as directories: `<root>/users/{user_id}/runs/{run_id}/`.
+
+Tools work in place in the very directory that this serves files from, so it is written for
+a directory that changes under its hands (see `tree`). A file is written beside the
+workspaces and renamed into place whole; limits are checked again under a lock just before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from pathlib import Path
+
+from app.errors import Conflict, NotFound, StorageError, TooLarge
+from app.storage.budget import Budget, file_in_the_way, folder_in_the_way
+from app.storage.checkout import checked_out
+from app.storage.paths import invalid, normalise, normalise_prefix, run_key
+from app.storage.pieces import PIECE, merged
+from app.storage.scratch import Scratch, purge
+from app.storage.threads import Threads
+from app.storage.tree import Found, Snapshot, is_link, open_file, opened_folder, remove_empty, snapshot
+from app.storage.workspace import Checkout, FileInfo, Limits, Workspace
+
+_STRIPES = 64
+
+
+class LocalWorkspaces:
+    """All workspaces below one directory, which several processes may share."""
+
+    def __init__(self, root: Path, limits: Limits) -> None:
+        self.root = root.absolute()
+        self.limits = limits
+        self.scratch = Scratch(self.root / ".scratch")
+        self.threads = Threads()
+
+    def open(self, user_id: str, run_id: str) -> Workspace:
+        """Return the workspace of one run."""
+        return LocalWorkspace(self, run_key(user_id, run_id))
+
+    async def delete_run(self, user_id: str, run_id: str) -> None:
+        """Remove all files of one run: gone at once, then unlinked one by one."""
+        key = run_key(user_id, run_id)
+        await self.threads.run(self._delete_run, key)
+
+    async def ping(self) -> None:
+        """Raise `StorageError` unless the directory can be written."""
+        await self.threads.run(self._ping)
+
+    async def close(self) -> None:
+        """Remove this process's temporary files."""
+        await self.threads.run(self.scratch.close)
+
+    def _delete_run(self, key: str) -> None:
+        *folders, run_id = key.split("/")
+        with explained(key), contextlib.suppress(FileNotFoundError):
+            trash = Path(tempfile.mkdtemp(dir=self.scratch.folder()))
+            with opened_folder(self.root, folders) as parent:
+                os.rename(run_id, trash, src_dir_fd=parent)
+            purge(trash)
+
+    def _ping(self) -> None:
+        with explained("the workspace directory"):
+            self.scratch.folder()
+            if not os.access(self.root, os.W_OK | os.X_OK):
+                raise StorageError(f"The workspace directory {self.root} can't be written.")
+
+
+class LocalWorkspace:
+    """The files of one run in a directory."""
+
+    def __init__(self, home: LocalWorkspaces, key: str) -> None:
+        self._home = home
+        self._key = key
+        self._threads = home.threads
+        self._run = home.threads.run
+
+    async def write(self, path: str, content: AsyncIterator[bytes] | bytes) -> FileInfo:
+        """Store a file, whole or not at all."""
+        path = normalise(path)
+        budget = await self._run(self._budget)
+        room = budget.room(path)
+        async with self._threads.opened(self._temporary, _discard, path) as (fd, temp):
+            size = 0
+            async for piece in merged(content):
+                size += len(piece)
+                if size > room:
+                    raise budget.too_large(path, room)
+                await self._run(_append, fd, piece, path)
+            return await self._run(self._commit, fd, temp, path)
+
+    async def stat(self, path: str) -> FileInfo:
+        """Describe one file."""
+        path = normalise(path)
+        async with self._threads.opened(self._open, os.close, path) as fd:
+            return Found.of(os.fstat(fd)).info(path)
+
+    async def read(self, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """Yield bytes `start` to `end` (exclusive)."""
+        path = normalise(path)
+        async with self._threads.opened(self._open, os.close, path) as fd:
+            while end is None or start < end:
+                length = PIECE if end is None else min(PIECE, end - start)
+                piece = await self._run(os.pread, fd, length, start)
+                if not piece:
+                    return
+                start += len(piece)
+                yield piece
+
+    async def list(self, prefix: str = "") -> list[FileInfo]:
+        """Describe all files whose path starts with `prefix`."""
+        prefix = normalise_prefix(prefix)
+        found = (await self._run(self._snapshot)).files
+        return [found[path].info(path) for path in sorted(found) if path.startswith(prefix)]
+
+    async def delete(self, path: str) -> None:
+        """Remove one file."""
+        path = normalise(path)
+        await self._run(self._delete, path)
+
+    async def copy_from(self, other: Workspace) -> int:
+        """Copy another run's files: real copies, for tools change files in place."""
+        if not isinstance(other, LocalWorkspace):
+            raise TypeError(f"A directory workspace can't copy from {type(other).__name__}.")
+        return await self._run(self._copy_from, other)
+
+    @contextlib.asynccontextmanager
+    async def checkout(self) -> AsyncGenerator[Checkout]:
+        """Give out the directory itself."""
+        before = await self._run(self._make)
+        checkout = Checkout(self._home.root / self._key, [])
+        async with checked_out(checkout, lambda: self._run(self._settle, before, checkout)):
+            yield checkout
+
+    # Blocking from here on.
+
+    def _make(self) -> Snapshot:
+        with explained(self._key), opened_folder(self._home.root, self._key.split("/"), create=True):
+            return self._snapshot()
+
+    def _settle(self, before: Snapshot, checkout: Checkout) -> None:
+        """Fill `checkout`; raise the first `TooLarge` among what changed."""
+        after = self._snapshot()
+        changed = before.changed(after)
+        kept = after.files.keys() - set(changed)
+        budget = Budget(self._home.limits, [after.files[path].info(path) for path in kept])
+        failure: TooLarge | None = None
+        for path in changed:
+            try:
+                budget.take(path, after.files[path].size)
+            except TooLarge as error:
+                failure = failure or error
+            else:
+                checkout.changed.append(after.files[path].info(path))
+        for path in before.removed(after):
+            checkout.changed.append(FileInfo(path, -1, before.files[path].mtime_ns // 1000))
+        checkout.skipped.extend(after.skipped)
+        if failure is not None:
+            raise failure
+
+    def _copy_from(self, other: LocalWorkspace) -> int:
+        with self._locked():
+            budget = self._budget()
+            files = other._snapshot().files
+            for path, found in files.items():
+                budget.take(path, found.size)
+            copied: list[str] = []
+            try:
+                for path, found in files.items():
+                    self._copy(other, path, found)
+                    copied.append(path)
+            except BaseException:
+                for path in copied:
+                    self._delete(path)
+                raise
+        return len(files)
+
+    def _copy(self, other: LocalWorkspace, path: str, found: Found) -> None:
+        source = other._open(path)
+        try:
+            target, temp = self._temporary(path)
+            try:
+                _copy_bytes(source, target, found.size, path)
+                os.fchmod(target, 0o755 if found.executable else 0o644)
+                self._place(temp, path)
+            finally:
+                _discard((target, temp))
+        finally:
+            os.close(source)
+
+    def _snapshot(self) -> Snapshot:
+        with explained(self._key):
+            return snapshot(self._home.root, self._key.split("/"))
+
+    def _budget(self) -> Budget:
+        found = self._snapshot().files
+        return Budget(self._home.limits, [file.info(path) for path, file in found.items()])
+
+    def _temporary(self, path: str) -> tuple[int, Path]:
+        with explained(path):
+            fd, name = tempfile.mkstemp(dir=self._home.scratch.folder())
+            os.fchmod(fd, 0o644)
+            return fd, Path(name)
+
+    def _commit(self, fd: int, temp: Path, path: str) -> FileInfo:
+        found = Found.of(os.fstat(fd))
+        with self._locked():
+            self._budget().take(path, found.size)
+            self._place(temp, path)
+        return found.info(path)
+
+    def _place(self, temp: Path, path: str) -> None:
+        with explained(path, writing=True), self._parent(path, create=True) as (folder, name):
+            if is_link(folder, name):
+                raise invalid(path, "it passes through a link")
+            try:
+                os.rename(temp, name, dst_dir_fd=folder)
+            except IsADirectoryError:
+                if not remove_empty(folder, name):
+                    raise folder_in_the_way(path) from None
+                os.rename(temp, name, dst_dir_fd=folder)
+
+    def _open(self, path: str) -> int:
+        with explained(path), self._parent(path) as (folder, name):
+            return open_file(folder, name)
+
+    def _delete(self, path: str) -> None:
+        with explained(path), self._parent(path) as (folder, name):
+            os.close(open_file(folder, name))
+            os.unlink(name, dir_fd=folder)
+
+    @contextlib.contextmanager
+    def _parent(self, path: str, *, create: bool = False) -> Generator[tuple[int, str]]:
+        *folders, name = path.split("/")
+        parts = [*self._key.split("/"), *folders]
+        with opened_folder(self._home.root, parts, create=create) as folder:
+            yield folder, name
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        """One writer at a time checks the limits of this run, over all processes."""
+        return self._home.scratch.lock(f"commit-{zlib.crc32(self._key.encode()) % _STRIPES}")
+
+
+@contextlib.contextmanager
+def explained(path: str, *, writing: bool = False) -> Generator[None]:
+    """Turn what the file system says about `path` into an error that a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        raise _explanation(path, error, writing=writing) from error
+
+
+def _explanation(path: str, error: OSError, *, writing: bool) -> Exception:
+    match error.errno:
+        case errno.ENOTDIR if writing:
+            return file_in_the_way(path, "One of its folders")
+        case errno.ENOENT | errno.ENOTDIR:
+            return NotFound(f"There is no file {path!r}.")
+        case errno.ELOOP | errno.EMLINK:
+            return invalid(path, "it passes through a link")
+        case errno.EACCES | errno.EPERM:
+            return Conflict(f"{path}: a tool took away the permission to open it.")
+        case errno.ENOSPC | errno.EDQUOT:
+            return StorageError(f"{path}: the disk of the workspaces is full.")
+        case _:
+            return StorageError(f"{path}: {error.strerror}.")
+
+
+def _discard(temporary: tuple[int, Path]) -> None:
+    """Close a temporary file, and remove it unless it was renamed into its place."""
+    fd, path = temporary
+    os.close(fd)
+    path.unlink(missing_ok=True)
+
+
+def _append(fd: int, piece: bytes, path: str) -> None:
+    with explained(path):
+        left = memoryview(piece)
+        while left:
+            left = left[os.write(fd, left) :]
+
+
+def _copy_bytes(source: int, target: int, size: int, path: str) -> None:
+    """Copy at most `size` bytes: a file that still grows is copied as it was counted."""
+    while size > 0 and (piece := os.read(source, min(PIECE, size))):
+        _append(target, piece, path)
+        size -= len(piece)

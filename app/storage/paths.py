@@ -1,0 +1,106 @@
+"""Names of files: the one place that says which paths and keys are allowed.
+
+Whatever comes from outside (URLs, plans, keys in a bucket, names that tools made up) goes
+through here before it reaches a disk or a store. One path has one form, so that a file
+can't be reached, counted or limited under two names.
+"""
+
+from __future__ import annotations
+
+import re
+
+from app.errors import Unprocessable
+
+MAX_PART_BYTES = 255
+"""The longest name that common file systems take (NAME_MAX)."""
+
+_MAX_KEY_BYTES = 1024  # the longest key that S3 takes
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, bytes that are no UTF-8
+_OWNER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+MAX_PATH_BYTES = _MAX_KEY_BYTES - len("users//runs//") - 2 * 64
+"""What is left of S3's longest key for a path, whoever the user and whatever the run."""
+
+
+def normalise(path: str) -> str:
+    """Return the one form of `path` (`a//b/./c` → `a/b/c`).
+
+    Raises:
+        Unprocessable: it is empty, absolute, names a folder, holds `..`, a backslash or a
+            control character, or is too long (`MAX_PATH_BYTES`, `MAX_PART_BYTES` per part).
+    """
+    parts = _parts(path)
+    if not parts or path.endswith(("/", "/.")):
+        raise invalid(path, "it names no file")
+    _check_length(path, parts)
+    return "/".join(parts)
+
+
+def normalise_prefix(prefix: str) -> str:
+    """Return the one form of a prefix; `""` and `"."` mean all files, `a/` those in folder `a`.
+
+    Raises:
+        Unprocessable: as `normalise`.
+    """
+    parts = _parts(prefix)
+    _check_length(prefix, parts)
+    folder = bool(parts) and prefix.endswith(("/", "/."))
+    return "/".join(parts) + ("/" if folder else "")
+
+
+def is_normal(path: str) -> bool:
+    """Whether `path` is a file's one form; what tools or strangers named otherwise is not served."""
+    try:
+        return normalise(path) == path
+    except Unprocessable:
+        return False
+
+
+def run_key(user_id: str, run_id: str) -> str:
+    """Return where a run's files are: `users/{user_id}/runs/{run_id}`.
+
+    Raises:
+        Unprocessable: an id is not 1 to 64 letters, digits, `.`, `_` or `-`.
+    """
+    return f"users/{_owner(user_id)}/runs/{_owner(run_id)}"
+
+
+def parents(path: str) -> list[str]:
+    """Return the folders that `path` is in, outermost first (`a/b/c` → `a`, `a/b`)."""
+    parts = path.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def invalid(path: str, reason: str) -> Unprocessable:
+    """Return the error of a path that can't be used."""
+    return Unprocessable(f"The path {path[:200]!r} can't be used: {reason}.", code="invalid_path")
+
+
+def _owner(part: str) -> str:
+    if not _OWNER.fullmatch(part) or part in {".", ".."}:
+        raise Unprocessable(
+            f"The id {part[:64]!r} can't own files: use 1 to 64 letters, digits, '.', '_' or '-'.",
+            code="invalid_path",
+        )
+    return part
+
+
+def _parts(path: str) -> list[str]:
+    if path.startswith("/"):
+        raise invalid(path, "it is absolute; give it relative to the workspace")
+    if "\\" in path:
+        raise invalid(path, "it holds a backslash; separate folders with '/'")
+    if _FORBIDDEN.search(path):
+        raise invalid(path, "it holds a control character or is not Unicode")
+    parts = [part for part in path.split("/") if part not in {"", "."}]
+    if ".." in parts:
+        raise invalid(path, "it holds '..'")
+    return parts
+
+
+def _check_length(path: str, parts: list[str]) -> None:
+    sizes = [len(part.encode()) for part in parts]
+    if any(size > MAX_PART_BYTES for size in sizes):
+        raise invalid(path, f"one of its parts is longer than {MAX_PART_BYTES} bytes")
+    if sum(sizes) + len(sizes) - 1 > MAX_PATH_BYTES:
+        raise invalid(path, f"it is longer than {MAX_PATH_BYTES} bytes")

@@ -1,0 +1,22 @@
+"""What tests ask of a workspace again and again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from app.storage.workspace import Limits, Workspace
+
+LIMITS = Limits(file_bytes=1_000_000, total_bytes=2_500_000, files=12)
+
+
+async def content(workspace: Workspace, path: str, start: int = 0, end: int | None = None) -> bytes:
+    return b"".join([piece async for piece in workspace.read(path, start, end)])
+
+
+async def paths(workspace: Workspace, prefix: str = "") -> list[str]:
+    return [file.path for file in await workspace.list(prefix)]
+
+
+async def stream(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
