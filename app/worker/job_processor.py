@@ -17,6 +17,7 @@ import structlog
 from app.agent.planner import plan
 from app.agent.supervisor import Drained, supervise
 from app.agent.tools.router import ToolRouter
+from app.config import Settings
 from app.db.run_store import Outcome, RunStore
 from app.errors import ErrorCode, LostOwnership, RunFailure, StorageError, TailrunError
 from app.execution.executor import Executor, StopReason, StopToken
@@ -50,7 +51,7 @@ class Bench:
     clock: Callable[[], int]
     log_policy: LogPolicy
     backoff: Backoff
-    cancel_grace_s: float
+    settings: Settings
 
 
 class JobProcessor:
@@ -120,7 +121,7 @@ class JobProcessor:
             await writer.say(Level.INFO, f"workspace starts with {count} files of run {run.workspace_from}")
         steps = plan(run)
         writer.set_planner(steps.planner)
-        tools = ToolRouter(workspace, self._bench.executor, run, writer)
+        tools = ToolRouter(workspace, self._bench.executor, run, writer, self._bench.settings)
         return await supervise(
             run, steps, done=done, log=writer, tools=tools, stop=self._stop, clock=self._bench.clock
         )
@@ -134,7 +135,7 @@ class JobProcessor:
         try:
             await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                await asyncio.wait((work,), timeout=self._bench.cancel_grace_s + _STOP_MARGIN_S)
+                await asyncio.wait((work,), timeout=self._bench.settings.cancel_grace_s + _STOP_MARGIN_S)
             if not work.done():
                 return await self._break_off(work)
             return work.result()

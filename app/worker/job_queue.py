@@ -73,16 +73,24 @@ class JobQueue:
             raise
         return await self._admit(claim)
 
-    async def wait(self) -> list[Claimed]:
-        """Wait a few seconds for an entry, and claim its run."""
+    async def wait(self) -> bytes | None:
+        """Wait a few seconds for an entry and take it; `admit` claims its run."""
         self._waiting = True
         try:
-            entry = await self._claims.wait()
+            await self.flush()
+            return await self._claims.wait()
         finally:
             self._waiting = False
-        if entry is None:
-            return []
+
+    async def admit(self, entry: bytes) -> list[Claimed]:
+        """Claim the run of an entry that `wait` brought."""
         return await self._admit(Claim([entry], await self._queue.time_us()))
+
+    async def adopt(self, seen: Run, now: int) -> Claimed | None:
+        """Take over a run that is ours by its row but has no entry and no task: a reply was lost."""
+        entry = Job.of(seen, now).encode()
+        await self._claims.hold(entry)
+        return await self._settle(seen.run_id, entry, now)
 
     async def _admit(self, claim: Claim) -> list[Claimed]:
         entries = await self._sort(claim)

@@ -14,9 +14,10 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from random import Random
+from typing import Any, TypeVar
 
 import structlog
 
@@ -26,6 +27,7 @@ from app.db.run_store import RunStore
 from app.errors import StorageError
 from app.execution.executor import StopReason
 from app.execution.process import LocalExecutor
+from app.models import Run
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
 from app.redis.lease import LeaseClient
@@ -49,6 +51,8 @@ from app.worker.reaper import Reaper
 from app.worker.reconciler import Reconciler
 
 _RETRY_S = 1.0
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -107,7 +111,7 @@ class Worker:
                 settings.log_batch, settings.log_linger_s, settings.log_max_bytes, settings.log_buffer_bytes
             ),
             backoff=Backoff(settings.retry_base_s, settings.retry_max_s, Random()),  # noqa: S311 - jitter
-            cancel_grace_s=settings.cancel_grace_s,
+            settings=settings,
         )
 
     # -- life ---------------------------------------------------------------------------
@@ -158,7 +162,7 @@ class Worker:
             on_renewed=self._executor.heartbeat,
             on_held=lambda held: ownership.held(held) if ownership else None,
         )
-        watch = Watch(self._settings.lease_s, lambda: lease.age_s, self._executor.heartbeat)
+        watch = Watch(self._settings.lease_s, lambda: lease.age_s, self._executor.heartbeat, self._adopt)
         ownership = Ownership(self._in_flight, self._queue, self._runs, self.worker_id, watch)
         control = Control(Signals(self._redis), self._in_flight, ownership.reread)
         lease.start()
@@ -197,40 +201,48 @@ class Worker:
     # -- claim --------------------------------------------------------------------------
 
     async def _claim_until_drained(self) -> None:
-        draining = asyncio.create_task(self._draining.wait())
-        try:
-            while not self._draining.is_set():
-                claiming = asyncio.create_task(self._claim_some())
-                await asyncio.wait((claiming, draining), return_when=asyncio.FIRST_COMPLETED)
-                if not claiming.done():
-                    claiming.cancel()
-                await asyncio.gather(claiming, return_exceptions=True)
-                if not claiming.cancelled() and (error := claiming.exception()):
-                    await self._claim_failed(error)
-        finally:
-            draining.cancel()
+        while not self._draining.is_set():
+            free = self._settings.worker_concurrency - len(self._in_flight)
+            if free <= 0:
+                self._freed.clear()
+                await self._unless_draining(self._freed.wait())
+                continue
+            try:
+                await self._claim(free)
+            except StorageError as error:
+                await self._claim_failed(error)
 
-    async def _claim_some(self) -> None:
-        free = self._settings.worker_concurrency - len(self._in_flight)
-        if free <= 0:
-            self._freed.clear()
-            await self._freed.wait()
-            return
+    async def _claim(self, free: int) -> None:
+        """Claim what there is; if there is nothing, wait a few seconds for the next entry."""
         claimed = await self._queue.claim(free)
-        self._start(claimed)
-        if not claimed:
-            self._start(await self._queue.wait())
         self._trouble = ""
+        if not claimed:
+            entry = await self._unless_draining(self._queue.wait())
+            claimed = await self._queue.admit(entry) if entry is not None else []
+        self._start(claimed)
 
-    async def _claim_failed(self, error: BaseException) -> None:
+    async def _unless_draining(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Await `work`, or give it up when the drain begins."""
+        task, draining = asyncio.create_task(work), asyncio.create_task(self._draining.wait())
+        await asyncio.wait((task, draining), return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return None
+
+    async def _claim_failed(self, error: StorageError) -> None:
         """Redis or the database is away: claim nothing until both answer."""
-        if not isinstance(error, StorageError):
-            log.error("claiming failed", exc_info=error)
-        else:
-            log.warning("claiming stops", error=str(error))
-        self._trouble = str(error) or type(error).__name__
+        log.warning("claiming stops", error=str(error))
+        self._trouble = str(error)
         await _wait(self._draining, _RETRY_S)
         await self._until_ready()
+
+    async def _adopt(self, run: Run) -> None:
+        """Work on a run that the database says is ours though nobody here knows it."""
+        claimed = await self._queue.adopt(run, now_us())
+        self._start([claimed] if claimed is not None else [])
 
     def _start(self, claimed: list[Claimed]) -> None:
         for one in claimed:

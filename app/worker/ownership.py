@@ -10,8 +10,9 @@ they are stopped.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -19,7 +20,7 @@ import structlog
 from app.db.run_store import Owner, RunStore
 from app.errors import StorageError
 from app.execution.executor import StopReason
-from app.models import RunStatus
+from app.models import Run, RunStatus
 from app.redis.clients import BLOCK_S
 from app.worker.in_flight import Attempt, InFlight
 from app.worker.job_queue import JobQueue
@@ -28,17 +29,23 @@ STRANGER_AFTER_S = BLOCK_S + 2 + 1
 """An unknown entry is a stranger after the longest block, its socket timeout and a margin, in seconds."""
 
 CHECK_EVERY_S = 1.0
+ADOPT_EVERY = 5
+"""Checks between two looks for orphans of our own."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What ownership needs to know: seconds of a lease, its age, how to tell the guards we live."""
+    """What ownership needs to know: seconds of a lease, its age, how to tell the guards we live.
+
+    `adopt` starts work on a run that is ours by its row though nobody here knows it.
+    """
 
     lease_s: float
     lease_age_s: Callable[[], float]
     heartbeat: Callable[[], None]
+    adopt: Callable[[Run], Awaitable[None]]
 
 
 class Ownership:
@@ -49,6 +56,7 @@ class Ownership:
     ) -> None:
         self._in_flight, self._queue, self._runs = in_flight, queue, runs
         self._me, self._watch = worker_id, watch
+        self._orphans: set[str] = set()
         self._strangers: dict[bytes, float] = {}
         self._missing: set[str] = set()
         self._confirmed_at = time.monotonic()
@@ -64,9 +72,11 @@ class Ownership:
 
     async def run(self) -> None:
         """Check once a second until cancelled; adopt now and then."""
-        while True:
+        for second in itertools.count():
             try:
                 await self.check()
+                if second % ADOPT_EVERY == 0:
+                    await self._adopt_orphans()
             except StorageError as error:
                 log.warning("ownership could not be checked", error=str(error))
             await asyncio.sleep(CHECK_EVERY_S)
@@ -119,6 +129,16 @@ class Ownership:
             and owner.status is RunStatus.RUNNING
             and (owner.attempt, owner.worker_id) == (attempt.run.attempt, self._me)
         )
+
+    async def _adopt_orphans(self) -> None:
+        """Take up runs that are ours by their row, in two looks in a row, but not in flight."""
+        mine = [run for run in await self._runs.running(limit=1000) if run.worker_id == self._me]
+        orphans = [run for run in mine if run.run_id not in self._in_flight]
+        twice = [run for run in orphans if run.run_id in self._orphans]
+        self._orphans = {run.run_id for run in orphans}
+        for run in twice:
+            log.warning("run was ours without our knowing", run_id=run.run_id)
+            await self._watch.adopt(run)
 
     async def _return_strangers(self) -> None:
         now = time.monotonic()
