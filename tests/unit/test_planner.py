@@ -119,8 +119,8 @@ def test_text_in_a_fenced_block_keeps_its_lines() -> None:
         (
             fenced("- tool: x\n- !!python/object/apply:os.system [ls]"),
             (
-                "line 4 of the prompt (```yaml block): tags (tag:yaml.org,2002:python/object/apply:os.system) "
-                "are not allowed in a plan"
+                "line 4 of the prompt (```yaml block): tags "
+                "(tag:yaml.org,2002:python/object/apply:os.system) are not allowed in a plan"
             ),
         ),
         (
