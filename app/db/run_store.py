@@ -116,9 +116,16 @@ class RunStore:
 
     async def owner(self, run_id: str) -> Owner | None:
         """Return who owns the run and whether it shall stop."""
-        columns = (runs.c.attempt, runs.c.worker_id, runs.c.status, runs.c.cancel_requested_at)
-        rows = await self._select(select(*columns, runs.c.last_seq).where(runs.c.run_id == run_id))
-        return Owner(rows[0][0], rows[0][1], RunStatus(rows[0][2]), *rows[0][3:]) if rows else None
+        return (await self.owners([run_id])).get(run_id)
+
+    async def owners(self, run_ids: Sequence[str]) -> dict[str, Owner]:
+        """Return the same for many runs, in one query; unknown ones are left out."""
+        if not run_ids:
+            return {}
+        key = runs.c
+        columns = (key.run_id, key.attempt, key.worker_id, key.status, key.cancel_requested_at, key.last_seq)
+        rows = await self._select(select(*columns).where(key.run_id.in_(run_ids)))
+        return {row[0]: Owner(row[1], row[2], RunStatus(row[3]), row[4], row[5]) for row in rows}
 
     async def heads(self, run_ids: Sequence[str]) -> dict[str, tuple[int, RunStatus]]:
         """Return the last sequence number and the status of each run that exists."""
@@ -150,7 +157,9 @@ class RunStore:
 
     async def oldest_queued_at(self) -> int | None:
         """Return since when the run waits that has waited longest."""
-        query = select(func.min(runs.c.queued_at)).where(runs.c.status == RunStatus.QUEUED)
+        query = select(func.min(func.coalesce(runs.c.next_attempt_at, runs.c.queued_at))).where(
+            runs.c.status == RunStatus.QUEUED
+        )
         return (await self._select(query))[0][0]
 
     async def _select(self, query: Executable) -> Sequence[Any]:

@@ -149,10 +149,15 @@ class JobProcessor:
         await asyncio.wait((work,))
         if not work.cancelled():
             return work.result()
-        reasons = {StopReason.CANCEL: ErrorCode.CANCELLED, StopReason.TIMEOUT: ErrorCode.TIMEOUT}
-        if self._stop.reason in reasons:
-            raise RunFailure(reasons[self._stop.reason], "stopped while it did not answer")
-        raise Drained if self._stop.reason is StopReason.DRAIN else LostOwnership
+        match self._stop.reason:
+            case StopReason.CANCEL:
+                raise RunFailure(ErrorCode.CANCELLED, "cancelled; it did not answer and was broken off")
+            case StopReason.TIMEOUT:
+                raise RunFailure(ErrorCode.TIMEOUT, "out of time; it did not answer and was broken off")
+            case StopReason.DRAIN:
+                raise Drained
+            case _:
+                raise LostOwnership
 
     # -- end ----------------------------------------------------------------------------
 
