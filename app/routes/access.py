@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.routes.failures import error_answer
+from app.routes.health import OK, ReadyCheck
 from app.telemetry import HTTP_SECONDS, get_logger
 
 _log = get_logger(__name__)
@@ -40,9 +41,8 @@ class Access:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self.app(scope, receive, exchange.send)
-            except Exception:  # noqa: BLE001 - logged whole, answered as a 500
-                _log.exception("request failed", path=scope["path"])
-                await exchange.fail(receive)
+            except Exception as error:  # noqa: BLE001 - logged whole, answered as a 500
+                await exchange.fail(error, receive)
             finally:
                 exchange.log()
 
@@ -67,26 +67,35 @@ class _Exchange:
             self._status = 403  # what the server answers when the handshake is refused
         await self._send(message)
 
-    async def fail(self, receive: Receive) -> None:
-        """Answer 500, if nothing was answered yet."""
+    async def fail(self, error: Exception, receive: Receive) -> None:
+        """Answer what nobody expected, if nothing was yet: 503 while something is missing, or 500."""
+        missing = await self._missing()
+        if missing:
+            _log.warning("request failed, not ready", missing=missing)
+        else:
+            _log.error("request failed", path=self._scope["path"], exc_info=error)
         if self._status:
             return
         if self._scope["type"] == "websocket":
             await self.send({"type": "websocket.close", "code": 1011})
             return
         message = f"Something went wrong here; the server's log has it under request {self._request_id}."
-        await error_answer(500, "internal", message)(self._scope, receive, self.send)
+        response = error_answer(500, "internal", message)
+        if missing:
+            response = error_answer(503, "unavailable", f"Not ready: {missing}.", {"Retry-After": "1"})
+        await response(self._scope, receive, self.send)
+
+    async def _missing(self) -> str:
+        """Say what the database or Redis lacks, tables for instance; empty when they are in order."""
+        check: ReadyCheck = self._scope["app"].state.ready_check
+        return "; ".join(result for result in (await check()).values() if result != OK)
 
     def log(self) -> None:
         """Write the line."""
         took = round((time.perf_counter() - self._began) * 1000, 1)
         path = self._scope["path"]
         write = _log.debug if path in _QUIET_PATHS else _log.info
-        write(
-            f"{self._scope.get('method', 'WS')} {path}",
-            status=self._status or "gone",
-            ms=took,
-        )
+        write(f"{self._scope.get('method', 'WS')} {path}", status=self._status or "gone", ms=took)
 
     def _observe(self) -> None:
         route = getattr(self._scope.get("route"), "path", "none")

@@ -11,22 +11,25 @@ from pydantic.json_schema import models_json_schema
 from app.routes.body import DOCUMENTED
 from app.routes.schemas import ErrorView
 
+VERSION = "1"
+"""Of the interface, not of the program: the number in `/v1`."""
+
 _REF = "#/components/schemas/{model}"
 _ERROR = {
     "description": "What went wrong: 400 401 403 404 405 409 413 416 422 429 503.",
     "content": {"application/json": {"schema": {"$ref": _REF.format(model="ErrorView")}}},
 }
-_DESCRIPTION = """\
-Run agent jobs on your own machines and tail them. POST a run, follow its lines with `curl -N`,
-fetch its files. A body is parsed as JSON whatever its Content-Type; unknown fields are refused.
-"""
+_DESCRIPTION = (
+    "Run agent jobs on your own machines and tail them. POST a run, follow its lines with `curl -N`, "
+    "fetch its files. A body is parsed as JSON whatever its Content-Type; unknown fields are refused."
+)
 
 
-def document(app: FastAPI, version: str) -> dict[str, Any]:
+def document(app: FastAPI) -> dict[str, Any]:
     """Build the document of `app`."""
     body = get_openapi(
         title="Tailrun",
-        version=version,
+        version=VERSION,
         description=_DESCRIPTION,
         routes=app.routes,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},

@@ -78,21 +78,20 @@ Name = Annotated[Text, Field(min_length=1, max_length=200)]
 class RunFields(Body):
     """What a run is made of: exactly one of `prompt`, `steps`, `type` and `argv`."""
 
-    prompt: Annotated[str, AfterValidator(_prompt)] | None = Field(
-        None,
-        max_length=MAX_PROMPT,
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_prompt)] | None = Field(
+        default=None,
         description="What to do, in words; or a fenced block of steps in YAML or JSON.",
     )
     steps: Annotated[list[StepIn], SkipValidation] | None = Field(
-        None, description="What to do, step by step."
+        default=None, description="What to do, step by step."
     )
     argv: Annotated[list[Text], Field(min_length=1, max_length=1000), AfterValidator(_argv)] | None = Field(
-        None, description="One program and its arguments, run in the workspace without a shell."
+        default=None, description="One program and its arguments, run in the workspace without a shell."
     )
-    type: Name | None = Field(None, description="A task type of the project; none is declared yet.")
-    command: Name | None = Field(None, description="With `type`: which command of the task type.")
-    params: dict[str, Any] | None = Field(None, description="With `type`: the task's parameters.")
-    project: Name | None = Field(None, description="With `type`: the project whose task types count.")
+    type: Name | None = Field(default=None, description="A task type of the project; none is declared yet.")
+    command: Name | None = Field(default=None, description="With `type`: which command of the task type.")
+    params: dict[str, Any] | None = Field(default=None, description="With `type`: the task's parameters.")
+    project: Name | None = Field(default=None, description="With `type`: the project whose task types count.")
     labels: Annotated[dict[str, str], Field(max_length=16), AfterValidator(_labels)] = Field(
         default_factory=dict[str, str],
         description="At most 16 names and values of your own, 63 and 255 characters long.",
@@ -102,16 +101,16 @@ class RunFields(Body):
         description="Environment of the run's programs; never shown again.",
     )
     timeout_s: float | None = Field(
-        None,
+        default=None,
         gt=0,
         allow_inf_nan=False,
         description="Seconds that one attempt may take; at most, and if left out, `JOB_TIMEOUT_S`.",
     )
     max_attempts: int | None = Field(
-        None, ge=1, le=20, description="1 + retries after a failure; left out: `JOB_MAX_ATTEMPTS`."
+        default=None, ge=1, le=20, description="1 + retries after a failure; left out: `JOB_MAX_ATTEMPTS`."
     )
     workspace_from: str | None = Field(
-        None, description="A run of yours whose files the new run starts with."
+        default=None, description="A run of yours whose files the new run starts with."
     )
 
 
@@ -160,9 +159,9 @@ class NewToken(Body):
         examples=["ada"],
     )
     scope: Literal["user", "admin"] = "user"
-    name: Annotated[Text, Field(max_length=200)] = Field("", description="What the token is for.")
+    name: Annotated[Text, Field(max_length=200)] = Field(default="", description="What the token is for.")
     expires_in_s: int | None = Field(
-        None, ge=1, le=315_360_000, description="Life in seconds; left out: until it is revoked."
+        default=None, ge=1, le=315_360_000, description="Life in seconds; left out: until it is revoked."
     )
 
 

@@ -1,0 +1,250 @@
+"""The API process: wiring only. What is served stands in `app.routes`.
+
+Owns the life of everything that the routes share (`Services`), and the server around it. A
+Redis or database that is away at start-up stops nothing: the process serves, says on
+`/readyz` and in its log what is missing, and becomes ready when it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from types import FrameType
+
+import orjson
+import uvicorn
+import yaml
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from app.config import Settings
+from app.db.engine import Database
+from app.db.log_store import LogStore
+from app.db.run_store import RunStore
+from app.db.token_store import TokenStore
+from app.errors import StorageError
+from app.redis.clients import RedisClients
+from app.redis.publisher import Publisher
+from app.redis.queue import Queue
+from app.redis.subscriber import StreamHub
+from app.redis.tail import Tail
+from app.routes import (
+    access,
+    execute,
+    failures,
+    health,
+    logs,
+    openapi,
+    operations,
+    queue,
+    runs,
+    stream,
+    tasks,
+    tokens,
+    watch,
+)
+from app.routes.deps import Services, now_us
+from app.routes.health import OK, ReadyCheck
+from app.storage.factory import open_workspaces
+from app.telemetry import configure_logging, get_logger
+
+_log = get_logger(__name__)
+
+_ROUTES = (execute, runs, logs, stream, watch, tasks, operations, queue, tokens, health)
+_CORS_HEADERS = (
+    *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range", "X-Request-ID"),
+)
+_EXPOSED_HEADERS = ("Location", "X-Request-ID", "X-Next-After", "Content-Range", "Content-Disposition")
+_ASK_EVERY_S = 5.0
+_ASK_AGAIN_S = 1.0
+_PURGE_EVERY_S = 600.0
+_GRACEFUL_S = 5
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Make the application; connections are opened when it starts, and no answer is awaited."""
+    app = FastAPI(
+        title="Tailrun",
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        swagger_ui_parameters={"tryItOutEnabled": True},
+    )
+    app.state.settings = settings
+    failures.install(app)
+    for module in _ROUTES:
+        app.include_router(module.router)
+    app.add_middleware(access.Access)
+    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=list(_CORS_HEADERS),
+            expose_headers=list(_EXPOSED_HEADERS),
+        )
+    app.openapi = partial(openapi.document, app)
+    return app
+
+
+def openapi_yaml() -> str:
+    """Return the OpenAPI document as docs/openapi.yaml holds it."""
+    settings = Settings()  # pyright: ignore[reportCallIssue] - every field has a default
+    document = orjson.loads(orjson.dumps(create_app(settings).openapi()))  # a tree: YAML without anchors
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+
+
+def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; return the exit code.
+
+    `ready` is called with the URL once requests are answered.
+    """
+    configure_logging(settings, "api")
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    try:
+        sock = listen(settings.host, settings.port)
+    except OSError as error:
+        _log.error(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror or error}): stop what "
+            f"listens there, or set PORT (and HOST) to something free, such as PORT={settings.port + 1}"
+        )
+        return 1
+    host, port = sock.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return Server(create_app(settings), lambda: (ready or _say_ready)(url)).serve_on(sock)
+
+
+def _say_ready(url: str) -> None:
+    _log.info("serving", url=url)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the socket to serve on; OSError where it is taken. Port 0 is any free one."""
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(2048)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal first lets the streams end: watchers go on elsewhere, none is cut."""
+
+    def __init__(self, app: FastAPI, ready: Callable[[], None]) -> None:
+        self._app = app
+        self._ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="auto",
+                http="httptools",
+                ws="websockets-sansio",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_GRACEFUL_S,
+                ws_max_size=65_536,
+            )
+        )
+
+    def serve_on(self, sock: socket.socket) -> int:
+        """Serve on an open socket until a signal comes; return the exit code."""
+        self.run(sockets=[sock])
+        return 0 if self.started else 1
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End the streams, then stop. The signal is not raised again: the exit code is ours."""
+        services: Services | None = getattr(self._app.state, "services", None)
+        if services is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(services.draining.set)
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    async with AsyncExitStack() as stack:
+        services = _open(app.state.settings, stack)
+        app.state.services = services
+        app.state.ready_check = ReadyCheck(services)
+        await app.state.ready_check()  # at most 2 s; whatever it says, serve
+        for work in (_watch_readiness(app.state.ready_check), _purge_tokens(services)):
+            task = asyncio.create_task(work)
+            stack.push_async_callback(_stop, task)
+        if services.settings.api_token is None:
+            _log.warning("API_TOKEN is not set: only tokens in the database open this API")
+        yield
+        services.draining.set()
+
+
+def _open(settings: Settings, stack: AsyncExitStack) -> Services:
+    """Make the services; `stack` closes them, the last one first."""
+    db = Database(settings.effective_database_url)
+    stack.push_async_callback(db.close)
+    redis = RedisClients(settings.effective_redis_url, settings.redis_prefix)
+    stack.push_async_callback(redis.close)
+    workspaces = open_workspaces(settings)
+    stack.push_async_callback(workspaces.close)
+    run_store, log_store, tail, draining = RunStore(db), LogStore(db), Tail(redis), asyncio.Event()
+    hub = StreamHub(
+        redis, tail, log_store.page, run_store.heads, draining=draining, limit=settings.stream_limit
+    )
+    stack.push_async_callback(hub.close)
+    return Services(
+        settings=settings,
+        db=db,
+        runs=run_store,
+        logs=log_store,
+        tokens=TokenStore(db),
+        redis=redis,
+        queue=Queue(redis),
+        publisher=Publisher(redis, tail_ttl_s=settings.tail_ttl_s),
+        tail=tail,
+        hub=hub,
+        workspaces=workspaces,
+        draining=draining,
+    )
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def _watch_readiness(check: ReadyCheck) -> None:
+    """Say in the log what is missing, whenever that changes."""
+    before: dict[str, str] = {}
+    while True:
+        checks = await check()
+        for name, result in checks.items():
+            if result != OK and before.get(name) in {None, OK}:
+                _log.warning(f"not ready, trying again: {result}", waiting_for=name)
+        ready = all(result == OK for result in checks.values())
+        if ready and checks != before:
+            _log.info("ready")
+        before = checks
+        await asyncio.sleep(_ASK_EVERY_S if ready else _ASK_AGAIN_S)
+
+
+async def _purge_tokens(services: Services) -> None:
+    """Forget stream tokens and others that have expired."""
+    while True:
+        await asyncio.sleep(_PURGE_EVERY_S)
+        with suppress(StorageError):
+            await services.tokens.purge_expired(now_us())
