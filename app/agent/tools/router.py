@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from app.agent.run_log import RunLog
@@ -12,7 +14,6 @@ from app.agent.tools.files import delete_file, list_files, read_file, write_file
 from app.agent.tools.program import Bench, ToolOutcome
 from app.agent.tools.shell import run_argv, run_shell
 from app.catalogue import ARGV
-from app.config import Settings
 from app.errors import ErrorCode, RunFailure, StorageError, TailrunError, TooLarge, Unprocessable
 from app.execution.executor import Executor, StopReason, StopToken
 from app.models import Run, Step
@@ -32,7 +33,7 @@ _FILE_TOOLS: dict[str, Callable[[Bench, Step], Coroutine[Any, Any, ToolOutcome]]
 
 
 class ToolRouter:
-    """Runs the tools of one attempt."""
+    """Runs the tools of one attempt. `tmp_dir` takes source files; None: where the system keeps such."""
 
     def __init__(
         self,
@@ -40,9 +41,10 @@ class ToolRouter:
         executor: Executor,
         run: Run,
         log: RunLog,
-        settings: Settings,
+        *,
+        tmp_dir: Path | None = None,
     ) -> None:
-        self._bench = Bench(run, workspace, executor, log, settings.tmp_dir)
+        self._bench = Bench(run, workspace, executor, log, tmp_dir or Path(tempfile.gettempdir()))
 
     async def call(self, step: Step, stop: StopToken) -> ToolOutcome:
         """Run one step's tool to its end; a request to stop it shows in the outcome.
