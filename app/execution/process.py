@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.errors import ErrorCode, RunFailure, TailrunError
@@ -21,6 +22,7 @@ from app.execution import guard, start_failure
 from app.execution.environment import build_env
 from app.execution.executor import LineSink, StopReason, StopToken, ToolResult, ToolRun, Usage
 from app.execution.guarded import Guarded, Request
+from app.execution.masking import LineMasker, Masker
 from app.execution.pump import Pump
 from app.models import Level, Line, Stream
 
@@ -34,13 +36,18 @@ _WITH_GRACE = frozenset({StopReason.CANCEL, StopReason.TIMEOUT})
 class LocalExecutor:
     """Implements `app.execution.executor.Executor`. Times in seconds.
 
-    Each tool gets a temporary folder below `tmp_dir`, which is gone when the tool is.
+    Without a `heartbeat` for `silence_s` every tool is killed. Each has a temporary folder below
+    `tmp_dir`, which is gone when the tool is. What `masker` hides never reaches a sink; without
+    one, that is what looks like a secret.
     """
 
-    def __init__(self, *, tmp_dir: Path, lease_s: float = 5, grace_s: float = 5) -> None:
+    def __init__(
+        self, *, tmp_dir: Path, silence_s: float = 4, grace_s: float = 5, masker: Masker | None = None
+    ) -> None:
         self._tmp_dir = tmp_dir
-        self._lease_s = lease_s - 1
+        self._silence_s = silence_s
         self._grace_s = grace_s
+        self._masker = masker or Masker()
         self._running: dict[asyncio.Task[ToolResult], Guarded | None] = {}
         self._closed = False
 
@@ -88,7 +95,7 @@ class LocalExecutor:
         assert task is not None  # noqa: S101 - this is a coroutine of one
         self._running[task] = guarded
         try:
-            return await _Attendance(guarded, request, sink, stop).run(tool.timeout_s)
+            return await _Attendance(guarded, request, self._masking(sink), stop).run(tool.timeout_s)
         finally:
             await guarded.close()
             if "done" not in guarded.report and "failed" not in guarded.report:
@@ -102,7 +109,15 @@ class LocalExecutor:
             raise RunFailure(ErrorCode.START_FAILED, error.message, retried=False) from None
         if any("\0" in arg for arg in tool.argv):
             raise RunFailure(ErrorCode.START_FAILED, "An argument holds a NUL character.", retried=False)
-        return Request(tool.argv, tool.cwd, env, tmp, self._lease_s, self._grace_s)
+        return Request(tool.argv, tool.cwd, env, tmp, self._silence_s, self._grace_s)
+
+    def _masking(self, sink: LineSink) -> LineSink:
+        lines_of = LineMasker(self._masker).lines
+
+        async def masked(lines: Sequence[Line]) -> None:
+            await sink(lines_of(lines))
+
+        return masked
 
     async def _start(self, request: Request, name: str) -> Guarded:
         """Start the guard in a thread: a fork takes milliseconds that the loop is needed in."""
