@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
-from app.errors import StorageError, TailrunError
+from app.errors import LostOwnership, StorageError, TailrunError
 from app.storage.threads import finish
 from app.storage.workspace import Checkout
 
@@ -20,9 +20,14 @@ async def checked_out(
     checkout: Checkout,
     write_back: Callable[[], Coroutine[Any, Any, None]],
 ) -> AsyncGenerator[None]:
-    """Run the body, then `write_back` in any case; the body's own error goes first, with a note."""
+    """Run the body, then `write_back`; the body's own error goes first, with a note.
+
+    Only `LostOwnership` writes nothing back: the files are somebody else's by now.
+    """
     try:
         yield
+    except LostOwnership:
+        raise
     except BaseException as failure:
         try:
             await finish(write_back())

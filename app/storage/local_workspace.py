@@ -164,7 +164,8 @@ class LocalWorkspace:
     def _copy_from(self, other: LocalWorkspace) -> int:
         with self._locked():
             budget = self._budget()
-            files = other._snapshot().files
+            source = other._snapshot().files
+            files = {path: found for path, found in source.items() if path not in budget}
             for path, found in files.items():
                 budget.take(path, found.size)
             copied: list[str] = []

@@ -16,7 +16,7 @@ MAX_PART_BYTES = 255
 
 _MAX_KEY_BYTES = 1024  # the longest key that S3 takes
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, bytes that are no UTF-8
-_OWNER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_OWNER = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 MAX_PATH_BYTES = _MAX_KEY_BYTES - len("users//runs//") - 2 * 64
 """What is left of S3's longest key for a path, whoever the user and whatever the run."""
@@ -60,7 +60,7 @@ def run_key(user_id: str, run_id: str) -> str:
     """Return where a run's files are: `users/{user_id}/runs/{run_id}`.
 
     Raises:
-        Unprocessable: an id is not 1 to 64 letters, digits, `.`, `_` or `-`.
+        Unprocessable: an id is not 1 to 64 letters, digits, `.`, `_`, `@` or `-`.
     """
     return f"users/{_owner(user_id)}/runs/{_owner(run_id)}"
 
@@ -79,7 +79,7 @@ def invalid(path: str, reason: str) -> Unprocessable:
 def _owner(part: str) -> str:
     if not _OWNER.fullmatch(part) or part in {".", ".."}:
         raise Unprocessable(
-            f"The id {part[:64]!r} can't own files: use 1 to 64 letters, digits, '.', '_' or '-'.",
+            f"The id {part[:64]!r} can't own files: use 1 to 64 letters, digits, '.', '_', '@' or '-'.",
             code="invalid_path",
         )
     return part

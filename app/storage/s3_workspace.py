@@ -174,7 +174,7 @@ class S3Workspace:
 
     def _copy_from(self, other: S3Workspace) -> int:
         budget = self._budget()
-        files = other._files()
+        files = [file for file in other._files() if file.path not in budget]
         for file in files:
             budget.take(file.path, file.size)
 

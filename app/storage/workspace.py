@@ -77,7 +77,10 @@ class Workspace(Protocol):
         ...
 
     async def copy_from(self, other: Workspace) -> int:
-        """Start with a copy of another run's files; return their number."""
+        """Start with a copy of another run's files; return how many were copied.
+
+        What is there already stays: it was uploaded for this run, or copied by an earlier attempt.
+        """
         ...
 
     def checkout(self) -> AbstractAsyncContextManager[Checkout]:
@@ -85,6 +88,7 @@ class Workspace(Protocol):
 
         A file over a limit is not counted as changed (nor uploaded); the rest is, and then the
         end raises `TooLarge` naming it, unless the body raised: then its error has a note.
+        When the body raises `app.errors.LostOwnership`, nothing is written back.
         """
         ...
 
