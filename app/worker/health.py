@@ -25,6 +25,7 @@ class HealthServer:
             port=port,
             lifespan="off",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
         )

@@ -31,6 +31,7 @@ from app.worker.in_flight import Attempt
 from app.worker.job_queue import JobQueue
 from app.worker.log_writer import LogPolicy, LogWriter
 from app.worker.outcome import Backoff
+from app.worker.secrets import Secrets
 
 _STOP_MARGIN_S = 5.0
 
@@ -51,6 +52,7 @@ class Bench:
     clock: Callable[[], int]
     log_policy: LogPolicy
     backoff: Backoff
+    secrets: Secrets
     settings: Settings
 
 
@@ -69,6 +71,7 @@ class JobProcessor:
             runs=bench.runs,
             clock=bench.clock,
             policy=bench.log_policy,
+            masker=bench.secrets.masker(attempt.run),
             on_cancel=lambda: self._stop.stop(StopReason.CANCEL),
             on_lost=lambda: self._stop.stop(StopReason.LOST),
         )
@@ -121,7 +124,7 @@ class JobProcessor:
             await writer.say(Level.INFO, f"workspace starts with {count} files of run {run.workspace_from}")
         steps = plan(run)
         writer.set_planner(steps.planner)
-        tools = ToolRouter(workspace, self._bench.executor, run, writer, self._bench.settings)
+        tools = ToolRouter(workspace, self._bench.executor, run, writer, tmp_dir=self._bench.settings.tmp_dir)
         return await supervise(
             run, steps, done=done, log=writer, tools=tools, stop=self._stop, clock=self._bench.clock
         )

@@ -20,6 +20,7 @@ import structlog
 
 from app.db.run_store import Batch, Cut, Outcome, RunStore
 from app.errors import LostOwnership, StorageError
+from app.execution.masking import LineMasker, Masker
 from app.models import Event, EventType, Fence, Level, Line, Run, StepRecord, Stream
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
@@ -63,6 +64,7 @@ class LogWriter:
         runs: RunStore,
         clock: Callable[[], int],
         policy: LogPolicy,
+        masker: Masker,
         on_cancel: Callable[[], None],
         on_lost: Callable[[], None],
     ) -> None:
@@ -70,6 +72,8 @@ class LogWriter:
         self._publisher, self._tail, self._runs = publisher, tail, runs
         self._clock, self._policy = clock, policy
         self._on_cancel, self._on_lost = on_cancel, on_lost
+        self._masker = masker
+        self._masked_step: tuple[str | None, LineMasker] = (None, LineMasker(masker))
         self._cap = LogCap(policy.max_bytes, run.log_size)
         self._seq = self._committed = self._published = run.last_seq
         self._unpublished: deque[bytes] = deque()
@@ -78,7 +82,7 @@ class LogWriter:
         self._held_bytes = 0
         self._steps: dict[str, StepRecord] = {}
         self._planner: str | None = None
-        self._usage: dict[str, Any] | None = None
+        self._usage: dict[str, Any] = {}
         self._flush = False
         self._batching = False
         self._closing = asyncio.Event()
@@ -136,7 +140,7 @@ class LogWriter:
         """Append output lines; waits while too much is unwritten."""
         self._check()
         now, run_id, attempt = self._clock(), self._run.run_id, self._fence.attempt
-        for line in lines:
+        for line in self._mask(lines, step):
             data: dict[str, Any] = {}
             if line.cr:
                 data["cr"] = True
@@ -150,9 +154,8 @@ class LogWriter:
 
     async def say(self, level: Level, content: str, step: str | None = None) -> None:
         """Append one line of Tailrun's own."""
-        self._enqueue(
-            self._event(EventType.LOG, level=level, stream=Stream.SYSTEM, step=step, content=content)
-        )
+        text = self._masker.text(content)
+        self._enqueue(self._event(EventType.LOG, level=level, stream=Stream.SYSTEM, step=step, content=text))
         await self._breathe()
 
     async def event(
@@ -165,8 +168,26 @@ class LogWriter:
         data: dict[str, Any] | None = None,
     ) -> None:
         """Append an event of another type."""
-        self._enqueue(self._event(kind, level=level, step=step, content=content, data=data or {}))
+        text = None if content is None else self._masker.text(content)
+        if kind is EventType.USAGE and data is not None:
+            self._add_usage(data)
+        self._enqueue(self._event(kind, level=level, step=step, content=text, data=data or {}))
         await self._breathe()
+
+    def _mask(self, lines: Sequence[Line], step: str | None) -> Sequence[Line]:
+        """Hide secrets; a secret that runs over several lines is followed within one step."""
+        if step != self._masked_step[0]:
+            self._masked_step = (step, LineMasker(self._masker))
+        return self._masked_step[1].lines(lines)
+
+    def _add_usage(self, data: dict[str, Any]) -> None:
+        """Add a step's CPU and wall time up for the attempt; of memory the largest counts."""
+        used = self._usage
+        self._usage = {
+            "cpu_s": round(used.get("cpu_s", 0) + data.get("cpu_s", 0), 3),
+            "wall_s": round(used.get("wall_s", 0) + data.get("wall_s", 0), 3),
+            "max_rss_bytes": max(used.get("max_rss_bytes", 0), data.get("max_rss_bytes", 0)),
+        }
 
     async def save_step(self, record: StepRecord) -> None:
         """Put a step record into the next transaction."""
@@ -349,6 +370,7 @@ class LogWriter:
             outcome=outcome,
             cut=self._marker(cut) if cut else None,
             planner=planner,
+            usage=self._usage or None if outcome else None,
         )
 
     def _marker(self, cut: CutRange) -> Cut:

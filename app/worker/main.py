@@ -49,6 +49,7 @@ from app.worker.outcome import Backoff
 from app.worker.ownership import Ownership, Watch
 from app.worker.reaper import Reaper
 from app.worker.reconciler import Reconciler
+from app.worker.secrets import Secrets
 
 _RETRY_S = 1.0
 
@@ -111,6 +112,7 @@ class Worker:
                 settings.log_batch, settings.log_linger_s, settings.log_max_bytes, settings.log_buffer_bytes
             ),
             backoff=Backoff(settings.retry_base_s, settings.retry_max_s, Random()),  # noqa: S311 - jitter
+            secrets=Secrets(settings),
             settings=settings,
         )
 
