@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,18 @@ class Recorder:
     def __init__(self) -> None:
         self.trace: list[tuple[str, Any]] = []
         self.records: dict[str, StepRecord] = {}
+        self._printed = asyncio.Event()
 
     async def lines(self, lines: Sequence[Line], step: str | None) -> None:
         self.trace.extend(("line", (step, line)) for line in lines)
+        self._printed.set()
+
+    async def printed(self, text: str) -> None:
+        """Wait until a program has printed a line that holds `text`."""
+        async with asyncio.timeout(20):
+            while not any(text in line for line in self.text):
+                self._printed.clear()
+                await self._printed.wait()
 
     async def say(self, level: Level, content: str, step: str | None = None) -> None:
         self.trace.append(("say", (step, level, content)))

@@ -28,7 +28,7 @@ AS_THEY_STAND = "The steps in the {name} run as they stand; the rest of the prom
 
 _FACTS = """\
 echo "machine: $(uname -sm)"
-echo "workspace: $(ls | wc -l | tr -d ' ') entries"
+echo "entries in the workspace: $(ls | wc -l | tr -d ' ')"
 echo "prompt: $(wc -c < prompt.txt | tr -d ' ') bytes in prompt.txt"
 """
 

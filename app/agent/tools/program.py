@@ -89,7 +89,7 @@ async def run_program(
 
 async def _tell_skipped(bench: Bench, step: Step, skipped: Sequence[str]) -> None:
     if skipped:
-        names = ", ".join(repr(name) for name in skipped[:_NAMED])
+        names = ", ".join(repr(name) for name in sorted(skipped)[:_NAMED])
         more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
         note = f"not kept, for links, special files and odd names have no place in a workspace: {names}{more}"
         await bench.log.say(Level.WARNING, note, step.id)
