@@ -36,6 +36,7 @@ from app.routes import (
     access,
     execute,
     failures,
+    files,
     health,
     logs,
     openapi,
@@ -54,7 +55,7 @@ from app.telemetry import configure_logging, get_logger
 
 _log = get_logger(__name__)
 
-_ROUTES = (execute, runs, logs, stream, watch, tasks, operations, queue, tokens, health)
+_ROUTES = (execute, runs, logs, stream, watch, files, tasks, operations, queue, tokens, health)
 _CORS_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range", "X-Request-ID"),
 )
