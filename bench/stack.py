@@ -41,7 +41,7 @@ class Stack:
         where = self.folder / "up.json"
         while not where.exists():
             if self._up.poll() is not None or time.monotonic() > deadline:
-                said = (self.folder / "up.log").read_text()
+                said = (self.folder / "up.log").read_text()[-2000:]
                 self._stop()
                 raise SystemExit(f"`up` did not start:\n{said}")
             time.sleep(0.02)
