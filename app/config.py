@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(10, ge=1, le=1000)
     worker_host: str = "127.0.0.1"
     worker_port: int = Field(9090, ge=0, le=65535)
-    lease_s: float = Field(5, ge=3)
+    lease_s: float = Field(5, ge=4)
     drain_s: float = Field(30, ge=0)
     job_timeout_s: float = Field(3600, gt=0)
     job_max_attempts: int = Field(3, ge=1)

@@ -91,7 +91,7 @@ def test_a_drained_worker_gives_its_run_back_uncounted(stack: Stack) -> None:
 
 def test_a_run_that_kills_its_workers_is_given_up(tmp_path: Path, sqlite_url: str) -> None:
     """Poison: after three redeliveries the run fails and its entry stands in the dead letters."""
-    stack = Stack(tmp_path, sqlite_url, workers=1, JOB_MAX_REDELIVERIES="1", LEASE_S="3")
+    stack = Stack(tmp_path, sqlite_url, workers=1, JOB_MAX_REDELIVERIES="1", LEASE_S="4")
     try:
         run_id = stack.submit(shell("echo up; sleep 600"))
         for attempt in (1, 2):
