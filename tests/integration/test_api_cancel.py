@@ -80,8 +80,7 @@ def test_a_running_run_is_asked_to_stop(api: Api, redis_server: RedisServer) -> 
         run = api.admin.post(f"/v1/runs/{run_id}/cancel").json()
         message = pubsub.get_message(timeout=5)
     assert message
-    assert message["data"]
-    assert orjson.loads(message["data"]) == {"run_id": run_id, "signal": "STOP"}
+    assert orjson.loads(str(message["data"])) == {"run_id": run_id, "signal": "STOP"}
     assert run["status"] == "running"
     assert run["cancel_requested_at"] is not None
     again = api.admin.post(f"/v1/runs/{run_id}/cancel").json()
