@@ -33,7 +33,7 @@ class Place:
     def __init__(self, folder: Path, spec: dict[str, Any] | None = None) -> None:
         self.tmp = folder / "tmp"
         self.workspaces = LocalWorkspaces(folder / "workspace", Limits(100_000, 150_000, 20))
-        self.executor = LocalExecutor(tmp_dir=self.tmp, lease_s=60, grace_s=1)
+        self.executor = LocalExecutor(tmp_dir=self.tmp, silence_s=60, grace_s=1)
         self.log = Recorder()
         self.stop = StopToken()
         self.run = Run("r1", "u1", RunKind.STEPS, RunStatus.RUNNING, spec or {}, 0, attempt=1)
