@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 from postgres_server import PostgresServer
 from servers import RedisServer
+
+from app.db.engine import Database
+from app.db.migrate import migrate
 
 
 @pytest.fixture(scope="session")
@@ -33,18 +39,37 @@ def postgres_base_url() -> Iterator[str]:
     server.close()
 
 
+@contextmanager
+def _postgres_database(base_url: str, template: str = "template1") -> Iterator[str]:
+    name = f"t_{uuid.uuid4().hex}"
+    with psycopg.connect(base_url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
+    yield base_url.rsplit("/", 1)[0] + "/" + name
+    with psycopg.connect(base_url, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
 @pytest.fixture
 def postgres_url(postgres_base_url: str) -> Iterator[str]:
     """A fresh, empty PostgreSQL database."""
-    import psycopg  # noqa: PLC0415
+    with _postgres_database(postgres_base_url) as url:
+        yield url
 
-    name = f"t_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_base_url, autocommit=True) as conn:
-        conn.execute(f'CREATE DATABASE "{name}"')  # pyright: ignore[reportArgumentType]
-    head, _, tail = postgres_base_url.partition("?")
-    yield head.rsplit("/", 1)[0] + "/" + name + ("?" + tail if tail else "")
-    with psycopg.connect(postgres_base_url, autocommit=True) as conn:
-        conn.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # pyright: ignore[reportArgumentType]
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_base_url: str) -> Iterator[str]:
+    """The name of a database that has the tables and is empty, to be copied."""
+    with _postgres_database(postgres_base_url) as url:
+        migrate(url)
+        yield url.rsplit("/", 1)[1]
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file that has the tables and is empty, to be copied."""
+    file = tmp_path_factory.mktemp("sqlite") / "template.db"
+    migrate(f"sqlite:///{file}")
+    return file
 
 
 @pytest.fixture
@@ -57,6 +82,26 @@ def sqlite_url(tmp_path: Path) -> str:
 def database_url(request: pytest.FixtureRequest) -> str:
     """Each of the two databases in turn: a test that takes this runs twice."""
     return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Each of the two databases in turn, with its tables."""
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "tailrun.db")
+        yield f"sqlite:///{tmp_path / 'tailrun.db'}"
+        return
+    base_url, template = map(request.getfixturevalue, ("postgres_base_url", "postgres_template"))
+    with _postgres_database(base_url, template) as url:
+        yield url
+
+
+@pytest.fixture
+async def database(migrated_url: str) -> AsyncIterator[Database]:
+    """An open `Database` with its tables, on each of the two in turn."""
+    db = Database(migrated_url)
+    yield db
+    await db.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ and `run_change` (what others may do). Every call may raise `StorageError`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from app.errors import InvalidRequest
 from app.models import Event, Fence, Run, RunStatus, StepRecord
 
 __all__ = ["Batch", "Changed", "Committed", "Created", "Cut", "NewRun", "Outcome", "Owner", "RunStore"]
+
+_CURSOR = re.compile(r"([0-9]{1,18})\.(.+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,7 @@ def _in_state(status: RunStatus, limit: int, after_id: str) -> Select[*tuple[Any
 
 
 def _read_cursor(cursor: str) -> tuple[int, str]:
-    created_at, _, run_id = cursor.partition(".")
-    if not created_at.isdecimal() or not run_id:
+    found = _CURSOR.fullmatch(cursor)
+    if found is None:
         raise InvalidRequest(f"cursor {cursor!r} is not one of ours: use `next` of the page before")
-    return int(created_at), run_id
+    return int(found[1]), found[2]

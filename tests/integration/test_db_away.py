@@ -1,0 +1,177 @@
+"""The database goes away and comes back: StorageError meanwhile, and no restart afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from db_world import NOW, lines, new_run, running
+from postgres_server import PostgresServer
+from servers import free_port
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from app.db import connect
+from app.db.engine import Database
+from app.db.migrate import is_current, migrate
+from app.db.run_store import Batch, RunStore
+from app.errors import StorageError
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    own = PostgresServer().start()
+    yield own
+    own.close()
+
+
+async def until_it_works(call: Callable[[], Awaitable[Any]]) -> Any:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return await call()
+        except StorageError:
+            assert time.monotonic() < deadline
+
+
+async def test_a_restarted_postgresql_is_used_again(server: PostgresServer) -> None:
+    """Idle connections that the server has closed are replaced before anybody meets them."""
+    migrate(server.url)
+    db = Database(server.url)
+    store = RunStore(db)
+    run, fence = await running(store)
+    await asyncio.gather(*(db.ping() for _ in range(5)))
+    server.stop()
+    for call in (lambda: store.get(run.run_id), lambda: store.create(new_run(), NOW), db.ping):
+        with pytest.raises(StorageError):
+            await call()
+    batch = Batch(events=lines(run.run_id, 3, 5))
+    with pytest.raises(StorageError):
+        await store.commit(fence, 2, batch)
+    server.start()
+    await until_it_works(lambda: store.commit(fence, 2, batch))
+    await asyncio.gather(*(db.ping() for _ in range(10)))
+    await asyncio.to_thread(server.stop)
+    await asyncio.to_thread(server.start)
+    await db.ping()
+    assert (await store.heads([run.run_id]))[run.run_id][0] == 5
+    await db.close()
+
+
+async def test_a_frozen_postgresql_is_away_after_a_time(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "COMMAND_TIMEOUT_S", 0.3)
+    db = Database(server.url + "?connect_timeout=1")
+    await db.ping()
+    server.freeze()
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            await db.ping()
+    server.thaw()
+    await until_it_works(db.ping)
+    await db.close()
+
+
+async def test_a_cancelled_caller_leaves_the_pool_usable(database: Database) -> None:
+    store = RunStore(database)
+    for _ in range(20):
+        tasks = [asyncio.create_task(store.create(new_run(), NOW)) for _ in range(8)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*(database.ping() for _ in range(10)))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u@127.0.0.1:{port}/db",
+        "postgres://u@/db?host=/nonexistent",
+        "sqlite:////nonexistent/x/t.db",
+    ],
+)
+async def test_a_database_that_was_never_there(url: str) -> None:
+    db = Database(url.format(port=free_port()))
+    with pytest.raises(StorageError):
+        await db.ping()
+    await db.close()
+
+
+async def test_a_wrong_database_name_says_so(postgres_base_url: str) -> None:
+    db = Database(postgres_base_url + "_not")
+    with pytest.raises(StorageError, match="does not exist"):
+        await db.ping()
+    await db.close()
+
+
+async def test_our_own_mistakes_pass_through(database: Database) -> None:
+    with pytest.raises(DBAPIError):
+        await database.read(lambda connection: connection.execute(text("SELECT * FROM nothing")))
+    with pytest.raises(ZeroDivisionError):
+        await database.write(lambda _: 1 // 0)
+    await database.ping()
+
+
+async def test_a_transaction_that_raises_leaves_nothing(database: Database) -> None:
+    store = RunStore(database)
+    run, _ = await running(store)
+
+    def half(connection: Any) -> None:
+        connection.execute(text("UPDATE runs SET last_seq = 99"))
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await database.write(half)
+    assert (await store.heads([run.run_id]))[run.run_id][0] == 2
+
+
+async def test_a_locked_sqlite_file_is_a_storage_error(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody holds the write lock for longer than the busy timeout; readers are not disturbed."""
+    monkeypatch.setattr(connect, "BUSY_TIMEOUT_S", 0.2)
+    migrate(sqlite_url)
+    db = Database(sqlite_url)
+    other = connect.sqlite_engine(sqlite_url, pool_size=1)
+    with other.connect() as holder:
+        holder.exec_driver_sql("BEGIN IMMEDIATE")
+        with pytest.raises(StorageError, match="locked"):
+            await RunStore(db).create(new_run(), NOW)
+        assert await RunStore(db).counts() == {}
+        holder.exec_driver_sql("ROLLBACK")
+    await RunStore(db).create(new_run(), NOW)
+    other.dispose()
+    await db.close()
+
+
+async def test_a_full_disk_is_a_storage_error(sqlite_url: str) -> None:
+    """SQLite's own page limit stands for the disk's; once there is room again, writing goes on."""
+    migrate(sqlite_url)
+    db = Database(sqlite_url)
+    store = RunStore(db)
+
+    def limit(pages: int) -> Callable[[Any], Any]:
+        return lambda connection: connection.exec_driver_sql(f"PRAGMA max_page_count={pages}").all()
+
+    await db.write(limit(1))
+    with pytest.raises(StorageError, match="full"):
+        await store.create(new_run(spec={"prompt": "x" * 1_000_000}), NOW)
+    await db.write(limit(1_000_000))
+    await store.create(new_run(spec={"prompt": "x" * 1_000_000}), NOW)
+    await db.close()
+
+
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    file = tmp_path / "t.db"
+    file.write_text("not a database at all, but long enough to be read as a header" * 20)
+    with pytest.raises(StorageError):
+        migrate(f"sqlite:///{file}")
+    with contextlib.suppress(StorageError):
+        assert not is_current(f"sqlite:///{file}")

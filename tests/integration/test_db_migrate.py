@@ -1,0 +1,84 @@
+"""Migrations: make what the code expects, once, also when several processes start together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
+
+from app.db.engine import Database
+from app.db.migrate import is_current, migrate
+from app.db.tables import metadata
+
+MIGRATE = "import sys; from app.db.migrate import migrate; sys.stdin.read(); migrate(sys.argv[1])"
+
+
+def test_migrating_twice_is_the_same_as_once(database_url: str) -> None:
+    assert not is_current(database_url)
+    migrate(database_url)
+    assert is_current(database_url)
+    migrate(database_url)
+    assert is_current(database_url)
+
+
+async def test_migrate_works_inside_of_an_event_loop(database_url: str) -> None:
+    migrate(database_url)
+    assert is_current(database_url)
+
+
+async def test_the_migrations_make_the_tables_of_the_code(database: Database) -> None:
+    def differences(connection: Connection) -> list[object]:
+        return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
+
+    assert await database.read(differences) == []
+
+
+def test_processes_that_start_together_migrate_once(database_url: str) -> None:
+    """All of them wait at the same line, then go."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", MIGRATE, database_url], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    for process in started:
+        assert process.stdin
+        process.stdin.close()
+        process.stdin = None
+    results = [(process.communicate(timeout=60)[1], process.returncode) for process in started]
+    assert results == [(b"", 0)] * 4
+    assert is_current(database_url)
+
+
+async def test_a_newer_release_has_been_here(database: Database, migrated_url: str) -> None:
+    """During an upgrade the old release meets the new one's tables, and works on."""
+    newer = text("UPDATE alembic_version SET version_num = '9999'")
+    await database.write(lambda connection: connection.execute(newer))
+    assert is_current(migrated_url)
+    migrate(migrated_url)
+    assert is_current(migrated_url)
+
+
+def test_the_folder_of_a_new_file_is_made(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a' / 'b' / 'tailrun.db'}"
+    assert not is_current(url)
+    migrate(url)
+    assert is_current(url)
+
+
+async def test_sqlite_is_set_up_for_several_processes(sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    db = Database(sqlite_url)
+
+    def pragmas(connection: Connection) -> dict[str, object]:
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        return {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names}
+
+    expected = {"journal_mode": "wal", "synchronous": 1, "foreign_keys": 1, "busy_timeout": 15_000}
+    assert await db.read(pragmas) == expected
+    assert await db.write(pragmas) == expected
+    await db.close()
