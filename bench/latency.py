@@ -9,7 +9,7 @@ from stack import Stack
 from wire import Wire, read_until, watch
 
 WARM_UP = 10
-LINE = b'"type":"log"'
+STEP = b'"type":"step"'
 STDOUT = b'"stream":"stdout"'
 
 FILE = {"steps": [{"tool": "file_write", "args": {"path": "a.txt", "content": "hello"}}]}
@@ -42,8 +42,8 @@ async def measure(stack: Stack) -> list[tuple[str, str]]:
     """Measure a run without and one with a program."""
     rows: list[tuple[str, str]] = []
     for name, body, word, count in (
-        ("submit → first line at the watcher", FILE, LINE, 200),
-        ("submit → first line of a program (`shell`, `echo`)", SHELL, STDOUT, 100),
+        ("submit → first step at the watcher (`file_write`)", FILE, STEP, 200),
+        ("submit → first line of a program at the watcher (`shell`, `echo`)", SHELL, STDOUT, 100),
     ):
         taken = await first_line(stack, body, word, count)
         p50, p99 = percentile(taken, 0.5), percentile(taken, 0.99)

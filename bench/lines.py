@@ -38,6 +38,7 @@ async def deliver(stack: Stack, lines: int, watchers: int) -> list[tuple[str, st
     for _ in readers:
         await ready.acquire()
     await wire.request("POST", f"/v1/runs/{run['run_id']}/start")
+    wire.close()  # the server would, before the lines are through
     async with asyncio.timeout(LIMIT_S):
         seen = await asyncio.gather(*readers)
     ended = await wire.request("GET", f"/v1/runs/{run['run_id']}")

@@ -84,8 +84,8 @@ Measured {datetime.now(UTC):%Y-%m-%d} on: {machine()}. Load of the machine befor
 
 How they are taken:
 
-- **Submit → first line**: from before the POST to when a watcher has read the first `log` event of the run's
-  SSE stream, opened after the POST was answered; one run at a time.
+- **Submit → first step, first line**: from before the POST to when a watcher has read that event of the run's
+  SSE stream, opened after the POST was answered; one run at a time. A line includes starting the program.
 - **Whole runs**: `POST /v1/runs` with one `file_write` step from several connections, until the last run's
   end is committed.
 - **Lines**: one Python program prints lines without a pause; from the first line at a watcher to the end of

@@ -36,9 +36,10 @@ class Wire:
         return json.loads(answer) if answer else None
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; the next request opens another."""
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
 
 
 @asynccontextmanager
