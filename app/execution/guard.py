@@ -110,7 +110,7 @@ class _Guard:
         self._stopping = False
         self._asked_by = ""
         self._heard = self._started = time.monotonic()
-        self._term_all = False
+        self._asked_to_end = self._term_all = False
         self._kill_at: float | None = None
         self._kill_since: float | None = None
         self._cpu_s = 0.0
@@ -154,7 +154,7 @@ class _Guard:
         return wake
 
     def _asked(self, number: int, frame: object) -> None:
-        self._terminate("signal")
+        self._asked_to_end = True
 
     def _start(self) -> bool:
         """Fork and exec the tool; an error before the program runs goes to the status pipe."""
@@ -198,6 +198,8 @@ class _Guard:
 
     def _act(self, now: float) -> bool:
         """Do what is due; False when what is left can't be killed."""
+        if self._asked_to_end:
+            self._terminate("signal")
         if self._stopping and not self._tool_alive:
             self._sweep()
         if self._kill_since is None and now >= self._heard + self._request.lease_s:

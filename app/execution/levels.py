@@ -43,7 +43,7 @@ _RAISED = re.compile(r"Traceback \(most recent|[A-Z]\w*(?:Error|Exception): ")
 _BRACKETED = re.compile(rf"[\[(<|*\s]+{_COLOUR}({_LONG})\s*{_COLOUR}[\])>|*]", re.IGNORECASE)
 _AFTER_TIME = re.compile(
     rf"(?:^|[\s\[|(<\t]){_COLOUR}(?:({_LONG})|(?i:(?<=[\[|(<\t])({_LONG})(?=\s*[\])>|\t])))"
-    rf"(?=[\s:\]|>)\x1b]|$)",
+    rf"(?=[\s:\]|>)/\x1b]|$)",
 )
 _TIMED = re.compile(r"\[?\d{1,4}[-/:.]\d\d[-/:.]\d\d")
 _LOGFMT = re.compile(r"(?:[\w.]+=(?:\"[^\"]*\"|\S*) +)*(?:level|lvl|severity)=\"?(\w+)")

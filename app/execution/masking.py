@@ -74,14 +74,17 @@ class Masker:
         """Whether a line or a batch of lines is worth a closer look; cheap."""
         return bool(self._patterns) or any(literal in text for literal in self._literals)
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Find every secret in one line: start and end, in order, without overlaps."""
+    def spans(self, text: str, *, whole: bool = False) -> list[tuple[int, int]]:
+        """Find every secret in one line: start and end, in order, without overlaps.
+
+        `whole`: with what it is known by (the `Bearer` before a token), which is not hidden.
+        """
         found = [match.span() for match in self._values.finditer(text)] if self._values else []
         for literals, pattern in _BUILT_IN:
             if any(literal in text for literal in literals):
-                found += _matches(pattern, text)
+                found += _matches(pattern, text, whole=whole)
         for pattern in self._patterns:
-            found += _matches(pattern, text)
+            found += _matches(pattern, text, whole=whole)
         return list(_merged(sorted(found)))
 
 
@@ -109,7 +112,7 @@ class LineMasker:
         spans = self._masker.spans(text) if self._masker.suspects(text) else []
         cut = len(text)
         if line.split and line.stream not in self._key_lines:
-            cut = _cut(text, spans)
+            cut = _cut(text, self._masker.spans(text, whole=True))
         if cut < len(text):
             text, self._held[line.stream] = text[:cut], text[cut:]
             spans = [span for span in spans if span[1] <= cut]
@@ -153,8 +156,8 @@ def _compile(pattern: str) -> re.Pattern[str]:
         raise ValueError(f"LOG_MASK_PATTERNS: {pattern!r} is not a regular expression: {error}") from None
 
 
-def _matches(pattern: re.Pattern[str], text: str) -> list[tuple[int, int]]:
-    group = 1 if pattern.groups else 0
+def _matches(pattern: re.Pattern[str], text: str, *, whole: bool) -> list[tuple[int, int]]:
+    group = 1 if pattern.groups and not whole else 0
     return [span for match in pattern.finditer(text) if (span := match.span(group))[0] < span[1]]
 
 

@@ -15,7 +15,8 @@ from app.execution.executor import LineSink
 from app.execution.output import LineSplitter
 from app.models import Line, Stream
 
-_READ_BYTES = 128 * 1024
+_READ_BYTES = 64 * 1024
+"""A read full of empty lines still holds the event loop for a moment only."""
 
 
 class Pump:

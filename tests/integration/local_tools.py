@@ -1,0 +1,65 @@
+"""For tests of the local executor: one that beats, and a look at what still runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+
+from app.execution.process import LocalExecutor
+
+
+@contextlib.asynccontextmanager
+async def beating(executor: LocalExecutor) -> AsyncIterator[LocalExecutor]:
+    """Call `heartbeat` as a worker does, until the end; then close."""
+
+    async def beat() -> None:
+        while True:
+            executor.heartbeat()
+            await asyncio.sleep(0.2)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield executor
+    finally:
+        task.cancel()
+        await executor.close()
+
+
+def programs_of(run_id: str) -> list[object]:
+    """Find the living processes of a run, whatever their parents, by their environment."""
+    found = list[object]()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            marked = process.environ().get("TAILRUN_RUN_ID") == run_id
+            if marked and process.status() != psutil.STATUS_ZOMBIE:
+                found.append((process.pid, process.cmdline()))
+    return found
+
+
+def wait_for(what: Callable[[], object], within_s: float) -> float:
+    """Wait until `what` is true; return how long it took."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < within_s, "it did not happen in time"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def open_fds() -> set[str]:
+    """What this process has open, by number."""
+    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def children() -> list[psutil.Process]:
+    """Return this process's children, zombies too."""
+    return psutil.Process().children()
+
+
+def executor_at(path: Path, *, silence_s: float = 4, grace_s: float = 1) -> LocalExecutor:
+    return LocalExecutor(tmp_dir=path / "tmp", silence_s=silence_s, grace_s=grace_s)
