@@ -77,7 +77,7 @@ async def run_program(
             step_id=step.id,
             argv=tuple(argv),
             cwd=checkout.path,
-            env={**(env or {}), **bench.run.spec.get("env", {})},
+            env={**(env or {}), **(bench.run.spec.get("env") or {})},
             timeout_s=step.timeout_s,
         )
         ended = await bench.executor.run(tool, sink, stop)
