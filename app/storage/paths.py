@@ -14,6 +14,9 @@ from app.errors import Unprocessable
 MAX_PART_BYTES = 255
 """The longest name that common file systems take (NAME_MAX)."""
 
+MAX_PARTS = 64
+"""How deep files may be nested: each part of a path costs a system call at every look."""
+
 _MAX_KEY_BYTES = 1024  # the longest key that S3 takes
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, bytes that are no UTF-8
 _OWNER = re.compile(r"[A-Za-z0-9._@-]{1,64}")
@@ -27,7 +30,8 @@ def normalise(path: str) -> str:
 
     Raises:
         Unprocessable: it is empty, absolute, names a folder, holds `..`, a backslash or a
-            control character, or is too long (`MAX_PATH_BYTES`, `MAX_PART_BYTES` per part).
+            control character, or is too long or too deep (`MAX_PATH_BYTES`, `MAX_PART_BYTES`
+            per part, `MAX_PARTS`).
     """
     parts = _parts(path)
     if not parts or path.endswith(("/", "/.")):
@@ -99,6 +103,8 @@ def _parts(path: str) -> list[str]:
 
 
 def _check_length(path: str, parts: list[str]) -> None:
+    if len(parts) > MAX_PARTS:
+        raise invalid(path, f"it is nested deeper than {MAX_PARTS} parts")
     sizes = [len(part.encode()) for part in parts]
     if any(size > MAX_PART_BYTES for size in sizes):
         raise invalid(path, f"one of its parts is longer than {MAX_PART_BYTES} bytes")

@@ -131,6 +131,16 @@ async def test_a_tool_may_replace_a_file_by_a_folder_and_back(workspace: Workspa
     assert await paths(workspace) == ["a"]
 
 
+async def test_an_uploaded_file_is_not_replaced_by_the_copy(workspaces: Workspaces) -> None:
+    old, new = workspaces.open("ann", "old"), workspaces.open("ann", "new")
+    for name in "ab":
+        await old.write(name, b"old")
+    await new.write("b", b"uploaded")
+    assert await new.copy_from(old) == 1
+    assert await new.copy_from(old) == 0
+    assert [await content(new, name) for name in "ab"] == [b"old", b"uploaded"]
+
+
 async def test_links_and_special_files_of_a_tool_are_no_files(workspace: Workspace, tmp_path: Path) -> None:
     """Neither listed nor read nor kept, and a FIFO makes nobody wait."""
     secret = tmp_path / "secret"

@@ -62,6 +62,7 @@ def test_a_path_has_one_form(path: str, normal: str) -> None:
         "x" * 256,
         "ä" * 128,
         "/".join(["x" * 100] * 9),
+        "/".join(["x"] * 65),
     ],
 )
 def test_a_path_that_names_no_file_of_the_workspace_is_refused(path: str) -> None:
