@@ -85,10 +85,18 @@ class AsyncClient:
         return await self._json(calls.get(run_id, logs))
 
     async def list(
-        self, *, status: str | None = None, limit: int | None = None, cursor: str | None = None
+        self,
+        *,
+        status: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        all_users: bool = False,
     ) -> Json:
-        """Get a page of runs, newest first: `items`, and `next` for the next page's `cursor`."""
-        return await self._json(calls.runs(status, limit, cursor))
+        """Get a page of runs, newest first: `items`, and `next` for the next page's `cursor`.
+
+        `all_users` needs a token of scope admin.
+        """
+        return await self._json(calls.runs(status, limit, cursor, all_users=all_users))
 
     async def steps(self, run_id: str) -> Items:
         """Get the records of a run's steps."""
@@ -106,7 +114,11 @@ class AsyncClient:
         stream: str | None = None,
         q: str | None = None,
     ) -> Page:
-        """Get a page of events above `after`, and the next page's `after` (None: that was all)."""
+        """Get a page of events above `after`, and the next page's `after`.
+
+        That is None once the run has ended and this was all; while it runs, an empty page means
+        that there is nothing more yet.
+        """
         filters = {"level": level, "stream": stream, "q": q}
         page = await self._json(calls.logs(run_id, after, limit, filters))
         return [Event.of(body) for body in page["events"]], page["next_after"]

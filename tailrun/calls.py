@@ -46,9 +46,10 @@ def get(run_id: str, logs: int | None) -> Call:
     return Call("GET", _run(run_id), _params(logs=logs))
 
 
-def runs(status: str | None, limit: int | None, cursor: str | None) -> Call:
+def runs(status: str | None, limit: int | None, cursor: str | None, *, all_users: bool) -> Call:
     """List runs, newest first."""
-    return Call("GET", "/v1/runs", _params(status=status, limit=limit, cursor=cursor))
+    everyone = "1" if all_users else None
+    return Call("GET", "/v1/runs", _params(status=status, limit=limit, cursor=cursor, all=everyone))
 
 
 def steps(run_id: str) -> Call:

@@ -89,9 +89,19 @@ class Client:
         """Get a run, with its last `logs` events if that is given."""
         return self._json(calls.get(run_id, logs))
 
-    def list(self, *, status: str | None = None, limit: int | None = None, cursor: str | None = None) -> Json:
-        """Get a page of runs, newest first: `items`, and `next` for the next page's `cursor`."""
-        return self._json(calls.runs(status, limit, cursor))
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        all_users: bool = False,
+    ) -> Json:
+        """Get a page of runs, newest first: `items`, and `next` for the next page's `cursor`.
+
+        `all_users` needs a token of scope admin.
+        """
+        return self._json(calls.runs(status, limit, cursor, all_users=all_users))
 
     def steps(self, run_id: str) -> Items:
         """Get the records of a run's steps."""
@@ -109,7 +119,11 @@ class Client:
         stream: str | None = None,
         q: str | None = None,
     ) -> Page:
-        """Get a page of events above `after`, and the next page's `after` (None: that was all)."""
+        """Get a page of events above `after`, and the next page's `after`.
+
+        That is None once the run has ended and this was all; while it runs, an empty page means
+        that there is nothing more yet.
+        """
         filters = {"level": level, "stream": stream, "q": q}
         page = self._json(calls.logs(run_id, after, limit, filters))
         return [Event.of(body) for body in page["events"]], page["next_after"]
