@@ -1,0 +1,78 @@
+"""`tailrun …`: one command for clients and for the processes themselves.
+
+Here commands get their names; each lives in an `app.cli_*` module and imports what is heavy
+only when it is called, so that `tailrun --help` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from app import cli_admin, cli_demo, cli_files, cli_processes, cli_redis, cli_run, cli_runs
+from app.cli_config import CliError
+
+app = typer.Typer(
+    name="tailrun",
+    help="Run it, tail it: agent jobs on your own machines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RUNS, LOOK, SERVE = "Runs", "Queue and access", "Processes"
+
+app.command("run", cls=cli_run.DashedCommand, rich_help_panel=RUNS)(cli_run.run)
+app.command("logs", rich_help_panel=RUNS)(cli_runs.logs)
+app.command("ls", rich_help_panel=RUNS)(cli_runs.ls)
+app.command("show", rich_help_panel=RUNS)(cli_runs.show)
+app.command("cancel", rich_help_panel=RUNS)(cli_runs.cancel)
+app.command("retry", rich_help_panel=RUNS)(cli_runs.retry)
+app.add_typer(cli_files.app, name="files", rich_help_panel=RUNS)
+
+app.command("queue", rich_help_panel=LOOK)(cli_admin.queue)
+app.add_typer(cli_admin.dead_app, name="dead", rich_help_panel=LOOK)
+app.command(
+    "redis",
+    rich_help_panel=LOOK,
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
+)(cli_redis.redis)
+app.add_typer(cli_admin.token_app, name="token", rich_help_panel=LOOK)
+app.command("env", rich_help_panel=LOOK)(cli_admin.env)
+
+app.command("up", rich_help_panel=SERVE)(cli_processes.up)
+app.command("down", rich_help_panel=SERVE)(cli_processes.down)
+app.command("demo", rich_help_panel=SERVE)(cli_demo.demo)
+app.command("api", rich_help_panel=SERVE)(cli_processes.api)
+app.command("worker", rich_help_panel=SERVE)(cli_processes.worker)
+app.command("migrate", rich_help_panel=SERVE)(cli_processes.migrate)
+app.command("openapi", rich_help_panel=SERVE)(cli_processes.openapi)
+
+
+def main() -> None:
+    """Run a command; a refusal is one line on stderr and an exit code."""
+    try:
+        app(prog_name="tailrun")
+    except CliError as error:
+        _fail(str(error), error.code)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output went away, as with `| head`
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        _fail(str(error), 1)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the client package raised it on purpose (which is imported only where it is used)."""
+    client = sys.modules.get("tailrun.errors")
+    return client is not None and isinstance(error, client.TailrunError)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"tailrun: {message}", file=sys.stderr)
+    sys.exit(code)

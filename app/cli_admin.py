@@ -1,0 +1,171 @@
+"""Client commands on the queue, the dead letters and the tokens, and `env` for the shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli_config import Json, RunId, Token, Url, connect, resolve, target
+from app.cli_render import duration
+from app.cli_tables import fields, table
+
+dead_app = typer.Typer(help="List, retry and drop dead letters.", no_args_is_help=True)
+token_app = typer.Typer(help="Make, list and revoke tokens; needs an admin's token.", no_args_is_help=True)
+
+
+def queue(
+    *,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="With --watch: how often.")] = 1.0,
+    as_json: Json = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Show what waits, what runs, and which workers are alive."""
+    with connect(url, token) as client:
+        while True:
+            depths = client.queue()
+            if watch and not as_json and sys.stdout.isatty():
+                print("\x1b[H\x1b[2J", end="")
+            if as_json:
+                print(json.dumps(depths, indent=None if watch else 2), flush=True)
+            else:
+                _print_queue(depths)
+            if not watch:
+                return
+            try:
+                time.sleep(every)
+            except KeyboardInterrupt:
+                return
+
+
+def _print_queue(depths: dict[str, Any]) -> None:
+    oldest = depths["oldest_age_s"]
+    fields(
+        [
+            ("waiting", f"{depths['depth']}" + (f", the oldest for {duration(oldest)}" if oldest else "")),
+            ("in flight", str(depths["in_flight"])),
+            ("delayed", str(depths["delayed"])),
+            ("dead", str(depths["dead"])),
+            ("workers", str(len(depths["workers"])) if depths["workers"] else "none: nothing will run"),
+        ],
+    )
+    rows = [
+        (worker["worker_id"], str(worker["in_flight"]), f"{worker['lease_left_s']:.1f} s")
+        for worker in depths["workers"]
+    ]
+    if rows:
+        print()
+        table(("WORKER", "IN FLIGHT", "LEASE LEFT"), rows)
+
+
+@dead_app.command("list")
+def dead_list(
+    *,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=200, help="At most so many.")] = 50,
+    as_json: Json = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """List dead letters, newest first: runs that were given up, and entries that were none."""
+    with connect(url, token) as client:
+        page = client.dead(limit=limit)
+    if as_json:
+        print(json.dumps(page, indent=2))
+        return
+    table(("RUN", "REASON", "ERROR", "AT"), [_letter(item) for item in page["items"]])
+
+
+def _letter(item: dict[str, Any]) -> tuple[str, ...]:
+    error = item.get("error")
+    said = error.get("message", "") if isinstance(error, dict) else str(error or item.get("raw") or "")
+    return (item.get("run_id") or "-", item.get("reason") or "-", said[:200], item.get("at") or "-")
+
+
+@dead_app.command("retry")
+def dead_retry(run: RunId, *, as_json: Json = False, url: Url = None, token: Token = None) -> None:
+    """Make a new run like a dead one, and drop its letter."""
+    with connect(url, token) as client:
+        made = client.dead_retry(resolve(client, run))
+    print(json.dumps(made, indent=2) if as_json else made["run_id"])
+
+
+@dead_app.command("drop")
+def dead_drop(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run id that stands in the letter.")],
+    *,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Drop a dead letter; the run's own record stays."""
+    with connect(url, token) as client:
+        client.dead_drop(run)
+    print(f"dropped {run}")
+
+
+@token_app.command("create")
+def token_create(
+    user: Annotated[str, typer.Argument(metavar="USER", help="Whose runs the token opens.")],
+    *,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Scope admin: everybody's runs, queue, tokens.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="What the token is for.")] = "",
+    expires_in: Annotated[int | None, typer.Option(metavar="SECONDS", min=1, help="Its life.")] = None,
+    as_json: Json = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Make a token and print it: it is shown this once."""
+    with connect(url, token) as client:
+        scope = "admin" if admin else "user"
+        made = client.create_token(user_id=user, scope=scope, name=name, expires_in_s=expires_in)
+    print(json.dumps(made, indent=2) if as_json else made["token"])
+
+
+@token_app.command("list")
+def token_list(*, as_json: Json = False, url: Url = None, token: Token = None) -> None:
+    """List tokens, without their secrets."""
+    with connect(url, token) as client:
+        items = client.tokens()
+    if as_json:
+        print(json.dumps(items, indent=2))
+        return
+    columns = ("token_id", "user_id", "scope", "name", "created_at", "expires_at", "revoked_at")
+    table(
+        [name.upper() for name in columns], [[str(item[name] or "-") for name in columns] for item in items]
+    )
+
+
+@token_app.command("revoke")
+def token_revoke(
+    token_id: Annotated[str, typer.Argument(metavar="TOKEN_ID", help="As `token list` shows it.")],
+    *,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Revoke a token; it opens nothing from now on."""
+    with connect(url, token) as client:
+        client.revoke_token(token_id)
+    print(f"revoked {token_id}")
+
+
+def env(*, as_json: Json = False, url: Url = None, token: Token = None) -> None:
+    """Print API, TOKEN and PATH for the shell: eval "$(tailrun env)"."""
+    api, secret = target(url, token)
+    programs = str(Path(sys.executable).parent)
+    found = {"API": api, "TOKEN": secret}
+    if as_json:
+        print(json.dumps(found | {"PATH": programs}, indent=2))
+        return
+    for name, value in found.items():
+        print(f"export {name}={shlex.quote(value)}")
+    if programs not in os.get_exec_path():
+        print(f'export PATH={shlex.quote(programs)}:"$PATH"')

@@ -1,0 +1,121 @@
+"""`tailrun demo`: everything starts, one real run goes through it, everything stops.
+
+The run takes the way that every run takes: HTTP, queue, worker, tools, and its lines come
+back over the public event stream. It reads this repository's own documents.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from app.cli_config import CliError
+from app.cli_render import size
+
+if TYPE_CHECKING:
+    from app.local_children import Supervisor
+    from app.local_data import Serving
+    from tailrun import Client
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAN = ROOT / "examples" / "demo" / "plan.yaml"
+KEPT = Path(".tailrun") / "demo"
+
+
+def demo() -> None:
+    """Start everything on free ports, run one real job, show its lines and files, stop everything."""
+    if not PLAN.exists():
+        raise CliError("The demo works on the documents of a checkout: git clone, then make demo")
+    folder = Path(tempfile.mkdtemp(prefix="tailrun-demo-"))
+    try:
+        code = _demo(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    raise typer.Exit(code)
+
+
+def _demo(folder: Path) -> int:
+    from app.config import Settings  # noqa: PLC0415 - `--help` needs none of these
+    from app.local import up  # noqa: PLC0415
+    from app.local_data import Refused  # noqa: PLC0415
+
+    # Nothing from the environment counts: the demo must not touch a database or bucket that is named there.
+    chosen = Settings.model_construct(data_dir=folder / "data", port=0, redis_port=0)
+    names = {name.upper() for name in Settings.model_fields}
+    environ = {name: value for name, value in os.environ.items() if name.upper() not in names}
+    began = time.monotonic()
+    _say("Starting Redis, database, API and worker in a temporary folder …")
+    try:
+        with up(chosen, _say, environ=environ) as running:
+            if running is None:
+                return 130
+            serving, supervisor = running
+            _say(f"Ready after {time.monotonic() - began:.1f} s: {serving.url}, {serving.redis_url}")
+            code, line = _run(serving, supervisor)
+    except Refused as error:
+        raise CliError(str(error)) from error
+    _say(line)
+    return code
+
+
+def _run(serving: Serving, supervisor: Supervisor) -> tuple[int, str]:
+    from app.cli_follow import View, follow  # noqa: PLC0415 - as above
+    from app.cli_run import Upload, read_plan, submit  # noqa: PLC0415
+    from tailrun import Client  # noqa: PLC0415
+
+    sources = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    uploads = [Upload(source, source.relative_to(ROOT).as_posix()) for source in sources]
+    with _interruptible(), Client(serving.url, serving.token) as client:
+        run_id = submit(client, read_plan(str(PLAN)), uploads, quiet=True)["run_id"]
+        _say(f"Uploaded {len(uploads)} documents of this repository. The run's lines, as it prints them:\n")
+        code = follow(client, run_id, View(framed=True, on_event=lambda: supervisor.tick(0)))
+        made = _keep(client, run_id, {upload.path for upload in uploads})
+        run = client.get(run_id)
+    _say("\nFiles that it made, kept for you to look at:")
+    for path, bytes_ in made:
+        _say(f"  {KEPT / path}  {size(bytes_)}")
+    took = f"{run['log_lines']} lines, {len(made)} files"
+    return code, f"\nThe run {run['status']}: {took}. Nothing is left running. Next: make up"
+
+
+def _keep(client: Client, run_id: str, brought: set[str]) -> list[tuple[str, int]]:
+    """Download what the run made; return paths and sizes."""
+    made: list[tuple[str, int]] = []
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for file in client.files(run_id):
+        path: str = file["path"]
+        if path not in brought:
+            target = KEPT / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(b"".join(client.download(run_id, path)))
+            made.append((path, file["size"]))
+    return made
+
+
+@contextmanager
+def _interruptible() -> Generator[None]:
+    """Let Ctrl-C break off what waits for the network; the supervisor's handlers come back after it."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise CliError("The demo was stopped", 128 + signum)
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,160 @@
+"""Process commands: up and down, api, worker, migrate, openapi."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli_config import CliError, data_dir
+
+if TYPE_CHECKING:
+    from app.config import Settings
+    from app.local_data import Serving
+
+_NAME_COLOURS = {"api": "\x1b[34m", "worker": "\x1b[36m"}
+
+
+def settings() -> Settings:
+    """Read the settings from the environment; what is wrong there is a usage error."""
+    from pydantic import ValidationError  # noqa: PLC0415 - 0.3 s that `--help` need not pay
+
+    from app.config import Settings  # noqa: PLC0415
+
+    try:
+        return Settings()  # pyright: ignore[reportCallIssue] - every field has a default
+    except ValidationError as error:
+        wrong = "; ".join(f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+        raise CliError(f"{wrong} (see docs/configuration.md)", 2) from error
+
+
+def up(
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Don't show what API and worker log.")] = False,
+) -> None:
+    """Serve everything on this machine until Ctrl-C: Redis, database, API, worker.
+
+    HOST, PORT, REDIS_PORT, DATA_DIR, API_TOKEN and the other settings come from the environment.
+    """
+    from app.local import is_loopback  # noqa: PLC0415
+    from app.local import up as start  # noqa: PLC0415
+    from app.local_data import Refused  # noqa: PLC0415
+
+    chosen = settings()
+    if not is_loopback(chosen.host) and chosen.api_token is not None:
+        say(f"Warning: HOST={chosen.host} lets other machines in: who has the token can execute code here.")
+    try:
+        with start(chosen, say, None if quiet else _echo) as running:
+            if running is not None:
+                serving, supervisor = running
+                print(banner(serving), flush=True)
+                supervisor.run()
+            say(f"Stopping: runs get up to {chosen.drain_s:g} s to end (Ctrl-C again: at once).")
+    except Refused as error:
+        raise CliError(str(error)) from error
+    say("Stopped. Everything is in the data folder; the next `up` goes on from there.")
+
+
+def say(text: str) -> None:
+    """Print a line of `up`'s own."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _echo(name: str, line: str) -> None:
+    if sys.stderr.isatty():
+        colour = _NAME_COLOURS.get(name.partition("-")[0], "")
+        print(f"{colour}{name:<8}\x1b[2m│\x1b[0m {line}", file=sys.stderr, flush=True)
+    else:
+        print(f"{name:<8}| {line}", file=sys.stderr, flush=True)
+
+
+def banner(serving: Serving) -> str:
+    """Return the ready line, and lines to copy."""
+    port = serving.redis_url.rpartition(":")[2].partition("/")[0]
+    at = "" if port == "6379" else f" -p {port}"
+    local = serving.redis_url.startswith("redis://127.0.0.1:")
+    redis_cli = f"redis-cli{at}" if local else f"redis-cli -u {serving.redis_url}"
+    auth = f'-H "Authorization: Bearer {serving.token}"'
+    execute = f"curl -X POST {serving.url}/agent/execute {auth} -d"
+    ready = f"Tailrun is ready: {serving.url}  token {serving.token}  redis {serving.redis_url}"
+    return f"""{ready}  data {serving.data_dir}
+
+  {execute} '{{"action": "create", "prompt": "Test Phase 2B"}}'
+  {execute} '{{"action": "start", "run_id": "<run_id>"}}'
+  curl -N {serving.url}/agent/logs/<run_id>/stream {auth}
+  {redis_cli} LLEN jobs:pending        # without redis-cli: tailrun redis LLEN jobs:pending
+
+  eval "$(tailrun env)" sets API, TOKEN and PATH; then for example: tailrun run -- echo hello
+  Ctrl-C drains and stops everything.
+"""
+
+
+def down() -> None:
+    """Stop the `up` of this folder (DATA_DIR)."""
+    from app.local_data import DataFolder  # noqa: PLC0415
+
+    folder = DataFolder(data_dir())
+    holder = folder.holder()
+    if holder is None:
+        print(f"No `tailrun up` is running on {folder.path}")
+        return
+    chosen = settings()
+    os.kill(holder, signal.SIGTERM)
+    print(f"Stopping process {holder}: runs get up to {chosen.drain_s:g} s to end", flush=True)
+    if not folder.wait_free(chosen.drain_s + chosen.cancel_grace_s + 60):
+        raise CliError(f"Process {holder} is still stopping; see {folder.path / 'logs'}")
+    print("Stopped")
+
+
+def api(
+    *,
+    with_worker: Annotated[
+        bool, typer.Option("--with-worker", help="Also keep a worker running, as a child process.")
+    ] = False,
+) -> None:
+    """Serve the HTTP API."""
+    chosen = settings()
+    if not with_worker:
+        from app.main import serve  # noqa: PLC0415 - the web framework, only here
+
+        raise typer.Exit(serve(chosen))
+    from app.local_children import ChildSpec, Supervisor  # noqa: PLC0415
+
+    drain = chosen.drain_s + chosen.cancel_grace_s + 10
+    with Supervisor(say) as supervisor:
+        for stage, (name, stop_s) in enumerate({"api": 15.0, "worker": drain}.items()):
+            argv = [sys.executable, "-m", "app", name]
+            supervisor.start(ChildSpec(name, argv, os.environ, stop_s=stop_s, stage=stage))
+        supervisor.run()
+
+
+def worker() -> None:
+    """Run a worker: take runs from the queue until told to stop."""
+    from app.worker.main import serve  # noqa: PLC0415 - everything a run needs, only here
+
+    raise typer.Exit(serve(settings()))
+
+
+def migrate() -> None:
+    """Bring the database to this version's tables."""
+    from app.db.migrate import migrate as upgrade  # noqa: PLC0415 - the database, only here
+    from app.errors import StorageError  # noqa: PLC0415
+
+    chosen = settings()
+    if chosen.database_url is None:
+        chosen.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        upgrade(chosen.effective_database_url)
+    except StorageError as error:
+        raise CliError(str(error)) from error
+    print("The database is up to date.")
+
+
+def openapi() -> None:
+    """Print the API's description (OpenAPI, YAML)."""
+    from app.main import openapi_yaml  # noqa: PLC0415 - the web framework, only here
+
+    print(openapi_yaml(), end="")
