@@ -24,7 +24,7 @@ from pydantic import (
     field_validator,
 )
 
-from app.catalogue_errors import explain, kind_of, quote
+from app.catalogue_errors import STEP_ID, explain, kind_of, quote
 from app.errors import Unprocessable
 from app.models import Step
 
@@ -152,7 +152,7 @@ class _StepIn(_Strict):
 
     id: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9_-]{1,32}$",
+        pattern=STEP_ID,
         description="Name of the step within its run; `s1`, `s2` … if left out.",
     )
     timeout_s: float | None = Field(

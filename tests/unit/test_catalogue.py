@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from app.catalogue import ARGV, TOOLS, StepIn, argv_step, decode_content, parse_steps
+from app.catalogue_errors import explain
 from app.errors import Unprocessable
 from app.models import Step
 
@@ -232,6 +234,50 @@ def test_openapi_sees_every_tool_with_a_description() -> None:
     for name, definition in schema["$defs"].items():
         assert definition["description"], name
         assert definition["additionalProperties"] is False, name
+
+
+class _Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Body(BaseModel):
+    """A body of the API, as other models are explained too."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tries: int = Field(1, ge=1)
+    words: list[str] = Field(default_factory=list[str], min_length=1)
+    name: str = Field("abc", min_length=2, pattern="^[a-z]+$")
+    labels: dict[str, str] = Field(default_factory=dict[str, str])
+    inner: list[_Inner] = Field(default_factory=list[_Inner])
+    moment: datetime | None = None
+
+    @model_validator(mode="after")
+    def _odd(self) -> _Body:
+        if self.tries == 13:
+            raise ValueError("is unlucky")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"tries": "1"}, "tries must be a whole number, not a string"),
+        ({"tries": 0}, "tries must be at least 1, not 0"),
+        ({"tries": -(10**5000)}, "tries must be at least 1, not a number that long"),
+        ({"tries": 13}, "the body is unlucky"),
+        ({"words": []}, "words must not be empty"),
+        ({"name": "a"}, "name must be at least 2 long"),
+        ({"name": "a b"}, "name must match ^[a-z]+$, not 'a b'"),
+        ({"labels": []}, "labels must be an object, not a list"),
+        ({"inner": [{"x": 1}]}, "inner[0].x is not a field"),
+        ({"moment": "x"}, "moment is not valid: Input should be a valid datetime"),
+    ],
+)
+def test_other_bodies_are_explained_in_the_same_words(body: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as slip:
+        _Body.model_validate(body)
+    assert explain(slip.value, _Body) == message
 
 
 JSON = st.recursive(
