@@ -293,6 +293,7 @@ def _become(request: _Request, failed: int, guard: int) -> None:
             os._exit(1)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         where = "chdir"
         os.chdir(request.cwd)
         where = "exec"

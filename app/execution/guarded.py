@@ -68,8 +68,10 @@ class Guarded:
         """Start a guard and hand it the request; blocks for some milliseconds. `name` is for `ps`.
 
         Raises:
-            OSError: no process or pipe could be made, or the guard died at once.
+            OSError: no process or pipe could be made.
+            UnicodeEncodeError: the request holds text that no program can be given.
         """
+        raw = request.encode()
         ours, theirs = list[int](), list[int]()
         try:
             for end_is_ours in (0, 0, 0, 1):  # stdout, stderr, status: we read; control: we write
@@ -94,15 +96,15 @@ class Guarded:
         finally:
             for fd in theirs:
                 os.close(fd)
-        self._send_request(request)
+        self._send_request(raw)
         return self
 
-    def _send_request(self, request: Request) -> None:
+    def _send_request(self, raw: bytes) -> None:
         assert self._control is not None  # noqa: S101 - only `close` takes it away
-        raw = memoryview(request.encode())
+        left = memoryview(raw)
         with contextlib.suppress(BrokenPipeError):  # its status pipe ends without a report
-            while raw:
-                raw = raw[os.write(self._control, raw) :]
+            while left:
+                left = left[os.write(self._control, left) :]
         for fd in (self._control, self._status, *self.outputs.values()):
             os.set_blocking(fd, False)
         for fd in self.outputs.values():

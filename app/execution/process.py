@@ -135,6 +135,9 @@ class LocalExecutor:
             return Guarded.start(request, name)
         except OSError as error:
             raise start_failure.of_guard(error) from error
+        except UnicodeEncodeError:
+            text = "An argument or a variable holds a lone surrogate, which no program can be given."
+            raise RunFailure(ErrorCode.START_FAILED, text, retried=False) from None
 
 
 class _Attendance:

@@ -83,6 +83,17 @@ async def test_a_reserved_variable_is_refused(executor: LocalExecutor, cwd: Path
         await ended(executor, tool(cwd, "true", TAILRUN_RUN_ID="another"))
 
 
+@pytest.mark.parametrize("odd", ["a\0b", "a\ud800b"])
+async def test_text_that_no_program_can_be_given_fails_for_good(
+    executor: LocalExecutor,
+    cwd: Path,
+    odd: str,
+) -> None:
+    with pytest.raises(RunFailure, match="holds") as caught:
+        await ended(executor, tool(cwd, "true", odd))
+    assert (caught.value.code, caught.value.retried) == (ErrorCode.START_FAILED, False)
+
+
 async def test_an_argument_may_hold_any_text(executor: LocalExecutor, cwd: Path) -> None:
     odd = "line\nbreak 'quote' \"double\" $HOME ✓ = \x01"
     _, sink = await ended(executor, tool(cwd, "printf", "%s", odd, ODD=odd))
