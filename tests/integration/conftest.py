@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -62,3 +65,17 @@ async def workspaces(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
 @pytest.fixture
 def workspace(workspaces: Workspaces) -> Workspace:
     return workspaces.open("ann", "run-1")
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of a user to whom permissions mean something, who the test is, also where root runs it."""
+    folder = Path(tempfile.mkdtemp())
+    root = os.geteuid() == 0
+    if root:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    shutil.rmtree(folder)

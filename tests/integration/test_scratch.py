@@ -66,7 +66,15 @@ def test_purging_follows_no_link(tmp_path: Path) -> None:
     (trash / "a/link").symlink_to(tmp_path / "kept")
     (trash / "a/broken").symlink_to("nowhere")
     os.mkfifo(trash / "a/b/fifo")
-    (trash / "a/b").chmod(0)
     purge(trash)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept/file").exists()
+
+
+def test_purging_takes_folders_without_permissions(unprivileged: Path) -> None:
+    trash = unprivileged / "trash"
+    (trash / "a/b/c").mkdir(parents=True)
+    for folder in ("a/b/c", "a/b", "a", ""):
+        (trash / folder).chmod(0)
+    purge(trash)
+    assert list(unprivileged.iterdir()) == []

@@ -204,10 +204,19 @@ async def test_a_full_disk_is_said_and_leaves_nothing(
     assert list((tmp_path / "root/.scratch").glob("*/tmp*")) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
-async def test_a_folder_that_a_tool_closed_is_said(run: Workspace, folder: Path) -> None:
-    (folder / "d").mkdir(mode=0)
-    with pytest.raises(Conflict):
-        await run.write("d/x", b"")
+async def test_a_folder_that_a_tool_closed_is_said_and_nothing_in_it_counts_as_removed(
+    unprivileged: Path,
+) -> None:
+    home = LocalWorkspaces(unprivileged / "root", LIMITS)
+    run = home.open("ann", "run")
+    await run.write("closed/file", b"x")
+    async with run.checkout() as checkout:
+        (checkout.path / "closed").chmod(0)
+    assert (checkout.changed, checkout.skipped) == ([], ["closed/"])
+    for call in (run.write("closed/new", b""), run.stat("closed/file"), run.delete("closed/file")):
+        with pytest.raises(Conflict, match="permission"):
+            await call
     assert await run.list() == []
-    (folder / "d").chmod(0o700)
+    await home.delete_run("ann", "run")
+    await home.close()
+    assert not checkout.path.exists()
