@@ -76,7 +76,7 @@ class Ownership:
             try:
                 await self.check()
                 if second % ADOPT_EVERY == 0:
-                    await self._adopt_orphans()
+                    await self.adopt_orphans()
             except StorageError as error:
                 log.warning("ownership could not be checked", error=str(error))
             await asyncio.sleep(CHECK_EVERY_S)
@@ -130,7 +130,7 @@ class Ownership:
             and (owner.attempt, owner.worker_id) == (attempt.run.attempt, self._me)
         )
 
-    async def _adopt_orphans(self) -> None:
+    async def adopt_orphans(self) -> None:
         """Take up runs that are ours by their row, in two looks in a row, but not in flight."""
         mine = [run for run in await self._runs.running(limit=1000) if run.worker_id == self._me]
         orphans = [run for run in mine if run.run_id not in self._in_flight]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,4 +50,4 @@ def test_cuts_grow_from_one_place_and_never_reach_the_end(limit: int, sizes: lis
             assert cut.to_seq < events[0].seq or len(events) == 0
         largest = max(count * size for count, size in sizes)
         assert sum(kept.values()) <= limit * 1.1 + 2 * largest
-    assert all(a.from_seq == b.from_seq and a.to_seq < b.to_seq for a, b in zip(cuts, cuts[1:], strict=False))
+    assert all(a.from_seq == b.from_seq and a.to_seq < b.to_seq for a, b in pairwise(cuts))
