@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -101,13 +100,14 @@ def dead_retry(run: RunId, *, as_json: Json = False, url: Url = None, token: Tok
 def dead_drop(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run id that stands in the letter.")],
     *,
+    as_json: Json = False,
     url: Url = None,
     token: Token = None,
 ) -> None:
     """Drop a dead letter; the run's own record stays."""
     with connect(url, token) as client:
         client.dead_drop(run)
-    print(f"dropped {run}")
+    print(json.dumps({"dropped": run}) if as_json else f"dropped {run}")
 
 
 @token_app.command("create")
@@ -148,13 +148,14 @@ def token_list(*, as_json: Json = False, url: Url = None, token: Token = None) -
 def token_revoke(
     token_id: Annotated[str, typer.Argument(metavar="TOKEN_ID", help="As `token list` shows it.")],
     *,
+    as_json: Json = False,
     url: Url = None,
     token: Token = None,
 ) -> None:
     """Revoke a token; it opens nothing from now on."""
     with connect(url, token) as client:
         client.revoke_token(token_id)
-    print(f"revoked {token_id}")
+    print(json.dumps({"revoked": token_id}) if as_json else f"revoked {token_id}")
 
 
 def env(*, as_json: Json = False, url: Url = None, token: Token = None) -> None:
@@ -167,5 +168,4 @@ def env(*, as_json: Json = False, url: Url = None, token: Token = None) -> None:
         return
     for name, value in found.items():
         print(f"export {name}={shlex.quote(value)}")
-    if programs not in os.get_exec_path():
-        print(f'export PATH={shlex.quote(programs)}:"$PATH"')
+    print(f'export PATH={shlex.quote(programs)}:"$PATH"')

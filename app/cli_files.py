@@ -38,6 +38,7 @@ def get(
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Where to put it; - is stdout.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    as_json: Json = False,
     url: Url = None,
     token: Token = None,
 ) -> None:
@@ -53,7 +54,7 @@ def get(
         if target.exists() and not force:
             raise CliError(f"{target} is there already: --force replaces it, -o FILE puts it elsewhere")
         written = _write(target, pieces)
-    print(f"{target}  {size(written)}")
+    print(json.dumps({"path": str(target), "size": written}) if as_json else f"{target}  {size(written)}")
 
 
 def _write(target: Path, pieces: Iterator[bytes]) -> int:

@@ -85,14 +85,15 @@ def run(
     Files named in a command are uploaded before it starts.
     """
     argv: list[str] | None = ctx.meta.get("argv")
-    body = _what(prompt or [], argv, steps)
-    uploads = _uploads(argv or [], with_ or [])
-    body |= {
-        "env": _pairs(env, "--env"),
-        "labels": _pairs(label, "--label"),
+    body = what(prompt or [], argv, steps)
+    uploads = uploads_of(argv or [], with_ or [])
+    given = {
+        "env": pairs(env, "--env"),
+        "labels": pairs(label, "--label"),
         "timeout_s": timeout,
         "max_attempts": attempts,
     }
+    body |= {name: value for name, value in given.items() if value is not None}
     with connect(url, token) as client:
         if from_ is not None:
             body["workspace_from"] = resolve(client, from_)
@@ -132,7 +133,8 @@ def _follow(client: Client, made: dict[str, Any], *, as_json: bool, timestamps: 
     return code
 
 
-def _what(prompt: list[str], argv: list[str] | None, steps: str | None) -> dict[str, Any]:
+def what(prompt: list[str], argv: list[str] | None, steps: str | None) -> dict[str, Any]:
+    """Return the part of the request that says what to do; `argv` is what stood after `--`."""
     given = [bool(prompt), argv is not None, steps is not None]
     if sum(given) != 1:
         raise CliError('Give one of: "a prompt in quotes", --steps FILE, or -- and a command', 2)
@@ -159,14 +161,18 @@ def read_plan(file: str) -> dict[str, Any]:
         raise CliError(f"{file}: {error.strerror}", 2) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CliError(f"{file} is not YAML: {error}", 2) from error
-    if isinstance(plan, list):
-        return {"steps": plan}
-    if isinstance(plan, dict) and "steps" in plan:
-        return cast("dict[str, Any]", plan)
-    raise CliError(f"{file} holds no plan: a list of steps, or an object with `steps`", 2)
+    body = {"steps": plan} if isinstance(plan, list) else plan
+    if not isinstance(body, dict) or "steps" not in body:
+        raise CliError(f"{file} holds no plan: a list of steps, or an object with `steps`", 2)
+    try:
+        body = json.loads(json.dumps(body))
+    except (TypeError, ValueError) as error:
+        raise CliError(f"{file} holds what JSON has not: {error}", 2) from error
+    return {name: value for name, value in cast("dict[str, Any]", body).items() if name != "start"}
 
 
-def _pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
+def pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
+    """Read NAME=VALUE options."""
     if not given:
         return None
     pairs: dict[str, str] = {}
@@ -178,7 +184,8 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
     return pairs
 
 
-def _uploads(argv: list[str], named: list[Path]) -> list[Upload]:
+def uploads_of(argv: list[str], named: list[Path]) -> list[Upload]:
+    """Return what to bring: files below this folder that the command names, and what --with names."""
     found: dict[str, Upload] = {}
     for word in argv:
         path = _local_file(word)
@@ -210,11 +217,11 @@ def _brought(path: Path) -> list[Upload]:
         raise CliError(f"--with {path}: there is no such file or folder", 2)
     inside = PurePosixPath(os.path.normpath(path))
     base = PurePosixPath(path.resolve().name) if inside.is_absolute() or ".." in inside.parts else inside
-    uploads: list[Upload] = []
+    found: list[Upload] = []
     for folder, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED)
         for name in sorted(files):
             source = Path(folder, name)
             if source.is_file():
-                uploads.append(Upload(source, str(base / source.relative_to(path).as_posix())))
-    return uploads
+                found.append(Upload(source, str(base / source.relative_to(path).as_posix())))
+    return found

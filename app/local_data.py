@@ -76,7 +76,7 @@ class DataFolder:
     def hold(self) -> None:
         """Take the folder, or raise `Refused` with the holder's name."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise Refused(
