@@ -17,7 +17,10 @@ import yaml
 from app.errors import ErrorCode, RunFailure
 
 MAX_BLOCK = 256 * 1024
-"""Characters of one block: what the YAML parser reads in a fraction of a second."""
+"""Characters of one block."""
+MAX_VALUES = 10_000
+"""Values of one YAML block: what is read in a fraction of a second, for other runs wait meanwhile."""
+MAX_BLOCKS = 10
 
 _MAX_DEPTH = 20
 _OPEN = re.compile(r" {0,3}(?P<fence>`{3,}|~{3,})\s*(?P<language>yaml|yml|json)\b[^`]*", re.IGNORECASE)
@@ -114,12 +117,14 @@ def _yaml(block: Fenced) -> Any:
 
 def _refuse_tricks(block: Fenced) -> None:
     depth = 0
-    for event in yaml.parse(block.text, _LOADER):
+    for number, event in enumerate(yaml.parse(block.text, _LOADER)):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         trick = _trick(event, depth)
+        if number > MAX_VALUES:
+            trick = f"more than {MAX_VALUES} values; send long plans as `steps`"
         if trick:
             raise _at(block, cast("yaml.Mark", event.start_mark).line, trick)
 

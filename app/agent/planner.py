@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from app.agent.fences import Fenced, NotAPlan, fenced_blocks, read_block
+from app.agent.fences import MAX_BLOCKS, Fenced, NotAPlan, fenced_blocks, read_block
 from app.catalogue import argv_step, parse_steps
 from app.errors import ErrorCode, RunFailure, Unprocessable
 from app.models import Level, Run, Step
@@ -62,7 +62,9 @@ def plan(run: Run) -> Plan:
 def _from_prompt(prompt: str) -> Plan:
     plans: list[tuple[Fenced, Any]] = []
     notes: list[Note] = [(Level.WARNING, NO_MODEL), (Level.INFO, HOW_TO_PLAN)]
-    for block in fenced_blocks(prompt):
+    for number, block in enumerate(fenced_blocks(prompt), 1):
+        if number > MAX_BLOCKS:
+            raise _invalid(f"the prompt holds more than {MAX_BLOCKS} yaml or json blocks: which is the plan?")
         try:
             plans.append((block, read_block(block)))
         except NotAPlan:

@@ -128,6 +128,14 @@ def test_text_in_a_fenced_block_keeps_its_lines() -> None:
             "line 3 of the prompt (```yaml block): nested deeper than 20 levels",
         ),
         (
+            fenced("- a: [" + "1," * 10_000 + "]"),
+            "line 3 of the prompt (```yaml block): more than 10000 values; send long plans as `steps`",
+        ),
+        (
+            fenced("a: b") * 11,
+            "the prompt holds more than 10 yaml or json blocks: which is the plan?",
+        ),
+        (
             fenced("- at: 2026-13-45"),
             "```yaml block at line 2 of the prompt: month must be in 1..12",
         ),
