@@ -104,6 +104,22 @@ async def test_a_repeated_give_back_succeeds_until_somebody_claims(store: RunSto
         await store.commit(fence, 2, batch)
 
 
+async def test_what_looks_like_a_repeat_but_is_not_is_refused(store: RunStore, database: Database) -> None:
+    """Same last line, but written without this outcome, or by another attempt."""
+    run, fence = await running(store)
+    await store.commit(fence, 2, Batch(events=lines(run.run_id, 3, 5)))
+    with pytest.raises(LostOwnership):
+        await store.commit(fence, 2, ended(run.run_id, 5))
+    seen = await store.get(run.run_id)
+    assert seen
+    await store.take_over(seen, "w2", NOW + 9)
+    await store.commit(Fence(run.run_id, 2, "w2"), 5, ended(run.run_id, 6))
+    before = await snapshot(database, run.run_id)
+    with pytest.raises(LostOwnership):
+        await store.commit(fence, 5, ended(run.run_id, 6))
+    assert await snapshot(database, run.run_id) == before
+
+
 async def test_a_commit_from_the_wrong_place_is_refused(store: RunStore, database: Database) -> None:
     run, fence = await running(store)
     await store.commit(fence, 2, Batch(events=lines(run.run_id, 3, 5)))

@@ -14,7 +14,13 @@ from app.db.engine import Database
 from app.db.migrate import is_current, migrate
 from app.db.tables import metadata
 
-MIGRATE = "import sys; from app.db.migrate import migrate; sys.stdin.read(); migrate(sys.argv[1])"
+MIGRATE = """
+import sys
+from app.db.migrate import migrate
+print("ready", flush=True)
+sys.stdin.read()
+migrate(sys.argv[1])
+"""
 
 
 def test_migrating_twice_is_the_same_as_once(database_url: str) -> None:
@@ -39,12 +45,12 @@ async def test_the_migrations_make_the_tables_of_the_code(database: Database) ->
 
 def test_processes_that_start_together_migrate_once(database_url: str) -> None:
     """All of them wait at the same line, then go."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", MIGRATE, database_url], stdin=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for _ in range(4)
-    ]
+    command = [sys.executable, "-W", "error", "-c", MIGRATE, database_url]
+    pipe = subprocess.PIPE
+    started = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) for _ in range(4)]
+    for process in started:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
     for process in started:
         assert process.stdin
         process.stdin.close()
