@@ -23,7 +23,9 @@ _ENTRY = "import sys; from app.config import Settings; from app.{} import serve;
 
 
 class Process:
-    """One API or worker process, its log in a file."""
+    """One API or worker process, its log in a file; `url` is where it serves."""
+
+    url = ""
 
     def __init__(self, module: str, env: dict[str, str], log: Path) -> None:
         self.log = log
@@ -72,8 +74,10 @@ class Stack:
         self.wait_ready()
 
     def add_worker(self, n: int) -> Process:
-        env = self._env(WORKER_PORT=str(free_port()))
-        return Process("worker.main", env, self.folder / f"worker{n}.log")
+        port = free_port()
+        worker = Process("worker.main", self._env(WORKER_PORT=str(port)), self.folder / f"worker{n}.log")
+        worker.url = f"http://127.0.0.1:{port}"
+        return worker
 
     def _env(self, **more: str) -> dict[str, str]:
         root = str(Path(__file__).parent.parent)

@@ -23,6 +23,7 @@ class HealthServer:
             self._app,
             host=host,
             port=port,
+            interface="asgi3",
             lifespan="off",
             log_config=None,
             log_level="warning",
@@ -34,7 +35,13 @@ class HealthServer:
 
     async def start(self) -> None:
         """Start serving; OSError where the port is taken."""
-        sock = socket.create_server((self._server.config.host, self._server.config.port), backlog=128)
+        host, port = self._server.config.host, self._server.config.port
+        try:
+            sock = socket.create_server((host, port), backlog=128)
+        except OSError as error:
+            raise OSError(
+                f"WORKER_PORT {port} on {host} cannot be used ({error.strerror}); set another"
+            ) from error
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
 
     async def stop(self) -> None:
