@@ -8,7 +8,6 @@ an event that was committed and trimmed in between would be in neither.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -93,18 +92,18 @@ class Backfill:
 
     async def _ask_tail(self, question: Callable[[], Awaitable[T]]) -> T | None:
         """Return the tail's answer; None while Redis is away, and then leave it alone for a second."""
-        if time.monotonic() < self._tail_rests_until:
+        if _now() < self._tail_rests_until:
             return None
         try:
             async with asyncio.timeout(_TAIL_TIMEOUT_S):
                 return await question()
         except (StorageError, TimeoutError):
-            self._tail_rests_until = time.monotonic() + _TAIL_PAUSE_S
+            self._tail_rests_until = _now() + _TAIL_PAUSE_S
             return None
 
     def _lost(self, run_id: str, after: int, beyond: Entry) -> list[Entry]:
         """Return a `gap` up to `beyond` once the hole has stood long enough; [] before."""
-        now = time.monotonic()
+        now = _now()
         if len(self._holes) > 1000:  # noqa: PLR2004 - a bound, nothing is tuned by it
             self._holes.clear()
         since = self._holes.setdefault((run_id, after), now)
@@ -127,3 +126,7 @@ def page_limit(entries: Sequence[Entry]) -> int:
     """Return how many lines to ask for next, so that a page of long lines stays near 1 MB."""
     size = sum(len(raw) for _, raw in entries) or 1
     return max(1, min(PAGE_LINES, len(entries) * _PAGE_BYTES // size))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

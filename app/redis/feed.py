@@ -152,17 +152,16 @@ class RunFeed:
                     self._grown()
                 await self._fetch()
         except StorageError as error:
-            _log.info("catching up waits", run_id=self.run_id, error=str(error))
+            _log.debug("catching up waits", run_id=self.run_id, error=str(error))
         finally:
             self._catching_up = None
 
     async def _fetch(self) -> None:
         """Read on from `last` until there is nothing more."""
-        while self._ring.last is not None:
-            page = await self._backfill.fetch(self.run_id, self._ring.last)
-            if not page:
+        while (last := self._ring.last) is not None:
+            self._ring.fill(await self._backfill.fetch(self.run_id, last))
+            if self._ring.last == last:
                 return
-            self._ring.fill(page)
             self._grown()
 
     def _grown(self) -> None:

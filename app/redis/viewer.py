@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from typing import Any, Protocol
 
@@ -188,15 +187,15 @@ class Replay:
 
     async def _chunk(self) -> list[Entry]:
         """Return the next chunk, [] when there is none to come; wait a little for what lags."""
-        give_up_at = time.monotonic() + _GIVE_UP_AFTER_S
+        give_up_at = asyncio.get_running_loop().time() + _GIVE_UP_AFTER_S
         while not self._closed:
             try:
                 chunk = await self._pages.take(self.cursor)
             except StorageError:
-                if time.monotonic() > give_up_at:
+                if asyncio.get_running_loop().time() > give_up_at:
                     raise
             else:
-                if chunk or time.monotonic() > give_up_at:
+                if chunk or asyncio.get_running_loop().time() > give_up_at:
                     return chunk
             await asyncio.sleep(_RETRY_S)
         return []
