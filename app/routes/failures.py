@@ -1,4 +1,4 @@
-"""Every error that leaves the API: `{"error": {"code", "message"}}`, over HTTP and on a WebSocket.
+"""Every error that leaves the API over HTTP: `{"error": {"code", "message"}}`.
 
 Details of what nobody expected stay in the log, under the request id that the answer names.
 """
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
-from fastapi import FastAPI, Request, Response, WebSocket
-from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app.errors import StorageError, TailrunError
@@ -29,7 +29,6 @@ def install(app: FastAPI) -> None:
         (TailrunError, _known),
         (StorageError, _away),
         (RequestValidationError, _invalid),
-        (WebSocketRequestValidationError, _invalid),
         (HTTPException, _http),
     ):
         app.add_exception_handler(kind, cast("Any", handler))
@@ -40,26 +39,24 @@ def error_answer(status: int, code: str, message: str, headers: Mapping[str, str
     return answer({"error": {"code": code, "message": message}}, status, headers)
 
 
-async def _known(conn: Request | WebSocket, error: TailrunError) -> Response | None:
+async def _known(request: Request, error: TailrunError) -> Response:
     headers: dict[str, str] = {}
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
-    return await _send(conn, error_answer(error.status, error.code, error.message, headers))
+    return error_answer(error.status, error.code, error.message, headers)
 
 
-async def _away(conn: Request | WebSocket, error: StorageError) -> Response | None:
+async def _away(request: Request, error: StorageError) -> Response:
     _log.warning("storage away", error=str(error))
     message = "The database or Redis does not answer just now; try again."
-    return await _send(conn, error_answer(503, "unavailable", message, {"Retry-After": str(_AWAY_S)}))
+    return error_answer(503, "unavailable", message, {"Retry-After": str(_AWAY_S)})
 
 
-async def _invalid(
-    conn: Request | WebSocket, error: RequestValidationError | WebSocketRequestValidationError
-) -> Response | None:
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
     message = "; ".join(_slip(slip) for slip in error.errors()) + "."
-    return await _send(conn, error_answer(422, "invalid", message))
+    return error_answer(422, "invalid", message)
 
 
 def _slip(slip: dict[str, Any]) -> str:
@@ -67,20 +64,12 @@ def _slip(slip: dict[str, Any]) -> str:
     return f"{where} parameter {'.'.join(names)}: {slip['msg']}"
 
 
-async def _http(conn: Request | WebSocket, error: HTTPException) -> Response | None:
+async def _http(request: Request, error: HTTPException) -> Response:
     code = _CODES.get(error.status_code, HTTPStatus(error.status_code).name.lower())
     message = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND:
-        message = f"There is nothing at {conn.url.path[:200]}; /docs lists what there is."
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and isinstance(conn, Request):
+        message = f"There is nothing at {request.url.path[:200]}; /docs lists what there is."
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "another method")
-        message = f"{conn.method} is not allowed here; use {allowed}."
-    return await _send(conn, error_answer(error.status_code, code, message, error.headers))
-
-
-async def _send(conn: Request | WebSocket, response: Response) -> Response | None:
-    """Answer a request; refuse a WebSocket with the same status and body, before it is accepted."""
-    if not isinstance(conn, WebSocket):
-        return response
-    await conn.send_denial_response(response)
-    return None
+        message = f"{request.method} is not allowed here; use {allowed}."
+    return error_answer(error.status_code, code, message, error.headers)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import orjson
 import pytest
 from api_server import Api, error_of, serving, settings_for
@@ -294,3 +297,30 @@ def test_steps_are_listed(api: Api) -> None:
     """A run that never ran has none."""
     run_id = api.admin.post("/v1/runs", json=PROMPT).json()["run_id"]
     assert api.admin.get(f"/v1/runs/{run_id}/steps").json() == {"items": [], "next": None}
+
+
+def together(clients: Sequence[httpx2.Client], path: str, **body: Any) -> list[httpx2.Response]:
+    """POST from all clients at once."""
+    with ThreadPoolExecutor(len(clients)) as pool:
+        return [task.result() for task in [pool.submit(client.post, path, **body) for client in clients]]
+
+
+def test_simultaneous_starts_make_one_entry(api: Api, redis_server: RedisServer) -> None:
+    """However many ask at once, the run is queued once, and each of them is told 200."""
+    clients = [api.admin for _ in range(8)]
+    for round_no in range(20):
+        run_id = clients[0].post("/v1/runs", json={**PROMPT, "start": False}).json()["run_id"]
+        answers = together(clients, f"/v1/runs/{run_id}/start")
+        assert [answer.status_code for answer in answers] == [200] * len(clients)
+        assert len(pending(redis_server)) == round_no + 1
+
+
+def test_simultaneous_repeats_of_a_key_make_one_run(api: Api, redis_server: RedisServer) -> None:
+    """One 201, else 200, and all of them the same run."""
+    clients = [api.admin for _ in range(8)]
+    for round_no in range(20):
+        headers = {"Idempotency-Key": f"k{round_no}"}
+        answers = together(clients, "/v1/runs", json=PROMPT, headers=headers)
+        assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+        assert len({answer.json()["run_id"] for answer in answers}) == 1
+        assert len(pending(redis_server)) == round_no + 1

@@ -1,0 +1,88 @@
+"""Tailrun's own log: one line per event, in text or JSON, that no input can forge."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+import structlog
+
+from app.config import Settings
+from app.telemetry import configure_logging, get_logger
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def logged(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **settings: Any) -> io.StringIO:
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logging(Settings(**settings), "api")
+    return stream
+
+
+def test_a_text_line_tells_time_level_process_what_and_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short enough to read in `kubectl logs -f`; no colours where nobody sees them."""
+    out = logged(monkeypatch, io.StringIO())
+    get_logger("x").warning("run created", run_id="r1", note="a b")
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d\.\d{3} warning  api      run created  run_id=r1 note='a b'\n", out.getvalue()
+    )
+
+
+def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors stand out."""
+    out = logged(monkeypatch, Terminal())
+    get_logger("x").error("broken")
+    assert "\x1b[31merror" in out.getvalue()
+
+
+def test_input_cannot_pass_for_a_line_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line ends and escape sequences are shown, not obeyed."""
+    out = logged(monkeypatch, io.StringIO())
+    get_logger("x").info("GET /a\nfake", path="b\r\nfake \x1b[2J")
+    assert len(out.getvalue().splitlines()) == 1
+    assert "\x1b" not in out.getvalue()
+
+
+def test_json_lines_have_the_same_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One object a line, for machines; a traceback is one of its fields."""
+    out = logged(monkeypatch, io.StringIO(), log_format="json")
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        get_logger("x").exception("broken", run_id="r1")
+    line = orjson.loads(out.getvalue())
+    assert (line["event"], line["level"], line["process"], line["run_id"]) == ("broken", "error", "api", "r1")
+    assert "ZeroDivisionError" in line["exception"]
+
+
+def test_libraries_log_in_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What uvicorn or alembic say through the standard library looks like ours."""
+    out = logged(monkeypatch, io.StringIO(), log_format="json")
+    logging.getLogger("some.library").warning("%s is odd", "this")
+    assert orjson.loads(out.getvalue())["event"] == "this is odd"
+
+
+def test_the_level_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below it nothing is written."""
+    out = logged(monkeypatch, io.StringIO(), log_level="error")
+    get_logger("x").warning("quiet")
+    assert out.getvalue() == ""
