@@ -34,8 +34,8 @@ class LogStore:
         """Return up to `limit` events with a `seq` above `after`, in order.
 
         `level`: at least as severe. `q`: a part of the content; ASCII letters match in either case.
-        `end`, `gap` and `truncated` pass every filter; other events pass one that they have no field for
-        only when it is not set.
+        `end`, `gap` and `truncated` pass every filter; another event without a level, a stream or a
+        content does not pass the filter for it.
         """
         query = select(*WHOLE_LINE).where(_LINE.run_id == run_id, _LINE.seq > after)
         if wanted := _filters(level, stream, q):
