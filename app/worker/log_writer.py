@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from app.execution.masking import LineMasker, Masker
 from app.models import Event, EventType, Fence, Level, Line, Run, StepRecord, Stream
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
+from app.worker.fenced_tail import FencedTail
 from app.worker.log_cap import CutRange, LogCap
 
 COMMIT_EVERY_S = 0.2
@@ -69,7 +70,8 @@ class LogWriter:
         on_lost: Callable[[], None],
     ) -> None:
         self._run, self._fence = run, fence
-        self._publisher, self._tail, self._runs = publisher, tail, runs
+        self._redis = FencedTail(fence, publisher, tail, runs)
+        self._runs = runs
         self._clock, self._policy = clock, policy
         self._on_cancel, self._on_lost = on_cancel, on_lost
         self._masker = masker
@@ -86,7 +88,6 @@ class LogWriter:
         self._flush = False
         self._batching = False
         self._closing = asyncio.Event()
-        self._may_raise = True
         self._redis_away = False
         self._lost: LostOwnership | None = None
         self._added = asyncio.Event()
@@ -123,9 +124,9 @@ class LogWriter:
         batch = self._next_batch(outcome)
         requested = await self._until_stored(lambda: self._commit(batch))
         with contextlib.suppress(StorageError):  # committed already: hubs find it in the database
-            await self._append([last.encode()], last.seq)
+            await self._redis.append([last.encode()], last.seq, self._committed)
             if outcome.status.terminal:
-                await self._publisher.finish(self._run.run_id)
+                await self._redis.finish()
         return requested
 
     async def abandon(self) -> None:
@@ -280,7 +281,7 @@ class LogWriter:
             chunk.append(raw)
             size += len(raw)
         try:
-            await self._append(chunk, first)
+            await self._redis.append(chunk, first, self._committed)
         except StorageError as error:
             await self._redis_failed(error)
             return False
@@ -299,31 +300,6 @@ class LogWriter:
             log.warning("redis away, lines go to the database", run_id=self._run.run_id, error=str(error))
         self._skip_to(self._committed)
         await _wait(self._closing, _RETRY_S[2])
-
-    async def _append(self, events: list[bytes], first_seq: int) -> None:
-        run_id, attempt = self._run.run_id, self._fence.attempt
-        while True:
-            refused = await self._publisher.append(
-                run_id,
-                attempt,
-                first_seq,
-                events,
-                keep_from=self._committed + 1,
-                may_raise=self._may_raise,
-            )
-            self._may_raise = False
-            if refused is None:
-                return
-            if refused.fence is not None and refused.fence > attempt:
-                raise LostOwnership
-            await self._confirm()  # no fence, or an older one: Redis forgot, but the row knows
-            self._may_raise = True
-
-    async def _confirm(self) -> None:
-        owner = await self._runs.owner(self._run.run_id)
-        mine = (self._fence.attempt, self._fence.worker_id)
-        if owner is None or (owner.attempt, owner.worker_id) != mine:
-            raise LostOwnership
 
     # -- to the database ----------------------------------------------------------------
 
@@ -390,25 +366,10 @@ class LogWriter:
         return committed.cancel_requested_at
 
     async def _rescue(self) -> None:
-        run_id = self._run.run_id
-        await self._publisher.raise_fence(run_id, self._fence.attempt)
-        self._may_raise = False
-        found = [Event.decode(raw) for _, raw in await self._tail.read(run_id, self._committed)]
+        found = await self._redis.inherit(self._committed, self._clock())
         if found:
-            saved = list(self._with_gaps(found))
-            await self._runs.commit(self._fence, self._committed, Batch(events=saved))
-            self._seq = self._committed = self._published = saved[-1].seq
-
-    def _with_gaps(self, found: Sequence[Event]) -> Iterator[Event]:
-        """Put a `gap` event where lines went down with their worker and Redis together."""
-        expected = self._committed + 1
-        for event in found:
-            if event.data.get("from", event.seq) > expected:
-                data = {"from": expected, "to": event.seq - 1}
-                run_id, attempt = self._run.run_id, self._fence.attempt
-                yield Event(event.seq - 1, EventType.GAP, self._clock(), run_id, attempt, data=data)
-            yield event
-            expected = event.seq + 1
+            await self._runs.commit(self._fence, self._committed, Batch(events=found))
+            self._seq = self._committed = self._published = found[-1].seq
 
     async def _until_stored(self, write: Callable[[], Awaitable[T]]) -> T:
         """Repeat `write` until the store takes it: nothing that was printed is dropped."""
