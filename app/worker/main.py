@@ -15,7 +15,6 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
@@ -37,6 +36,7 @@ from app.redis.signals import Signals
 from app.redis.tail import Tail
 from app.redis.ticks import Ticks
 from app.storage.factory import open_workspaces
+from app.storage.scratch import Scratch
 from app.telemetry import SLOTS_BUSY, configure_logging
 from app.worker.control import Control
 from app.worker.health import HealthServer
@@ -78,8 +78,11 @@ class Worker:
         self._db = Database(settings.effective_database_url)
         self._runs = RunStore(self._db)
         self._workspaces = open_workspaces(settings)
+        self._scratch = Scratch(settings.tmp_dir / "tools")
         self._executor = LocalExecutor(
-            grace_s=settings.cancel_grace_s, silence_s=settings.lease_s - 1, tmp_dir=settings.tmp_dir
+            grace_s=settings.cancel_grace_s,
+            silence_s=settings.lease_s - 1,
+            tmp_dir=self._scratch.folder(),
         )
         self._claims = Claims(self._redis, self.worker_id, settings.lease_s)
         self._publisher = Publisher(self._redis, batch=settings.log_batch, tail_ttl_s=settings.tail_ttl_s)
@@ -113,6 +116,7 @@ class Worker:
             ),
             backoff=Backoff(settings.retry_base_s, settings.retry_max_s, Random()),  # noqa: S311 - jitter
             secrets=Secrets(settings),
+            tmp_dir=self._scratch.folder(),
             settings=settings,
         )
 
@@ -131,6 +135,7 @@ class Worker:
         finally:
             await health.stop()
             await self._executor.close()
+            self._scratch.close()
             await self._workspaces.close()
             await self._redis.close()
             await self._db.close()
@@ -295,7 +300,6 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
 def serve(settings: Settings) -> int:
     """Run a worker until it is told to stop; return the exit code."""
     configure_logging(settings, "worker")
-    Path(settings.tmp_dir).mkdir(parents=True, exist_ok=True)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(Worker(settings).run())
