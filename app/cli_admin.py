@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,21 +29,18 @@ def queue(
     token: Token = None,
 ) -> None:
     """Show what waits, what runs, and which workers are alive."""
-    with connect(url, token) as client:
+    clear = watch and not as_json and sys.stdout.isatty()
+    with connect(url, token) as client, suppress(KeyboardInterrupt):
         while True:
             depths = client.queue()
-            if watch and not as_json and sys.stdout.isatty():
-                print("\x1b[H\x1b[2J", end="")
             if as_json:
                 print(json.dumps(depths, indent=None if watch else 2), flush=True)
             else:
+                print("\x1b[H\x1b[2J" if clear else "", end="")
                 _print_queue(depths)
             if not watch:
                 return
-            try:
-                time.sleep(every)
-            except KeyboardInterrupt:
-                return
+            time.sleep(every)
 
 
 def _print_queue(depths: dict[str, Any]) -> None:

@@ -87,7 +87,8 @@ class Supervisor:
         self.stop_all()
         signal.set_wakeup_fd(-1)
         for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
+            asked = self.stops and signum != signal.SIGCHLD  # one more signal must not spoil the exit code
+            signal.signal(signum, signal.SIG_IGN if asked else handler)  # pyright: ignore[reportArgumentType]
         for fd in (*self._wake, *self._leash):
             os.close(fd)
 

@@ -1,0 +1,136 @@
+"""Supervision without Tailrun's own processes: restarts, order, deaths, logs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+from up_process import until
+
+from app.local_children import ChildSpec, LogTail, Supervisor
+from app.local_leash import leashed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(script: str) -> list[str]:
+    return [sys.executable, "-u", "-c", textwrap.dedent(script)]
+
+
+def test_what_ends_is_started_again_later_and_later() -> None:
+    said: list[str] = []
+    with Supervisor(said.append) as supervisor:
+        child = supervisor.start(ChildSpec("job", ["false"], os.environ))
+        assert supervisor.wait_for(lambda: child.failures == 3, 20)
+    assert said == [
+        f"job ended with exit code 1; starting it again in {delay} s" for delay in ("0.25", "0.5", "1")
+    ]
+
+
+def test_what_is_not_kept_just_ends() -> None:
+    with Supervisor(lambda _: None) as supervisor:
+        child = supervisor.start(ChildSpec("job", ["sh", "-c", "exit 7"], os.environ), keep=False)
+        assert supervisor.wait_for(lambda: child.exit_code is not None, 20)
+        assert (child.exit_code, child.process) == (7, None)
+
+
+def test_a_higher_stage_is_stopped_first_and_a_stubborn_child_is_killed(tmp_path: Path) -> None:
+    said: list[str] = []
+    order = tmp_path / "order"
+    script = f"""
+        import signal, sys, time
+        def end(*_):
+            open({str(order)!r}, "a").write(sys.argv[1])
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, end if sys.argv[1] != "x" else signal.SIG_IGN)
+        print("up")
+        time.sleep(60)
+    """
+    with Supervisor(said.append) as supervisor:
+        for name, stage in (("a", 0), ("b", 1), ("c", 2), ("x", 3)):
+            spec = ChildSpec(
+                name, [*python(script), name], os.environ, tmp_path / name, stop_s=1, stage=stage
+            )
+            supervisor.start(spec)
+        ready = lambda: all((tmp_path / name).read_text() == "up\n" for name in "abcx")  # noqa: E731
+        assert supervisor.wait_for(ready, 20)
+    assert order.read_text() == "cba"
+    assert said == ["x did not end in time: killed"]
+
+
+PARENT = """
+    import os, signal, sys
+    from app.local_children import ChildSpec, Supervisor
+    if sys.argv[1] == "leash":
+        sys.platform = "darwin"
+    with Supervisor(print) as supervisor:
+        argv = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+        death = signal.SIGTERM if sys.argv[2] == "TERM" else signal.SIGKILL
+        supervisor.start(ChildSpec("child", argv, os.environ, death_signal=death))
+        supervisor.run()
+"""
+
+
+@pytest.mark.parametrize("death", ["TERM", "KILL"])
+@pytest.mark.parametrize("how", ["kernel", "leash"])
+def test_children_die_with_a_parent_that_was_killed(how: str, death: str) -> None:
+    with subprocess.Popen([*python(PARENT), how, death], stdout=subprocess.PIPE, cwd=ROOT) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == b"up\n"
+        below = psutil.Process(parent.pid).children(recursive=True)
+        assert len(below) == (2 if how == "leash" else 1)
+        parent.kill()
+        until(lambda: not any(each.is_running() for each in below), 20)
+
+
+def test_a_leash_passes_signals_on_and_has_the_childs_exit_code() -> None:
+    script = (
+        "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(9)); print('up'); time.sleep(60)"
+    )
+    reading, writing = os.pipe()
+    try:
+        argv = leashed(python(script), signal.SIGKILL, reading)
+        with subprocess.Popen(argv, pass_fds=(reading,), stdout=subprocess.PIPE, cwd=ROOT) as process:
+            assert process.stdout
+            assert process.stdout.readline() == b"up\n"
+            process.terminate()
+            assert process.wait(20) == 9
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_new_lines_of_a_log_are_handed_over(tmp_path: Path) -> None:
+    path, lines = tmp_path / "log", list[str]()
+    path.write_text("old\n")
+    tail = LogTail(path, lines.append)
+    with path.open("a") as log:
+        log.write("one\ntw")
+        log.flush()
+        tail.pump()
+        log.write("o\n")
+        log.flush()
+        tail.pump()
+    assert lines == ["one", "two"]
+
+
+def test_a_log_stays_bounded_while_its_writer_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.local_children.LOG_MAX_BYTES", 100)
+    path, lines = tmp_path / "log", list[str]()
+    tail = LogTail(path, lines.append)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in range(60):
+        os.write(fd, b"line %d\n" % number)
+        tail.pump()
+    os.close(fd)
+    assert lines == [f"line {number}" for number in range(60)]
+    assert path.stat().st_size < 120
+    assert (tmp_path / "log.1").stat().st_size < 120
