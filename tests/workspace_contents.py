@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager
+from pathlib import Path
 
 from app.storage.workspace import Limits, Workspace
 
@@ -20,3 +25,16 @@ async def paths(workspace: Workspace, prefix: str = "") -> list[str]:
 async def stream(*pieces: bytes) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
+
+
+@contextmanager
+def let_go(fifo: Path, within_s: float = 30) -> Generator[None]:
+    """Fail if the block takes too long; a thread that hangs at `fifo` is let go then."""
+    writer = threading.Timer(within_s, lambda: os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK)))
+    began = time.monotonic()
+    writer.start()
+    try:
+        yield
+    finally:
+        writer.cancel()
+    assert time.monotonic() - began < within_s

@@ -26,6 +26,7 @@ from app.storage.tree import Found, Snapshot, is_link, open_file, opened_folder,
 from app.storage.workspace import Checkout, FileInfo, Limits, Workspace
 
 _STRIPES = 64
+_FOLDER = "the run's folder"
 
 
 class LocalWorkspaces:
@@ -56,7 +57,7 @@ class LocalWorkspaces:
 
     def _delete_run(self, key: str) -> None:
         *folders, run_id = key.split("/")
-        with explained(key), contextlib.suppress(FileNotFoundError):
+        with explained(_FOLDER), contextlib.suppress(FileNotFoundError):
             trash = Path(tempfile.mkdtemp(dir=self.scratch.folder()))
             with opened_folder(self.root, folders) as parent:
                 os.rename(run_id, trash, src_dir_fd=parent)
@@ -138,7 +139,7 @@ class LocalWorkspace:
     # Blocking from here on.
 
     def _make(self) -> Snapshot:
-        with explained(self._key), opened_folder(self._home.root, self._key.split("/"), create=True):
+        with explained(_FOLDER), opened_folder(self._home.root, self._key.split("/"), create=True):
             return self._snapshot()
 
     def _settle(self, before: Snapshot, checkout: Checkout) -> None:
@@ -193,7 +194,7 @@ class LocalWorkspace:
             os.close(source)
 
     def _snapshot(self) -> Snapshot:
-        with explained(self._key):
+        with explained(_FOLDER):
             return snapshot(self._home.root, self._key.split("/"))
 
     def _budget(self) -> Budget:
@@ -240,9 +241,12 @@ class LocalWorkspace:
         with opened_folder(self._home.root, parts, create=create) as folder:
             yield folder, name
 
-    def _locked(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _locked(self) -> Generator[None]:
         """One writer at a time checks the limits of this run, over all processes."""
-        return self._home.scratch.lock(f"commit-{zlib.crc32(self._key.encode()) % _STRIPES}")
+        name = f"commit-{zlib.crc32(self._key.encode()) % _STRIPES}"
+        with explained(_FOLDER), self._home.scratch.lock(name):
+            yield
 
 
 @contextlib.contextmanager
