@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
-import shutil
-import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from app.errors import ErrorCode, RunFailure, TailrunError
@@ -22,7 +18,7 @@ from app.execution import guard, start_failure
 from app.execution.environment import build_env
 from app.execution.executor import LineSink, StopReason, StopToken, ToolResult, ToolRun, Usage
 from app.execution.guarded import Guarded, Request
-from app.execution.masking import LineMasker, Masker
+from app.execution.orphans import kill_orphans
 from app.execution.pump import Pump
 from app.models import Level, Line, Stream
 
@@ -37,17 +33,13 @@ class LocalExecutor:
     """Implements `app.execution.executor.Executor`. Times in seconds.
 
     Without a `heartbeat` for `silence_s` every tool is killed. Each has a temporary folder below
-    `tmp_dir`, which is gone when the tool is. What `masker` hides never reaches a sink; without
-    one, that is what looks like a secret.
+    `tmp_dir`, which is gone when the tool is.
     """
 
-    def __init__(
-        self, *, tmp_dir: Path, silence_s: float = 4, grace_s: float = 5, masker: Masker | None = None
-    ) -> None:
+    def __init__(self, *, tmp_dir: Path, silence_s: float = 4, grace_s: float = 5) -> None:
         self._tmp_dir = tmp_dir
         self._silence_s = silence_s
         self._grace_s = grace_s
-        self._masker = masker or Masker()
         self._running: dict[asyncio.Task[ToolResult], Guarded | None] = {}
         self._closed = False
 
@@ -95,11 +87,11 @@ class LocalExecutor:
         assert task is not None  # noqa: S101 - this is a coroutine of one
         self._running[task] = guarded
         try:
-            return await _Attendance(guarded, request, self._masking(sink), stop).run(tool.timeout_s)
+            return await _Attendance(guarded, request, sink, stop).run(tool.timeout_s)
         finally:
             await guarded.close()
             if "done" not in guarded.report and "failed" not in guarded.report:
-                await asyncio.to_thread(_clear_up_after_guard, guarded.pid, request.tmp)
+                await asyncio.to_thread(kill_orphans, guarded.pid, request.tmp)
 
     def _request(self, tool: ToolRun) -> Request:
         tmp = self._tmp_dir / f"tool-{secrets.token_hex(6)}"
@@ -110,14 +102,6 @@ class LocalExecutor:
         if any("\0" in arg for arg in tool.argv):
             raise RunFailure(ErrorCode.START_FAILED, "An argument holds a NUL character.", retried=False)
         return Request(tool.argv, tool.cwd, env, tmp, self._silence_s, self._grace_s)
-
-    def _masking(self, sink: LineSink) -> LineSink:
-        lines_of = LineMasker(self._masker).lines
-
-        async def masked(lines: Sequence[Line]) -> None:
-            await sink(lines_of(lines))
-
-        return masked
 
     async def _start(self, request: Request, name: str) -> Guarded:
         """Start the guard in a thread: a fork takes milliseconds that the loop is needed in."""
@@ -224,11 +208,3 @@ class _Attendance:
         if self._stop.reason is not None:
             return self._stop.reason
         return StopReason.TIMEOUT if self._timed_out else StopReason.DRAIN
-
-
-def _clear_up_after_guard(group: int | None, tmp: Path) -> None:
-    """Do what a guard that was killed can't do any more, as far as its process group goes."""
-    if group is not None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-    shutil.rmtree(tmp, ignore_errors=True)

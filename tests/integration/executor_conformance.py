@@ -7,8 +7,8 @@ The subclass's module provides the fixtures `executor` (with a heartbeat going o
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from app.execution.executor import Executor, StopReason, StopToken, ToolResult, 
 from app.models import Line, Stream
 
 Alive = Callable[[str], list[object]]
-_numbers = itertools.count()
 
 IGNORES_SIGTERM = """
 import signal, time
@@ -63,7 +62,7 @@ class Recorder:
 
 
 def tool(cwd: Path, *argv: str, timeout_s: float | None = None, **env: str) -> ToolRun:
-    return ToolRun(f"run-{next(_numbers)}", 1, "s1", argv, cwd, env, timeout_s)
+    return ToolRun(f"run-{uuid.uuid4().hex}", 1, "s1", argv, cwd, env, timeout_s)
 
 
 def shell(cwd: Path, script: str, **more: object) -> ToolRun:

@@ -253,15 +253,15 @@ async def test_the_tool_leads_a_group_of_its_own(executor: LocalExecutor, tmp_pa
 async def test_a_killed_guard_takes_the_program_along_and_is_named(
     executor: LocalExecutor, tmp_path: Path
 ) -> None:
-    what, sink = shell(tmp_path, "echo ready; sleep 60"), Recorder()
+    what, sink = tool(tmp_path, "python3", "-c", TREE), Recorder()
     running = asyncio.create_task(executor.run(what, sink, StopToken()))
-    await sink.until("ready")
+    await sink.until("daemon")
     for found in guards_of(what.run_id):
         found.kill()
     with pytest.raises(RunFailure) as caught:
         await running
     assert caught.value.code is ErrorCode.EXECUTOR_UNAVAILABLE
-    wait_for(lambda: not programs_of(what.run_id), within_s=1)
+    assert programs_of(what.run_id) == []
     assert is_empty(tmp_path / "tmp")
 
 
