@@ -31,10 +31,11 @@ _TAIL_TIMEOUT_S = 2.0
 _TAIL_PAUSE_S = 1.0
 _LOST_AFTER_S = 3.0
 _READERS = 4
+_PAGES_KEPT = 8
 
 
 class Backfill:
-    """Reads history for hubs and viewers; few at a time, so that viewers cannot drain the pools.
+    """Reads history for feeds and viewers.
 
     A hole that both the tail and the database show for 3 s is a loss, and becomes a `gap`.
     """
@@ -45,6 +46,7 @@ class Backfill:
         self._heads = heads
         self._readers = asyncio.Semaphore(_READERS)
         self._tail_rests_until = 0.0
+        self._pages: dict[tuple[str, int, int], list[Entry]] = {}
         self._holes: dict[tuple[str, int], float] = {}
 
     async def top(self, run_id: str) -> int:
@@ -59,25 +61,38 @@ class Backfill:
         found = heads.get(run_id)
         return max(found[0] if found else 0, tail if isinstance(tail, int) else 0)
 
+    async def page(self, run_id: str, after: int, limit: int) -> list[Entry]:
+        """Do `fetch` for a viewer: few at a time, and once for all who come back at once.
+
+        A page never goes stale: more may follow it, but what follows `after` stays the same.
+        """
+        key = (run_id, after, limit)
+        async with self._readers:
+            found = self._pages.pop(key, None) or await self.fetch(run_id, after, limit)
+            if found and sum(len(raw) for _, raw in found) <= 2 * _PAGE_BYTES:
+                self._pages[key] = found
+                if len(self._pages) > _PAGES_KEPT:
+                    del self._pages[next(iter(self._pages))]
+            return found
+
     async def fetch(self, run_id: str, after: int, limit: int = PAGE_LINES) -> list[Entry]:
         """Return what follows `after` without a hole; [] when nothing does (yet).
 
         `StorageError` when the tail does not have it and the database cannot be asked.
         """
-        async with self._readers:
-            first = await self._ask_tail(lambda: self._tail.read(run_id, after, 1))
-            if first and contiguous(first, after):
-                page = await self._ask_tail(lambda: self._tail.read(run_id, after, limit))
-                return contiguous(page or first, after)
-            page = [(event.seq, event.encode()) for event in await self._history(run_id, after, limit)]
-            found = contiguous(page, after)
-            if found:
-                self._holes.pop((run_id, after), None)
-                return found
-            beyond = (page or first or [None])[0]
-            if beyond is None or first is None:
-                return []
-            return self._lost(run_id, after, beyond)
+        first = await self._ask_tail(lambda: self._tail.read(run_id, after, 1))
+        if first and contiguous(first, after):
+            page = await self._ask_tail(lambda: self._tail.read(run_id, after, limit))
+            return contiguous(page or first, after)
+        page = [(event.seq, event.encode()) for event in await self._history(run_id, after, limit)]
+        found = contiguous(page, after)
+        if found:
+            self._holes.pop((run_id, after), None)
+            return found
+        beyond = (page or first or [None])[0]
+        if beyond is None or first is None:
+            return []
+        return self._lost(run_id, after, beyond)
 
     async def tops(self, run_ids: Sequence[str]) -> dict[str, int]:
         """Return the tails' highest seqs; {} while Redis is away."""

@@ -42,6 +42,7 @@ class Subscriptions:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._heard_at = 0.0
+        self._told_up = True
 
     @property
     def connected(self) -> bool:
@@ -82,7 +83,9 @@ class Subscriptions:
             except _ERRORS as error:
                 if asyncio.get_running_loop().time() - started > _DEAD_AFTER_S:
                     backoff = _BACKOFF_S[0]
-                _log.warning("subscription lost", error=str(error), retry_in_s=round(backoff, 2))
+                say = _log.warning if self._told_up else _log.debug
+                say("subscription lost, trying again", error=str(error))
+                self._told_up = False
                 await asyncio.sleep(backoff * random.uniform(0.5, 1))  # noqa: S311 - spreads reconnects
                 backoff = min(backoff * 2, _BACKOFF_S[1])
             else:
@@ -153,3 +156,6 @@ class Subscriptions:
                 listener[0](reply[2])
             elif kind == b"subscribe":
                 listener[1]()
+                if not self._told_up:
+                    self._told_up = True
+                    _log.info("subscribed again")

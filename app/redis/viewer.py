@@ -61,7 +61,7 @@ class _Pages:
     async def take(self, after: int) -> list[Entry]:
         """Return a chunk of what follows `after`; [] when there is nothing (yet)."""
         if not self._page:
-            page = await self._backfill.fetch(self._run_id, after, self._limit)
+            page = await self._backfill.page(self._run_id, after, self._limit)
             self._limit = page_limit(page) if page else PAGE_LINES
             self._page.extend(page)
         chunk: list[Entry] = []

@@ -241,3 +241,13 @@ async def test_the_limit_is_a_clear_503(redis_server: RedisServer, committed: Co
         site.hub.admit()
     finally:
         await site.close()
+
+
+async def test_history_is_read_once_for_all_who_come_back(site: Site, committed: Committed) -> None:
+    """Fifty viewers at one cursor cost about as many questions as one."""
+    committed.commit([log(RUN, seq) for seq in range(1, 2_001)])
+    committed.commit([end(RUN, 2_001)])
+    viewers = [asyncio.create_task(site.watch()) for _ in range(50)]
+    for got in await asyncio.wait_for(asyncio.gather(*viewers), 10):
+        assert got == list(range(1, 2_002))
+    assert committed.asked < 50
