@@ -118,6 +118,21 @@ class Queue:
                 now, deadline = await pipe.execute()
         return deadline is not None and deadline > now[0] * 1000 + now[1] // 1000
 
+    async def worker_gone(self, worker_id: str) -> bool:
+        """Whether a worker is dead for certain: its lease ran out, and not because Redis was away.
+
+        After Redis was away the tick holds everybody to be alive for a lease (see `ticks`).
+        """
+        with guard():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.time()
+                pipe.zscore(self._keys.workers(), worker_id)
+                pipe.get(self._keys.tick())
+                now, deadline, tick = await pipe.execute()
+        now_ms = now[0] * 1000 + now[1] // 1000
+        hold_ms = int(tick.split()[1]) if tick else now_ms + 1
+        return (deadline is None or deadline <= now_ms) and hold_ms <= now_ms
+
     async def known_runs(self) -> set[str]:
         """Return the run ids of all entries that wait or are held, for the reconciler."""
         with guard():

@@ -29,7 +29,7 @@ async def request_cancel(services: Services, run_id: str) -> Run:
         return run
     try:
         await services.publisher.signal(run_id, "STOP")
-        if run.worker_id is None or await services.queue.worker_alive(run.worker_id):
+        if run.worker_id is None or not await services.queue.worker_gone(run.worker_id):
             return run
         return await _end_orphan(services, run)
     except StorageError as error:

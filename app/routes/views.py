@@ -16,8 +16,8 @@ from app.models import Run, StepRecord, format_ts
 
 
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Answer with JSON."""
-    return Response(orjson.dumps(body), status, headers, "application/json")
+    """Answer with JSON; a line end at its end, for those who read it in a terminal."""
+    return Response(orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE), status, headers, "application/json")
 
 
 def moment(us: int | None) -> str | None:

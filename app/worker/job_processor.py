@@ -26,7 +26,7 @@ from app.models import EventType, Fence, Level, Run, RunStatus, StepRecord, form
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
 from app.storage.workspace import Workspaces
-from app.telemetry import ATTEMPTS, RETRIES, RUN_SECONDS
+from app.telemetry import ATTEMPTS, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
 from app.worker import outcome
 from app.worker.in_flight import Attempt
 from app.worker.job_queue import JobQueue
@@ -82,6 +82,8 @@ class JobProcessor:
         """Work on the run until one of the five ends is written. Never raises."""
         started = asyncio.get_running_loop().time()
         log.info("run started", **self._about())
+        if self._run.attempt == 1 and self._run.queued_at is not None:
+            RUN_WAIT_SECONDS.observe((self._bench.clock() - self._run.queued_at) / 1_000_000)
         try:
             await self._writer.open()
             result = self._failure or await self._try()

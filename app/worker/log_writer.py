@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from app.execution.masking import LineMasker, Masker
 from app.models import Event, EventType, Fence, Level, Line, Run, StepRecord, Stream
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
+from app.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_LINES
 from app.worker.fenced_tail import FencedTail
 from app.worker.log_cap import CutRange, LogCap
 
@@ -151,6 +152,9 @@ class LogWriter:
             kind, text = EventType.LOG, line.content
             event = Event(self._seq, kind, now, run_id, attempt, line.level, line.stream, step, text, data)
             self._enqueue(event)
+        LOG_BYTES.inc(sum(len(line.content) for line in lines))
+        for stream, count in Counter(line.stream for line in lines).items():
+            LOG_LINES.labels(stream).inc(count)
         await self._breathe()
 
     async def say(self, level: Level, content: str, step: str | None = None) -> None:
@@ -358,7 +362,8 @@ class LogWriter:
         return Cut(marker=marker, from_seq=cut.from_seq)
 
     async def _commit(self, batch: Batch) -> int | None:
-        committed = await self._runs.commit(self._fence, self._committed, batch)
+        with LOG_COMMIT_SECONDS.time():
+            committed = await self._runs.commit(self._fence, self._committed, batch)
         for event in batch.events:
             self._uncommitted.popleft()
             self._held_bytes -= self._sizes.popleft()
