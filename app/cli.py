@@ -56,21 +56,20 @@ def main() -> None:
         app(prog_name="tailrun")
     except CliError as error:
         _fail(str(error), error.code)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output went away, as with `| head`
-        sys.exit(141)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
-        if not _is_ours(error):
+        message = _said_by_client(error)
+        if message is None:
             raise
-        _fail(str(error), 1)
+        _fail(message, 1)
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether the client package raised it on purpose (which is imported only where it is used)."""
+def _said_by_client(error: Exception) -> str | None:
+    """Return what the client package has to say; it is imported only where it is used."""
     client = sys.modules.get("tailrun.errors")
-    return client is not None and isinstance(error, client.TailrunError)
+    if client is None or not isinstance(error, client.TailrunError):
+        return None
+    hint = ". Is it running? `tailrun up` starts one" if isinstance(error, client.Unreachable) else ""
+    return f"{error}{hint}"
 
 
 def _fail(message: str, code: int) -> None:

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from app.cli_config import CliError, Json, Token, Url, connect, resolve
+from app.cli_render import size
 
 if TYPE_CHECKING:
     from tailrun import Client
@@ -110,14 +111,17 @@ def submit(client: Client, body: dict[str, Any], uploads: list[Upload], *, quiet
     run_id = made["run_id"]
     if not quiet:
         print(f"run {run_id}", file=sys.stderr)
-    for upload in uploads:
-        stored = client.upload(run_id, upload.path, upload.source)
-        if not quiet:
-            print(
-                f"uploaded {upload.source} as {upload.path} ({stored.get('size', '?')} bytes)",
-                file=sys.stderr,
-            )
-    return client.start(run_id) if uploads else made
+    if not uploads:
+        return made
+    try:
+        for upload in uploads:
+            stored = client.upload(run_id, upload.path, upload.source)
+            if not quiet:
+                print(f"uploaded {upload.source} as {upload.path} ({size(stored['size'])})", file=sys.stderr)
+    except BaseException:  # a run without its files must not wait for ever
+        client.cancel(run_id)
+        raise
+    return client.start(run_id)
 
 
 def _follow(client: Client, made: dict[str, Any], *, as_json: bool, timestamps: bool) -> int:

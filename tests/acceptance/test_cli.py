@@ -135,6 +135,25 @@ def test_files_go_both_ways(up: Up, tmp_path: Path) -> None:
     assert (missing.returncode, (tmp_path / "none").exists()) == (1, False)
 
 
+def test_a_file_that_cannot_be_brought_leaves_no_run_waiting(up: Up, tmp_path: Path) -> None:
+    source = tmp_path / "big"
+    with source.open("wb") as file:
+        file.truncate(100_000_001)
+    refused = up.run("run", "--with", str(source), "--", "true")
+    assert refused.returncode == 1
+    assert json.loads(up.run("show", "last", "--json").stdout)["status"] == "cancelled"
+
+
+def test_a_reader_that_goes_away_is_no_error(up: Up) -> None:
+    run_id = made(up, "--", "seq", "20000")
+    ended(up, run_id)
+    script = f"{sys.executable} -m app logs {run_id} | head -1"
+    shell = subprocess.run(
+        ["sh", "-c", script], env=up.env, cwd=up.folder, capture_output=True, text=True, check=True
+    )
+    assert (shell.stdout, "Traceback" in shell.stderr) == ("1\n", False)
+
+
 def test_a_run_may_start_with_anothers_files(up: Up) -> None:
     first = made(up, "--", "sh", "-c", "echo kept > a.txt")
     ended(up, first)
