@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, cast
 
@@ -27,11 +26,12 @@ from pydantic import (
 from app.catalogue_errors import STEP_ID, explain, kind_of, quote
 from app.errors import Unprocessable
 from app.models import Step
+from app.paths import MAX_PATH_BYTES, InvalidPath, normalise, normalise_prefix
 
 MAX_STEPS = 100
 MAX_SOURCE = 1_000_000
 MAX_CONTENT = 5_000_000
-MAX_PATH = 880
+MAX_PATH = MAX_PATH_BYTES
 MAX_ARGUMENT = 100_000
 """Bytes of one program argument; Linux takes at most 131 071."""
 MAX_TIMEOUT_S = 604_800
@@ -50,19 +50,20 @@ def _argument(value: str) -> str:
 
 
 def _prefix(value: str) -> str:
-    odd = "\\" in value or any(unicodedata.category(char) == "Cc" for char in value)
-    if odd or value.startswith("/") or ".." in value.split("/"):
-        raise ValueError(
-            "must be relative to the workspace, without '..', backslashes and control characters, "
-            f"not {quote(value)}",
-        )
-    return value
+    return _named(normalise_prefix, value)
 
 
 def _path(value: str) -> str:
-    if value.endswith("/") or not set(value.split("/")) - {"", "."}:
-        raise ValueError(f"must name a file in the workspace, not {quote(value)}")
-    return _prefix(value)
+    return _named(normalise, value)
+
+
+def _named(rule: Callable[[str], str], value: str) -> str:
+    """Hold a path to the storage's rules; what is stored stays as it was sent."""
+    try:
+        rule(value)
+    except InvalidPath as error:
+        raise ValueError(f"can't be {quote(value)}: {error.reason}") from error
+    return value
 
 
 Command = Annotated[str, Field(min_length=1, max_length=MAX_ARGUMENT), AfterValidator(_argument)]

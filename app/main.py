@@ -59,7 +59,14 @@ _ROUTES = (execute, runs, logs, stream, watch, files, tasks, operations, queue, 
 _CORS_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range", "X-Request-ID"),
 )
-_EXPOSED_HEADERS = ("Location", "X-Request-ID", "X-Next-After", "Content-Range", "Content-Disposition")
+_EXPOSED_HEADERS = (
+    "Location",
+    "X-Request-ID",
+    "X-Next-After",
+    "Content-Range",
+    "Content-Disposition",
+    "ETag",
+)
 _ASK_EVERY_S = 5.0
 _ASK_AGAIN_S = 1.0
 _PURGE_EVERY_S = 600.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.errors import Conflict, TooLarge
-from app.storage.paths import parents
+from app.paths import parents
 from app.storage.workspace import FileInfo, Limits
 
 

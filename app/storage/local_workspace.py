@@ -16,9 +16,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from pathlib import Path
 
 from app.errors import Conflict, NotFound, StorageError, TooLarge
+from app.paths import InvalidPath, normalise, normalise_prefix, run_key
 from app.storage.budget import Budget, file_in_the_way, folder_in_the_way
 from app.storage.checkout import checked_out
-from app.storage.paths import invalid, normalise, normalise_prefix, run_key
 from app.storage.pieces import PIECE, merged
 from app.storage.scratch import Scratch, purge
 from app.storage.threads import Threads
@@ -217,7 +217,7 @@ class LocalWorkspace:
     def _place(self, temp: Path, path: str) -> None:
         with explained(path, writing=True), self._parent(path, create=True) as (folder, name):
             if is_link(folder, name):
-                raise invalid(path, "it passes through a link")
+                raise InvalidPath(path, "it passes through a link")
             try:
                 os.rename(temp, name, dst_dir_fd=folder)
             except IsADirectoryError:
@@ -265,7 +265,7 @@ def _explanation(path: str, error: OSError, *, writing: bool) -> Exception:
         case errno.ENOENT | errno.ENOTDIR:
             return NotFound(f"There is no file {path!r}.")
         case errno.ELOOP | errno.EMLINK:
-            return invalid(path, "it passes through a link")
+            return InvalidPath(path, "it passes through a link")
         case errno.EACCES | errno.EPERM:
             return Conflict(f"{path}: a tool took away the permission to open it.")
         case errno.ENOSPC | errno.EDQUOT:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.errors import Conflict, TooLarge
+from app.paths import parents
 from app.storage.budget import Budget
 from app.storage.parallel import each
-from app.storage.paths import parents
 from app.storage.pieces import PIECE
 from app.storage.s3_bucket import Bucket
 from app.storage.tree import Snapshot, open_file, opened_folder, snapshot

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import IO
 
 from app.errors import StorageError
+from app.paths import is_normal, normalise, normalise_prefix, run_key
 from app.storage.budget import Budget
 from app.storage.checkout import checked_out
 from app.storage.parallel import each
-from app.storage.paths import is_normal, normalise, normalise_prefix, run_key
 from app.storage.pieces import PIECE, merged
 from app.storage.s3_bucket import Bucket, Content, Object
 from app.storage.s3_checkout import Transfer

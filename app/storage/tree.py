@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from app.storage.paths import invalid, is_normal
+from app.paths import InvalidPath, is_normal
 from app.storage.workspace import FileInfo
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -148,7 +148,7 @@ def _open(name: str, flags: int, folder: int) -> int:
         return os.open(name, flags, dir_fd=folder)
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.EMLINK} and is_link(folder, name):
-            raise invalid(name, "it passes through a link") from None
+            raise InvalidPath(name, "it passes through a link") from None
         if error.errno in {errno.ENXIO, errno.EOPNOTSUPP}:  # a socket
             raise FileNotFoundError(errno.ENOENT, "not a regular file", name) from None
         raise

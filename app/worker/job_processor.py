@@ -35,6 +35,7 @@ from app.worker.outcome import Backoff
 from app.worker.secrets import Secrets
 
 _STOP_MARGIN_S = 5.0
+_BREAK_OFF_S = 3.0
 
 log = structlog.get_logger()
 
@@ -153,8 +154,10 @@ class JobProcessor:
 
     async def _break_off(self, work: asyncio.Task[int | None]) -> int | None:
         work.cancel()
-        await asyncio.wait((work,))
-        if not work.cancelled():
+        await asyncio.wait((work,), timeout=_BREAK_OFF_S)
+        if not work.done():  # a store that hangs, most likely: the run's end does not wait for it
+            log.warning("left behind what does not answer", **self._about())
+        elif not work.cancelled():
             return work.result()
         match self._stop.reason:
             case StopReason.CANCEL:

@@ -15,8 +15,8 @@ import pytest
 from workspace_contents import LIMITS, content, let_go, paths
 
 from app.errors import Conflict, NotFound, StorageError, TooLarge, Unprocessable
+from app.paths import MAX_PARTS
 from app.storage.local_workspace import LocalWorkspaces
-from app.storage.paths import MAX_PARTS
 from app.storage.workspace import Limits, Workspace
 
 EXPECTED = (NotFound, Unprocessable, Conflict)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import Unprocessable
-from app.storage.paths import (
+from app.paths import (
     MAX_PATH_BYTES,
     is_normal,
     normalise,

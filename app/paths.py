@@ -25,6 +25,16 @@ MAX_PATH_BYTES = _MAX_KEY_BYTES - len("users//runs//") - 2 * 64
 """What is left of S3's longest key for a path, whoever the user and whatever the run."""
 
 
+class InvalidPath(Unprocessable):
+    """A path can't be used; `reason` says why, for whoever words the message anew."""
+
+    code = "invalid_path"
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"The path {path[:200]!r} can't be used: {reason}.")
+        self.reason = reason
+
+
 def normalise(path: str) -> str:
     """Return the one form of `path` (`a//b/./c` → `a/b/c`).
 
@@ -35,7 +45,7 @@ def normalise(path: str) -> str:
     """
     parts = _parts(path)
     if not parts or path.endswith(("/", "/.")):
-        raise invalid(path, "it names no file")
+        raise InvalidPath(path, "it names no file")
     _check_length(path, parts)
     return "/".join(parts)
 
@@ -75,11 +85,6 @@ def parents(path: str) -> list[str]:
     return ["/".join(parts[:n]) for n in range(1, len(parts))]
 
 
-def invalid(path: str, reason: str) -> Unprocessable:
-    """Return the error of a path that can't be used."""
-    return Unprocessable(f"The path {path[:200]!r} can't be used: {reason}.", code="invalid_path")
-
-
 def _owner(part: str) -> str:
     if not _OWNER.fullmatch(part) or part in {".", ".."}:
         raise Unprocessable(
@@ -91,22 +96,22 @@ def _owner(part: str) -> str:
 
 def _parts(path: str) -> list[str]:
     if path.startswith("/"):
-        raise invalid(path, "it is absolute; give it relative to the workspace")
+        raise InvalidPath(path, "it is absolute; give it relative to the workspace")
     if "\\" in path:
-        raise invalid(path, "it holds a backslash; separate folders with '/'")
+        raise InvalidPath(path, "it holds a backslash; separate folders with '/'")
     if _FORBIDDEN.search(path):
-        raise invalid(path, "it holds a control character or is not Unicode")
+        raise InvalidPath(path, "it holds a control character or is not Unicode")
     parts = [part for part in path.split("/") if part not in {"", "."}]
     if ".." in parts:
-        raise invalid(path, "it holds '..'")
+        raise InvalidPath(path, "it holds '..'")
     return parts
 
 
 def _check_length(path: str, parts: list[str]) -> None:
     if len(parts) > MAX_PARTS:
-        raise invalid(path, f"it is nested deeper than {MAX_PARTS} parts")
+        raise InvalidPath(path, f"it is nested deeper than {MAX_PARTS} parts")
     sizes = [len(part.encode()) for part in parts]
     if any(size > MAX_PART_BYTES for size in sizes):
-        raise invalid(path, f"one of its parts is longer than {MAX_PART_BYTES} bytes")
+        raise InvalidPath(path, f"one of its parts is longer than {MAX_PART_BYTES} bytes")
     if sum(sizes) + len(sizes) - 1 > MAX_PATH_BYTES:
-        raise invalid(path, f"it is longer than {MAX_PATH_BYTES} bytes")
+        raise InvalidPath(path, f"it is longer than {MAX_PATH_BYTES} bytes")
