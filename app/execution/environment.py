@@ -8,13 +8,11 @@ holds it (its folders, where programs are found) stays what the executor made it
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from app.errors import Unprocessable
 from app.execution.executor import ToolRun
+from app.variables import check_env
 
 _SYSTEM_PATH = (
     "/usr/local/sbin",
@@ -25,10 +23,6 @@ _SYSTEM_PATH = (
     "/bin",
     "/opt/homebrew/bin",
 )
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-RESERVED = frozenset({"HOME", "PATH", "TMPDIR"})
-"""Names that a run may not set, beside all that begin with `TAILRUN_`."""
 
 
 def build_env(tool: ToolRun, tmp: Path) -> dict[str, str]:
@@ -51,17 +45,6 @@ def build_env(tool: ToolRun, tmp: Path) -> dict[str, str]:
         **_zone(),
         **tool.env,
     }
-
-
-def check_env(extra: Mapping[str, str]) -> None:
-    """Refuse reserved names (`TAILRUN_…` all of them), what is no name, and values with NUL."""
-    for name, value in extra.items():
-        if not _NAME.fullmatch(name):
-            raise Unprocessable(f"env: {name!r} is not the name of a variable; use letters, digits and _.")
-        if name in RESERVED or name.startswith("TAILRUN_"):
-            raise Unprocessable(f"env: {name} is set by Tailrun itself; choose another name.")
-        if "\0" in value:
-            raise Unprocessable(f"env: the value of {name} holds a NUL character.")
 
 
 def _path() -> str:

@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidation
 
 from app.catalogue import StepIn
+from app.errors import Unprocessable
 from app.models import EventType, Level, RunKind, RunStatus, StepStatus, Stream
+from app.variables import check_env
 
 MAX_PROMPT = 100_000
 MAX_ARGV_BYTES = 100_000
 MAX_ENV_BYTES = 32_000
 RUN_EXAMPLE = "0b5c8a52-5c0e-4a55-9d0c-7f4f3f6e2a11"
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 
 
@@ -51,9 +52,10 @@ def _labels(value: dict[str, str]) -> dict[str, str]:
 
 
 def _env(value: dict[str, str]) -> dict[str, str]:
-    for name, text in value.items():
-        if not _ENV_NAME.fullmatch(name) or "\0" in text:
-            raise ValueError("must have names like MY_NAME, and values without NUL")
+    try:
+        check_env(value)
+    except Unprocessable as error:
+        raise ValueError(error.message.removeprefix("env: ")) from error
     if sum(len(name) + len(text.encode()) for name, text in value.items()) > MAX_ENV_BYTES:
         raise ValueError(f"must be at most {MAX_ENV_BYTES} bytes long in all")
     return value

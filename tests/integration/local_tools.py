@@ -57,8 +57,15 @@ def open_fds() -> set[str]:
 
 
 def children() -> list[psutil.Process]:
-    """Return this process's children, zombies too."""
-    return psutil.Process().children()
+    """Return this process's children, zombies too; servers that the whole session shares left out."""
+    return [child for child in psutil.Process().children() if not _is_server(child)]
+
+
+def _is_server(child: psutil.Process) -> bool:
+    if child.status() == psutil.STATUS_ZOMBIE:
+        return False
+    words = " ".join(child.cmdline())
+    return "-server" in words or "postgres" in words
 
 
 def executor_at(path: Path, *, silence_s: float = 4, grace_s: float = 1) -> LocalExecutor:
