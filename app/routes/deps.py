@@ -85,6 +85,11 @@ def services(conn: HTTPConnection) -> Services:
     return conn.app.state.services
 
 
+async def _shared(conn: HTTPConnection) -> Services:
+    """Be a dependency: one that is not `async` costs a trip into a thread per request."""
+    return services(conn)
+
+
 class _Bearer(SecurityBase):
     """`Authorization: Bearer <token>`, as OpenAPI knows it; None when there is no such header."""
 
@@ -92,12 +97,12 @@ class _Bearer(SecurityBase):
         self.model = BearerModel(description="A token of `tailrun token create`, or `API_TOKEN`.")
         self.scheme_name = "bearer"
 
-    def __call__(self, conn: HTTPConnection) -> str | None:
+    async def __call__(self, conn: HTTPConnection) -> str | None:
         scheme, _, token = conn.headers.get("authorization", "").partition(" ")
         return token.strip() or None if scheme.lower() == "bearer" else None
 
 
-CurrentServices = Annotated[Services, Depends(services)]
+CurrentServices = Annotated[Services, Depends(_shared)]
 _Header = Annotated[str | None, Depends(_Bearer())]
 
 
@@ -137,7 +142,7 @@ async def stream_user(conn: HTTPConnection, token: _Header, services: CurrentSer
     return principal
 
 
-def admin(principal: Annotated[Principal, Depends(current_user)]) -> Principal:
+async def admin(principal: Annotated[Principal, Depends(current_user)]) -> Principal:
     """Return the caller if they are an admin; `Forbidden` otherwise."""
     if not principal.admin:
         raise Forbidden("This needs a token of scope admin.")

@@ -57,8 +57,8 @@ async def start_run(services: Services, run_id: str) -> Run:
     """Queue a held run; a run that is queued or running already stays as it is."""
     now = now_us()
     changed = await services.runs.start(run_id, now)
-    if changed.events:
-        await _send_off(services, changed.run, changed.events, now)
+    if changed.events and await _push(services, changed.run, now):
+        await announce(services, changed.events)
     return changed.run
 
 
@@ -98,18 +98,18 @@ async def _create(services: Services, new: NewRun) -> Created:
     created = await services.runs.create(new, now)
     if created.fresh:
         _log.info("run created", run_id=new.run_id, user_id=new.user_id, kind=new.kind)
-        await _send_off(services, created.run, created.events, now)
+        if created.run.status is RunStatus.QUEUED:
+            await _push(services, created.run, now)  # and tell nobody: nobody knows the new id yet
     return created
 
 
-async def _send_off(services: Services, run: Run, events: Sequence[Event], now: int) -> None:
-    if run.status is RunStatus.QUEUED:
-        try:
-            await services.queue.push(Job.of(run, now), run.attempt)
-        except StorageError as error:
-            _log.warning("not pushed, the reconciler will", run_id=run.run_id, error=str(error))
-            return
-    await announce(services, events)
+async def _push(services: Services, run: Run, now: int) -> bool:
+    try:
+        await services.queue.push(Job.of(run, now), run.attempt)
+    except StorageError as error:
+        _log.warning("not pushed, the reconciler will", run_id=run.run_id, error=str(error))
+        return False
+    return True
 
 
 def _spec(body: RunFields) -> tuple[RunKind, dict[str, Any]]:
