@@ -1,18 +1,26 @@
-"""Reading the log: pages by sequence number, filters, the last lines."""
+"""Reading the log: pages by sequence number, filters, the last lines; whether in rows or in chunks.
+
+A page is put together in steps, each of which is one statement and moves a cursor on: chunks while
+there are any above it, then rows. The janitor may pack or delete between two steps: what follows a
+cursor is the same before and after, so a page needs no transaction (see `log_queries`).
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import Select, select
-from sqlalchemy.sql.elements import ColumnElement
+from collections.abc import Sequence
+from typing import Any
 
+from sqlalchemy import Select
+
+from app.db import log_queries
 from app.db.clean import clean
 from app.db.engine import Database
-from app.db.log_rows import WHOLE_LINE, to_event
-from app.db.tables import log_lines
-from app.models import NEVER_FILTERED, Event, EventType, Level, Stream
+from app.db.log_chunks import CHUNK_EVENTS, unpack
+from app.db.log_rows import to_event
+from app.log_filter import LogFilter
+from app.models import Event, EventType, Level, Stream
 
-_LINE = log_lines.c
-_ALWAYS = sorted(kind.value for kind in NEVER_FILTERED)
+_CHUNKS_AT_ONCE = 8
 
 
 class LogStore:
@@ -31,44 +39,57 @@ class LogStore:
         stream: Stream | None = None,
         q: str | None = None,
     ) -> list[Event]:
-        """Return up to `limit` events with a `seq` above `after`, in order.
+        """Return up to `limit` events with a `seq` above `after`, in order, that pass the filters.
 
-        `level`: at least as severe. `q`: a part of the content; ASCII letters match in either case.
-        `end`, `gap` and `truncated` pass every filter; another event without a level, a stream or a
-        content does not pass the filter for it.
+        `LogFilter` says what passes.
         """
-        query = select(*WHOLE_LINE).where(_LINE.run_id == run_id, _LINE.seq > after)
-        if wanted := _filters(level, stream, q):
-            passes: ColumnElement[bool] = _LINE.type.in_(_ALWAYS)
-            for condition in wanted:
-                query = query.where(passes | condition)
-        query = query.order_by(_LINE.seq).limit(limit)
-        rows = await self._db.read_one(lambda connection: connection.execute(query).all())
-        return [to_event(row) for row in rows]
+        wanted = LogFilter(level, stream, None if q is None else clean(q))
+        found: list[Event] = []
+        while True:
+            room = limit - len(found)
+            query = log_queries.rows_after(run_id, after, room, wanted, self._db.dialect)
+            answers = await self._ask(query)
+            if answers[0][0] <= after:
+                return found + [to_event(answer[1:]) for answer in answers if answer[1] is not None]
+            after = await self._from_chunks(run_id, after, limit, wanted, found)
+            if len(found) == limit:
+                return found
 
     async def tail_cursor(self, run_id: str, n: int) -> int:
         """Return the `after` that yields the last `n` lines of output and what follows them; 0 if fewer."""
-        query = _nth_from_last(run_id, n) if n > 0 else _last(run_id)
-        seq = await self._db.read_one(lambda connection: connection.execute(query).scalar())
-        return 0 if seq is None else seq - 1 if n > 0 else seq
+        if n <= 0:
+            packed, row = (await self._ask(log_queries.last_seq(run_id)))[0]
+            return max(packed, row or 0)
+        packed, lines, first = (await self._ask(log_queries.last_lines(run_id, n)))[0]
+        if lines == n:
+            return first - 1
+        return await self._packed_cursor(run_id, n - lines) if packed else 0
 
+    async def _from_chunks(
+        self, run_id: str, after: int, limit: int, wanted: LogFilter, found: list[Event]
+    ) -> int:
+        """Add to `found` what passes of the next chunks, up to `limit`; return the cursor after them."""
+        plain = wanted == LogFilter()
+        at_once = min(_CHUNKS_AT_ONCE, (limit - len(found)) // CHUNK_EVENTS + 2) if plain else _CHUNKS_AT_ONCE
+        answers = await self._ask(log_queries.chunks_after(run_id, after, at_once, wanted))
+        for _, last_seq, layout, body in answers:
+            if last_seq is None:
+                break
+            events = [event for event in unpack(run_id, layout, body) if event.seq > after]
+            found += wanted.select(events)[: limit - len(found)]
+            after = last_seq
+            if len(found) == limit:
+                return after
+        # Fewer than asked for: those up to the end of the chunks were all looked at.
+        return after if len(answers) == at_once else max(after, answers[0][0])
 
-def _filters(level: Level | None, stream: Stream | None, q: str | None) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if level is not None:
-        severe = list(Level)[list(Level).index(level) :]
-        conditions.append(_LINE.level.in_([item.value for item in severe]))
-    if stream is not None:
-        conditions.append(_LINE.stream == stream.value)
-    if q:
-        conditions.append(_LINE.content.icontains(clean(q), autoescape=True))
-    return conditions
+    async def _packed_cursor(self, run_id: str, n: int) -> int:
+        """Return the cursor before the `n`-th last line in chunks; 0 if there are fewer."""
+        answers = await self._ask(log_queries.chunk_of_line(run_id, n))
+        for layout, body, lines_from_here in answers:
+            lines = [event.seq for event in unpack(run_id, layout, body) if event.type is EventType.LOG]
+            return lines[lines_from_here - n] - 1
+        return 0
 
-
-def _nth_from_last(run_id: str, n: int) -> Select[int]:
-    lines = select(_LINE.seq).where(_LINE.run_id == run_id, _LINE.type == EventType.LOG.value)
-    return lines.order_by(_LINE.seq.desc()).offset(n - 1).limit(1)
-
-
-def _last(run_id: str) -> Select[int]:
-    return select(_LINE.seq).where(_LINE.run_id == run_id).order_by(_LINE.seq.desc()).limit(1)
+    async def _ask(self, query: Select[*tuple[Any, ...]]) -> Sequence[Any]:
+        return await self._db.read_one(lambda connection: connection.execute(query).all())

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -76,6 +77,7 @@ runs = Table(
     Column("type", SafeText),
     Column("idempotency_key", SafeText),
     Column("request_hash", SafeText),
+    Column("log_stage", SafeText),
     Index("runs_by_status", "status", "run_id"),
     Index("runs_by_user", "user_id", "created_at", "run_id"),
     Index("runs_by_age", "created_at", "run_id"),
@@ -86,6 +88,14 @@ runs = Table(
         unique=True,
         sqlite_where=text("idempotency_key IS NOT NULL"),
         postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    Index(
+        "runs_by_log_stage",
+        "log_stage",
+        "ended_at",
+        "run_id",
+        sqlite_where=text("ended_at IS NOT NULL"),
+        postgresql_where=text("ended_at IS NOT NULL"),
     ),
 )
 
@@ -131,6 +141,21 @@ log_lines = Table(
     Column("step", SafeText),
     Column("content", SafeText),
     Column("data", Text),
+)
+
+log_chunks = Table(
+    "log_chunks",
+    metadata,
+    Column("run_id", SafeText, primary_key=True),
+    Column("last_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("events", Integer, nullable=False),
+    Column("lines", Integer, nullable=False),
+    Column("levels", Integer, nullable=False),
+    Column("streams", Integer, nullable=False),
+    Column("marks", Boolean, nullable=False),
+    Column("format", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),
 )
 
 tokens = Table(
