@@ -8,6 +8,8 @@ for ever. `serve` passes these classes to uvicorn; `abort` finds the way back in
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -47,8 +49,15 @@ def abort(scope: _Scope) -> bool:
 
 
 def _with_abort(app: Any, transport: asyncio.Transport) -> Any:
+    def cut() -> None:
+        # Without lingering the kernel lets go of its send buffer as well, and resets the connection.
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != getattr(socket, "AF_UNIX", None):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+
     async def serve(scope: _Scope, receive: Any, send: Any) -> None:
-        scope["extensions"] = {**scope.get("extensions", {}), _EXTENSION: transport.abort}
+        scope["extensions"] = {**scope.get("extensions", {}), _EXTENSION: cut}
         await app(scope, receive, send)
 
     return serve

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import uvicorn.config
 import websockets
 from api_server import TOKEN, Api, serving, settings_for
 from live_run import LiveRun, Stores, hub_of, stores_of
@@ -125,7 +126,7 @@ async def test_stop_asks_for_the_end(run: LiveRun, signal: str) -> None:
             return found is not None and found.cancel_requested_at is not None
 
         await until(asked)
-        # Its worker holds no lease, so the API has ended it.
+        await run.end(RunStatus.CANCELLED, {"code": "cancelled", "message": "on request"})
         got = await all_of(socket)
     assert orjson.loads(got[-1])["status"] == "cancelled"
 
@@ -199,3 +200,29 @@ async def test_a_client_that_vanishes_leaves_nothing(run: LiveRun, stores: Store
     socket.transport.abort()
     await until(lambda: hub_of(stores.api).readers == 0)
     await until(lambda: hub_of(stores.api).feeds == 0)
+
+
+async def test_a_client_who_does_not_read_is_cut(
+    tmp_path: Path, redis_server: RedisServer, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A WebSocket whose client never reads while 20 MB flow is let go; another gets all of it."""
+    monkeypatch.setitem(
+        uvicorn.config.WS_PROTOCOLS, "websockets-sansio", "app.routes.abortable:AbortableWebSocket"
+    )
+    settings = settings_for(tmp_path / "data", redis_server.url, sqlite_url, stream_send_timeout_s=1)
+    with serving(settings) as api:
+        async with stores_of(api) as stores:
+            run = await stores.live_run()
+            async with connect(
+                url(stores, run.path), additional_headers=BEARER, proxy=None, compression=None, max_queue=1
+            ) as stalled:
+                reading = asyncio.create_task(stores.http.get(run.path + "?format=ndjson"))
+                await until(lambda: hub_of(api).readers == 2)
+                for _ in range(200):
+                    await run.lines(50, size=2_000)
+                    await run.commit()
+                await run.end()
+                whole = (await asyncio.wait_for(reading, 20)).text.splitlines()
+                assert [orjson.loads(line)["seq"] for line in whole] == list(range(1, run.seq + 1))
+                await until(lambda: hub_of(api).readers == 0)
+                stalled.transport.abort()
