@@ -21,7 +21,7 @@ from app.redis.scripts import Script
 # KEYS  1 agent:fence:<run_id>  2 agent:tail:<run_id>
 # ARGV  1 attempt  2 seq of the first event  3 lowest seq to keep  4 channel
 #       5 events a message (1: each its own, else one message)  6 may raise the fence: 1 or 0
-#       7… events
+#       7 life of fence and tail in seconds, 0: they stay  8… events
 # Output  nil done, else the fence that refused ('' for none)
 #
 # Repeating it after a lost reply is safe: ids that the tail has are skipped, and watchers
@@ -32,19 +32,23 @@ if fence ~= ARGV[1] then
   if ARGV[6] ~= '1' or (fence and tonumber(fence) > tonumber(ARGV[1])) then return fence or '' end
   redis.call('SET', KEYS[1], ARGV[1])
 end
-local seq, first = tonumber(ARGV[2]), 7
+local seq, first = tonumber(ARGV[2]), 8
 if redis.call('EXISTS', KEYS[2]) == 1 then
   local top = tonumber(string.match(redis.call('XINFO', 'STREAM', KEYS[2])[8], '^%d+'))
   if top >= seq then first = first + top - seq + 1 end
 end
 for i = first, #ARGV do
-  redis.call('XADD', KEYS[2], string.format('%.0f-0', seq + i - 7), 'e', ARGV[i])
+  redis.call('XADD', KEYS[2], string.format('%.0f-0', seq + i - 8), 'e', ARGV[i])
 end
 if ARGV[3] ~= '0' then redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[3]) end
 if ARGV[5] == '1' then
-  for i = 7, #ARGV do redis.call('PUBLISH', ARGV[4], ARGV[i]) end
+  for i = 8, #ARGV do redis.call('PUBLISH', ARGV[4], ARGV[i]) end
 else
-  redis.call('PUBLISH', ARGV[4], table.concat(ARGV, '\\n', 7))
+  redis.call('PUBLISH', ARGV[4], table.concat(ARGV, '\\n', 8))
+end
+if ARGV[7] ~= '0' then
+  redis.call('EXPIRE', KEYS[1], ARGV[7])
+  redis.call('EXPIRE', KEYS[2], ARGV[7])
 end
 return nil
 """)
@@ -85,14 +89,17 @@ class Publisher:
         *,
         keep_from: int,
         may_raise: bool = False,
+        ended: bool = False,
     ) -> Refused | None:
         """Append encoded events with consecutive `seq`; the tail drops what lies below `keep_from`.
 
         `may_raise`: the caller has just taken the run over in the database, so the fence follows.
+        `ended`: these are the run's last ones, so that fence and tail may go after a while.
         """
         keys = (self._keys.fence(run_id), self._keys.tail(run_id))
         channel = self._keys.logs(run_id)
-        args = (attempt, first_seq, keep_from, channel, self._batch, int(may_raise), *events)
+        life_s = self._tail_ttl_s if ended else 0
+        args = (attempt, first_seq, keep_from, channel, self._batch, int(may_raise), life_s, *events)
         with guard():
             fence = await _APPEND(self._redis, keys, args)
         if fence is None:

@@ -29,12 +29,23 @@ class FencedTail:
         found = [Event.decode(raw) for _, raw in await self._tail.read(self._fence.run_id, after)]
         return list(self._with_gaps(found, after, now))
 
-    async def append(self, events: Sequence[bytes], first_seq: int, committed: int) -> None:
-        """Append encoded events from `first_seq` on; what is committed may leave the tail."""
+    async def append(
+        self, events: Sequence[bytes], first_seq: int, committed: int, *, ended: bool = False
+    ) -> None:
+        """Append encoded events from `first_seq` on; what is committed may leave the tail.
+
+        `ended`: the run has no more events, so that fence and tail may go after a while.
+        """
         run_id, attempt = self._fence.run_id, self._fence.attempt
         while True:
             refused = await self._publisher.append(
-                run_id, attempt, first_seq, events, keep_from=committed + 1, may_raise=self._may_raise
+                run_id,
+                attempt,
+                first_seq,
+                events,
+                keep_from=committed + 1,
+                may_raise=self._may_raise,
+                ended=ended,
             )
             self._may_raise = False
             if refused is None:
@@ -43,10 +54,6 @@ class FencedTail:
                 raise LostOwnership
             await self._confirm()  # no fence, or an older one: Redis forgot, but the row knows
             self._may_raise = True
-
-    async def finish(self) -> None:
-        """The run has ended: let fence and tail go after a while."""
-        await self._publisher.finish(self._fence.run_id)
 
     async def _confirm(self) -> None:
         owner = await self._runs.owner(self._fence.run_id)

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.models import Event, EventType
+from app.db.run_store import Cut
+from app.models import Event, EventType, Fence
 
 _SLACK = 0.1  # cut only when the window is this much over, so that a cut removes many rows at once
 
@@ -24,6 +25,14 @@ class CutRange:
     to_seq: int
     lines: int
     bytes: int
+
+    def marked(self, fence: Fence, now: int) -> Cut:
+        """Return what the commit is told: the range, and the marker that stands for it."""
+        data = {"from": self.from_seq, "to": self.to_seq, "lines": self.lines, "bytes": self.bytes}
+        text = f"… {self.lines} lines ({self.bytes} bytes) are not kept: the log is over its limit …"
+        kind = EventType.TRUNCATED
+        marker = Event(self.to_seq, kind, now, fence.run_id, fence.attempt, content=text, data=data)
+        return Cut(marker=marker, from_seq=self.from_seq)
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from app.db.run_store import Batch, Cut, Outcome, RunStore
+from app.db.run_store import Batch, Outcome, RunStore
 from app.errors import LostOwnership, StorageError
 from app.execution.masking import LineMasker, Masker
 from app.models import Event, EventType, Fence, Level, Line, Run, StepRecord, Stream
@@ -26,7 +26,7 @@ from app.redis.publisher import Publisher
 from app.redis.tail import Tail
 from app.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_LINES
 from app.worker.fenced_tail import FencedTail
-from app.worker.log_cap import CutRange, LogCap
+from app.worker.log_cap import LogCap
 
 COMMIT_EVERY_S = 0.2
 COMMIT_EVENTS = 500
@@ -87,8 +87,10 @@ class LogWriter:
         self._planner: str | None = None
         self._usage: dict[str, Any] = {}
         self._flush = False
+        self._hurry = asyncio.Event()
         self._batching = False
-        self._closing = asyncio.Event()
+        self._closing = False
+        self._ended = asyncio.Event()
         self._redis_away = False
         self._lost: LostOwnership | None = None
         self._added = asyncio.Event()
@@ -113,21 +115,26 @@ class LogWriter:
     async def finish(self, outcome: Outcome, kind: EventType, data: dict[str, Any]) -> int | None:
         """Commit the outcome and its event after all lines, then publish the event.
 
+        The last lines are published with it, for a short run in one message; if the commit takes
+        longer than lines wait in any case, they go ahead.
         Returns the time of a cancel request that the row carries, if any. Waits while the
         database is away; raises `LostOwnership`.
         """
-        self._closing.set()
+        publishing, committing = self._tasks
+        self._closing = True
+        self._hurry.set()
         self._added.set()
-        self._wake()
-        await asyncio.gather(*self._tasks)
-        last = self._event(kind, data=data)
-        self._enqueue(last, publish=False)
+        await committing
+        last = self._enqueue(self._event(kind, data=data), publish=False)
         batch = self._next_batch(outcome)
         requested = await self._until_stored(lambda: self._commit(batch))
-        with contextlib.suppress(StorageError):  # committed already: hubs find it in the database
-            await self._redis.append([last.encode()], last.seq, self._committed)
-            if outcome.status.terminal:
-                await self._redis.finish()
+        self._ended.set()
+        self._added.set()
+        await publishing
+        self._unpublished.append(last)
+        with contextlib.suppress(StorageError, LostOwnership):  # committed: hubs find it in the database
+            while self._unpublished:
+                await self._publish_chunk(ended=outcome.status.terminal)
         return requested
 
     async def abandon(self) -> None:
@@ -211,6 +218,7 @@ class LogWriter:
             self._flush = True
             moved = self._moved
             self._added.set()
+            self._hurry.set()
             await moved.wait()
         self._check()
 
@@ -222,16 +230,17 @@ class LogWriter:
         run_id, attempt = self._run.run_id, self._fence.attempt
         return Event(self._seq, kind, self._clock(), run_id, attempt, **fields)
 
-    def _enqueue(self, event: Event, *, publish: bool = True) -> None:
+    def _enqueue(self, event: Event, *, publish: bool = True) -> bytes:
         raw = event.encode()
         self._uncommitted.append(event)
         self._sizes.append(len(raw))
         self._held_bytes += len(raw)
         if publish:
             self._unpublished.append(raw)
-        else:
-            self._published = event.seq
+        if len(self._uncommitted) >= COMMIT_EVENTS:
+            self._hurry.set()
         self._added.set()
+        return raw
 
     async def _breathe(self) -> None:
         """Wait while too much is held: this is the backpressure on the tool's pipe."""
@@ -264,18 +273,22 @@ class LogWriter:
     async def _publish_loop(self) -> None:
         clock = asyncio.get_running_loop().time
         last = 0.0
-        while self._unpublished or not self._closing.is_set():
+        while not self._ended.is_set():
             if not self._unpublished:
                 await self._wait_added()
                 continue
             wait_s = last + self._policy.linger_s - clock()
             if wait_s > 0 and len(self._unpublished) < self._policy.batch:
-                await _wait(self._closing, wait_s)
+                await _wait(self._ended, wait_s)
+                continue
             last = clock()
-            if not await self._publish_chunk() and self._closing.is_set():
-                return  # Redis is away: the database has the lines, hubs find them there
+            try:
+                await self._publish_chunk()
+            except StorageError as error:
+                await self._redis_failed(error)
 
-    async def _publish_chunk(self) -> bool:
+    async def _publish_chunk(self, *, ended: bool = False) -> None:
+        """Publish what waits, or as much as one call takes; `ended`: behind it comes nothing more."""
         first = self._published + 1
         chunk: list[bytes] = []
         size = 0
@@ -284,14 +297,10 @@ class LogWriter:
                 break
             chunk.append(raw)
             size += len(raw)
-        try:
-            await self._redis.append(chunk, first, self._committed)
-        except StorageError as error:
-            await self._redis_failed(error)
-            return False
+        ended = ended and len(chunk) == len(self._unpublished)
+        await self._redis.append(chunk, first, self._committed, ended=ended)
         self._redis_away = False
         self._skip_to(first + len(chunk) - 1)
-        return True
 
     def _skip_to(self, seq: int) -> None:
         while self._unpublished and self._published < seq:
@@ -303,21 +312,22 @@ class LogWriter:
             self._redis_away = True
             log.warning("redis away, lines go to the database", run_id=self._run.run_id, error=str(error))
         self._skip_to(self._committed)
-        await _wait(self._closing, _RETRY_S[2])
+        await _wait(self._ended, _RETRY_S[2])
 
     # -- to the database ----------------------------------------------------------------
 
     async def _commit_loop(self) -> None:
         clock = asyncio.get_running_loop().time
         last = clock()
-        while not self._closing.is_set():
+        while not self._closing:
             if not self._uncommitted and not (self._flush and self._steps):
                 self._flush = False
                 await self._wait_added()
                 continue
             wait_s = last + COMMIT_EVERY_S - clock()
             if wait_s > 0 and len(self._uncommitted) < COMMIT_EVENTS and not self._flush:
-                await self._wait_added(wait_s)
+                self._hurry.clear()
+                await _wait(self._hurry, wait_s)
                 continue
             self._flush = False
             requested = await self._commit_next()
@@ -334,9 +344,9 @@ class LogWriter:
             self._batching = False
             self._wake()
 
-    async def _wait_added(self, timeout_s: float | None = None) -> None:
+    async def _wait_added(self) -> None:
         self._added.clear()
-        await _wait(self._added, timeout_s)
+        await self._added.wait()
 
     def _next_batch(self, outcome: Outcome | None = None) -> Batch:
         count = len(self._uncommitted) if outcome else min(len(self._uncommitted), COMMIT_EVENTS * 4)
@@ -348,18 +358,10 @@ class LogWriter:
             events=events,
             steps=steps,
             outcome=outcome,
-            cut=self._marker(cut) if cut else None,
+            cut=cut.marked(self._fence, self._clock()) if cut else None,
             planner=planner,
             usage=self._usage or None if outcome else None,
         )
-
-    def _marker(self, cut: CutRange) -> Cut:
-        data = {"from": cut.from_seq, "to": cut.to_seq, "lines": cut.lines, "bytes": cut.bytes}
-        text = f"… {cut.lines} lines ({cut.bytes} bytes) are not kept: the log is over its limit …"
-        run_id, attempt = self._run.run_id, self._fence.attempt
-        kind = EventType.TRUNCATED
-        marker = Event(cut.to_seq, kind, self._clock(), run_id, attempt, content=text, data=data)
-        return Cut(marker=marker, from_seq=cut.from_seq)
 
     async def _commit(self, batch: Batch) -> int | None:
         with LOG_COMMIT_SECONDS.time():
@@ -388,6 +390,7 @@ class LogWriter:
         raise StorageError("the database did not come back")
 
 
-async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):  # `wait_for` would make a task
+            await event.wait()

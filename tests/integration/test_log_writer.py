@@ -326,3 +326,50 @@ async def test_giving_back_leaves_the_run_queued(world: World) -> None:
     after = await world.runs.get(run.run_id)
     assert after is not None
     assert (after.status, after.worker_id, after.retries) == (RunStatus.QUEUED, None, 0)
+
+
+async def test_a_short_run_is_published_in_two_messages(world: World) -> None:
+    """Its first event at once, the rest with its end: a run of milliseconds costs two calls to Redis."""
+    run = await world.claim()
+    pubsub = world.clients.pubsub_connection()
+    await pubsub.subscribe(f"agent:logs:{run.run_id}")
+    writer = await world.writer(run, linger_s=5)
+    await writer.event(EventType.STATUS, data={"status": "running"})
+    messages = [await next_message(pubsub)]
+    for n in range(3):
+        await writer.say(Level.INFO, f"line {n}")
+    await end(writer)
+    messages.append(await next_message(pubsub))
+    assert [len(message.split(b"\n")) for message in messages] == [1, 4]
+    assert Event.decode(messages[1].split(b"\n")[-1]).type is EventType.END
+
+
+async def test_lines_do_not_wait_for_a_database_that_is_away_at_the_end(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """They go to watchers, and into the tail for whoever takes the run over; the end waits."""
+    world = World(f"sqlite:///{tmp_path / 'tailrun.db'}", redis_server.url)
+    run = await world.claim()
+    writer = await world.writer(run)
+    lock = sqlite3.connect(tmp_path / "tailrun.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    await writer.say(Level.INFO, "first")
+    await writer.say(Level.INFO, "second")
+    ending = asyncio.create_task(end(writer))
+    async with asyncio.timeout(10):
+        while await world.tail.top(run.run_id) < run.last_seq + 2:
+            await asyncio.sleep(0.01)
+    assert not ending.done()
+    lock.execute("ROLLBACK")
+    lock.close()
+    await ending
+    assert [event.type for event in await world.stored(run)][-3:] == ["log", "log", "end"]
+    await world.close()
+
+
+async def next_message(pubsub: Any) -> bytes:
+    async with asyncio.timeout(10):
+        while True:
+            message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
+            if message is not None:
+                return message["data"]

@@ -96,3 +96,12 @@ async def test_an_ended_run_leaves_after_a_while(clients: RedisClients) -> None:
     await publisher.finish("r")
     assert 290 < await clients.commands.ttl("agent:tail:r") <= 300
     assert 290 < await clients.commands.ttl("agent:fence:r") <= 300
+
+
+async def test_fence_and_tail_of_an_ended_run_go_after_a_while(clients: RedisClients) -> None:
+    publisher = Publisher(clients, tail_ttl_s=60)
+    await publisher.append("r", 1, 1, events(1, 3), keep_from=0, may_raise=True)
+    assert await clients.commands.ttl("agent:tail:r") == -1
+    await publisher.append("r", 1, 4, events(4, 4), keep_from=0, ended=True)
+    for key in ("agent:tail:r", "agent:fence:r"):
+        assert 0 < await clients.commands.ttl(key) <= 60
