@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     log_max_bytes: int = Field(10_000_000, ge=10_000)
     log_buffer_bytes: int = Field(8_000_000, ge=100_000)
     log_mask_patterns: str = ""
+    log_pack_after_s: float = Field(600, ge=0)
+    log_retention_days: float = Field(30, ge=0)
+    log_archive: Literal["off", "on"] = "off"
 
     # Logs of Tailrun itself
     log_format: Literal["text", "json"] = "text"

@@ -50,6 +50,7 @@ from app.routes import (
 )
 from app.routes.deps import Services, now_us
 from app.routes.health import OK, ReadyCheck
+from app.routes.log_history import LogHistory
 from app.storage.factory import open_workspaces
 from app.telemetry import configure_logging, get_logger
 
@@ -208,16 +209,17 @@ def _open(settings: Settings, stack: AsyncExitStack) -> Services:
     stack.push_async_callback(redis.close)
     workspaces = open_workspaces(settings)
     stack.push_async_callback(workspaces.close)
-    run_store, log_store, tail, draining = RunStore(db), LogStore(db), Tail(redis), asyncio.Event()
+    run_store, tail, draining = RunStore(db), Tail(redis), asyncio.Event()
+    history = LogHistory(LogStore(db), run_store, workspaces)
     hub = StreamHub(
-        redis, tail, log_store.page, run_store.heads, draining=draining, limit=settings.stream_limit
+        redis, tail, history.page, run_store.heads, draining=draining, limit=settings.stream_limit
     )
     stack.push_async_callback(hub.close)
     return Services(
         settings=settings,
         db=db,
         runs=run_store,
-        logs=log_store,
+        logs=history,
         tokens=TokenStore(db),
         redis=redis,
         queue=Queue(redis),

@@ -21,6 +21,9 @@ _MAX_KEY_BYTES = 1024  # the longest key that S3 takes
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, bytes that are no UTF-8
 _OWNER = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
+RESERVED = ".tailrun"
+"""The folder of a run's files that is Tailrun's own: neither listed, nor served, nor written for anyone."""
+
 MAX_PATH_BYTES = _MAX_KEY_BYTES - len("users//runs//") - 2 * 64
 """What is left of S3's longest key for a path, whoever the user and whatever the run."""
 
@@ -40,8 +43,8 @@ def normalise(path: str) -> str:
 
     Raises:
         Unprocessable: it is empty, absolute, names a folder, holds `..`, a backslash or a
-            control character, or is too long or too deep (`MAX_PATH_BYTES`, `MAX_PART_BYTES`
-            per part, `MAX_PARTS`).
+            control character, is in `RESERVED`, or is too long or too deep (`MAX_PATH_BYTES`,
+            `MAX_PART_BYTES` per part, `MAX_PARTS`).
     """
     parts = _parts(path)
     if not parts or path.endswith(("/", "/.")):
@@ -79,6 +82,11 @@ def run_key(user_id: str, run_id: str) -> str:
     return f"users/{_owner(user_id)}/runs/{_owner(run_id)}"
 
 
+def private_key(user_id: str, run_id: str) -> str:
+    """Return where Tailrun keeps what belongs to a run and is none of its files; raises as `run_key`."""
+    return f"{run_key(user_id, run_id)}/{RESERVED}"
+
+
 def parents(path: str) -> list[str]:
     """Return the folders that `path` is in, outermost first (`a/b/c` → `a`, `a/b`)."""
     parts = path.split("/")
@@ -104,6 +112,8 @@ def _parts(path: str) -> list[str]:
     parts = [part for part in path.split("/") if part not in {"", "."}]
     if ".." in parts:
         raise InvalidPath(path, "it holds '..'")
+    if parts and parts[0].casefold() == RESERVED:  # some file systems know no case
+        raise InvalidPath(path, f"the folder {RESERVED} is Tailrun's own")
     return parts
 
 

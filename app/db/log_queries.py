@@ -83,6 +83,11 @@ def last_seq(run_id: str) -> Select[*tuple[Any, ...]]:
     return beside_end(end_of_chunks(run_id), rows)
 
 
+def last_rows(run_id: str, count: int) -> Select[*tuple[Any, ...]]:
+    """Ask for the last rows, whole, the last one first: with a run's end stands the marker of its expiry."""
+    return select(*WHOLE_LINE).where(_LINE.run_id == run_id).order_by(_LINE.seq.desc()).limit(count)
+
+
 def end_of_chunks(run_id: str) -> Select[int]:
     """Ask for the end of the chunks: the last event that is in one, 0 without any."""
     return select(func.coalesce(func.max(_CHUNK.last_seq), 0).label("packed")).where(_CHUNK.run_id == run_id)

@@ -17,6 +17,7 @@ from app.db.clean import clean
 from app.db.engine import Database
 from app.db.log_chunks import CHUNK_EVENTS, unpack
 from app.db.log_rows import to_event
+from app.db.log_stages import is_archived
 from app.log_filter import LogFilter
 from app.models import Event, EventType, Level, Stream
 
@@ -64,6 +65,11 @@ class LogStore:
         if lines == n:
             return first - 1
         return await self._packed_cursor(run_id, n - lines) if packed else 0
+
+    async def archived(self, run_id: str) -> bool:
+        """Whether lines of this log are deleted here and stand in the run's archive."""
+        answers = await self._ask(log_queries.last_rows(run_id, 2))
+        return any(is_archived(to_event(answer)) for answer in answers)
 
     async def _from_chunks(
         self, run_id: str, after: int, limit: int, wanted: LogFilter, found: list[Event]

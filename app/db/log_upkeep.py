@@ -4,14 +4,9 @@ Each step is one small transaction that leaves a log which is whole and readable
 does this may be killed at any point and another may go on. Steps lock the run's row and look first,
 so two at once do no harm either. A run that goes on is never touched.
 
-    written   rows 1 … n                                  (runs.log_stage NULL)
-    packed    chunks 1 … n-1, a hidden marker, row n      ('packed')
-    expired   a `truncated` marker for 1 … n-1, row n     ('expired')
-
-Row n is the run's `end` and always stays. The marker is a `truncated` event at n-1 that begins at 1.
-While the last chunk is there, a row at or before its end does not count (see `log_queries`): only a
-release that knows no chunks sees the marker. Expiry deletes from the back, so that the marker shows
-with the first deletion, and what is in front of it still follows on without a hole.
+`log_stages` draws where a log goes. Packing goes from the front, chunk by chunk. Expiry deletes from
+the back, so that the marker shows with the first deletion, and what is in front of it still follows
+on without a hole.
 """
 
 from __future__ import annotations
@@ -26,11 +21,11 @@ from app.db import log_queries
 from app.db.engine import Database
 from app.db.log_chunks import CHUNK_BYTES, CHUNK_EVENTS, Chunk, pack
 from app.db.log_rows import WHOLE_LINE, insert_lines, to_event
+from app.db.log_stages import EXPIRED, PACKED, is_expired, marker_data
 from app.db.tables import log_chunks, log_lines, runs
 from app.errors import StorageError
 from app.models import Event, EventType, RunStatus
 
-PACKED, EXPIRED = "packed", "expired"
 _ROWS_AT_ONCE = 2000
 _CHUNKS_AT_ONCE = 50
 
@@ -105,11 +100,6 @@ class LogUpkeep:
         `archived`: the whole log stands in the run's archive, and the marker shall say so.
         """
         return await self._db.write(lambda connection: _expire(connection, run, now, archived))
-
-
-def is_expired(event: Event) -> bool:
-    """Whether `event` stands for lines that expired."""
-    return event.type is EventType.TRUNCATED and event.data.get("reason") == EXPIRED
 
 
 def _rows_to_pack(run: EndedRun, limit: int) -> Any:
@@ -189,9 +179,7 @@ def _delete_last_chunks(connection: Connection, run: EndedRun, last: int) -> int
 
 def _marker(run: EndedRun, top: int, ts: int, reason: str, *, archived: bool = False) -> Event:
     lines, size = run.log_lines, run.log_size
-    data: dict[str, Any] = {"from": 1, "to": top, "lines": lines, "bytes": size, "reason": reason}
-    if archived:
-        data["archived"] = True
+    data = marker_data(top, lines, size, reason, archived=archived)
     what = "are packed: a newer release shows them" if reason == PACKED else "are deleted: the run is old"
     text = f"… {lines} lines ({size} bytes) {what} …"
     return Event(top, EventType.TRUNCATED, ts, run.run_id, run.attempt, content=text, data=data)

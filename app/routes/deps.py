@@ -21,7 +21,6 @@ from starlette.requests import HTTPConnection
 
 from app.config import Settings
 from app.db.engine import Database
-from app.db.log_store import LogStore
 from app.db.run_store import RunStore
 from app.db.token_store import TokenStore
 from app.errors import Forbidden, NotFound, Unauthorized
@@ -31,6 +30,7 @@ from app.redis.publisher import Publisher
 from app.redis.queue import Queue
 from app.redis.subscriber import StreamHub
 from app.redis.tail import Tail
+from app.routes.log_history import LogHistory
 from app.storage.workspace import Workspaces
 
 ADMIN_USER = "admin"
@@ -49,7 +49,7 @@ class Services:
     settings: Settings
     db: Database
     runs: RunStore
-    logs: LogStore
+    logs: LogHistory
     tokens: TokenStore
     redis: RedisClients
     queue: Queue

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
-from app.db.log_store import LogStore
 from app.errors import Unprocessable
 from app.models import Event, EventType, Level, Run, Stream
 from app.routes.deps import CurrentServices, OwnRun
+from app.routes.log_history import LogHistory
 from app.routes.schemas import LogPage
 from app.routes.views import answer
 
@@ -24,18 +24,18 @@ MAX_PAGE = 1000
 _MAX_SEQ = 2**53
 
 
-async def last_events(logs: LogStore, run_id: str, count: int) -> list[Event]:
+async def last_events(logs: LogHistory, run_id: str, count: int) -> list[Event]:
     """Return the last `count` events of a run, oldest first."""
     return list(deque([event async for event in _tail(logs, run_id, count)], maxlen=count))
 
 
-async def last_lines(logs: LogStore, run_id: str, count: int) -> list[str]:
+async def last_lines(logs: LogHistory, run_id: str, count: int) -> list[str]:
     """Return the last `count` lines of a run as bare text, oldest first."""
     tail = [event async for event in _tail(logs, run_id, count) if event.type is EventType.LOG]
     return [event.content or "" for event in tail][-count:] if count else []
 
 
-async def _tail(logs: LogStore, run_id: str, count: int) -> AsyncIterator[Event]:
+async def _tail(logs: LogHistory, run_id: str, count: int) -> AsyncIterator[Event]:
     """Yield at least the last `count` events, in which stand the last `count` lines."""
     after: int | None = await logs.tail_cursor(run_id, count) if count else None
     while after is not None:

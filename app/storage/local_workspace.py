@@ -16,14 +16,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from pathlib import Path
 
 from app.errors import Conflict, NotFound, StorageError, TooLarge
-from app.paths import InvalidPath, normalise, normalise_prefix, run_key
+from app.paths import InvalidPath, normalise, normalise_prefix, private_key, run_key
 from app.storage.budget import Budget, file_in_the_way, folder_in_the_way
 from app.storage.checkout import checked_out
 from app.storage.pieces import PIECE, merged
 from app.storage.scratch import Scratch, purge
 from app.storage.threads import Threads
 from app.storage.tree import Found, Snapshot, is_link, open_file, opened_folder, remove_empty, snapshot
-from app.storage.workspace import Checkout, FileInfo, Limits, Workspace
+from app.storage.workspace import UNLIMITED, Checkout, FileInfo, Limits, Workspace
 
 _STRIPES = 64
 _FOLDER = "the run's folder"
@@ -40,7 +40,11 @@ class LocalWorkspaces:
 
     def open(self, user_id: str, run_id: str) -> Workspace:
         """Return the workspace of one run."""
-        return LocalWorkspace(self, run_key(user_id, run_id))
+        return LocalWorkspace(self, run_key(user_id, run_id), self.limits)
+
+    def private(self, user_id: str, run_id: str) -> Workspace:
+        """Return what Tailrun itself keeps of one run."""
+        return LocalWorkspace(self, private_key(user_id, run_id), UNLIMITED)
 
     async def delete_run(self, user_id: str, run_id: str) -> None:
         """Remove all files of one run: gone at once, then unlinked one by one."""
@@ -73,9 +77,10 @@ class LocalWorkspaces:
 class LocalWorkspace:
     """The files of one run in a directory."""
 
-    def __init__(self, home: LocalWorkspaces, key: str) -> None:
+    def __init__(self, home: LocalWorkspaces, key: str, limits: Limits) -> None:
         self._home = home
         self._key = key
+        self._limits = limits
         self._threads = home.threads
         self._run = home.threads.run
 
@@ -147,7 +152,7 @@ class LocalWorkspace:
         after = self._snapshot()
         changed = before.changed(after)
         kept = after.files.keys() - set(changed)
-        budget = Budget(self._home.limits, [after.files[path].info(path) for path in kept])
+        budget = Budget(self._limits, [after.files[path].info(path) for path in kept])
         failure: TooLarge | None = None
         for path in changed:
             try:
@@ -199,7 +204,7 @@ class LocalWorkspace:
 
     def _budget(self) -> Budget:
         found = self._snapshot().files
-        return Budget(self._home.limits, [file.info(path) for path, file in found.items()])
+        return Budget(self._limits, [file.info(path) for path, file in found.items()])
 
     def _temporary(self, path: str) -> tuple[int, Path]:
         with explained(path):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from app.errors import StorageError
-from app.paths import is_normal, normalise, normalise_prefix, run_key
+from app.paths import is_normal, normalise, normalise_prefix, private_key, run_key
 from app.storage.budget import Budget
 from app.storage.checkout import checked_out
 from app.storage.parallel import each
@@ -26,7 +26,7 @@ from app.storage.s3_bucket import Bucket, Content, Object
 from app.storage.s3_checkout import Transfer
 from app.storage.scratch import Scratch, purge
 from app.storage.threads import Threads
-from app.storage.workspace import Checkout, FileInfo, Limits, Workspace
+from app.storage.workspace import UNLIMITED, Checkout, FileInfo, Limits, Workspace
 
 _TRANSFERS = 8
 
@@ -55,7 +55,11 @@ class S3Workspaces:
 
     def open(self, user_id: str, run_id: str) -> Workspace:
         """Return the workspace of one run."""
-        return S3Workspace(self, run_key(user_id, run_id) + "/")
+        return S3Workspace(self, run_key(user_id, run_id) + "/", self.limits)
+
+    def private(self, user_id: str, run_id: str) -> Workspace:
+        """Return what Tailrun itself keeps of one run."""
+        return S3Workspace(self, private_key(user_id, run_id) + "/", UNLIMITED)
 
     async def delete_run(self, user_id: str, run_id: str) -> None:
         """Remove all objects of one run."""
@@ -82,8 +86,9 @@ class S3Workspaces:
 class S3Workspace:
     """The files of one run in a bucket."""
 
-    def __init__(self, home: S3Workspaces, prefix: str) -> None:
+    def __init__(self, home: S3Workspaces, prefix: str, limits: Limits) -> None:
         self._home = home
+        self._limits = limits
         self._bucket = home.bucket
         self._prefix = prefix
         self._threads = home.threads
@@ -148,7 +153,7 @@ class S3Workspace:
             checkout = Checkout(folder, [])
 
             async def write_back() -> None:
-                await self._run(lambda: transfer.upload(checkout, self._home.limits, self._files()))
+                await self._run(lambda: transfer.upload(checkout, self._limits, self._files()))
 
             async with checked_out(checkout, write_back):
                 yield checkout
@@ -164,7 +169,7 @@ class S3Workspace:
         return FileInfo(item.key.removeprefix(self._prefix), item.size, item.modified_at)
 
     def _budget(self) -> Budget:
-        return Budget(self._home.limits, self._files())
+        return Budget(self._limits, self._files())
 
     def _upload(self, path: str, spool: IO[bytes], size: int) -> FileInfo:
         self._budget().take(path, size)

@@ -46,6 +46,10 @@ class Checkout:
     skipped: list[str] = field(default_factory=list[str])
 
 
+UNLIMITED = Limits(2**62, 2**62, 2**31)
+"""For what Tailrun keeps beside a run's files: it counts towards nobody's limits."""
+
+
 class Workspace(Protocol):
     """The files of one run. Paths are relative and normalised by `normalise`.
 
@@ -100,8 +104,12 @@ class Workspaces(Protocol):
         """Return the workspace of one run; nothing is created before the first write."""
         ...
 
+    def private(self, user_id: str, run_id: str) -> Workspace:
+        """Return what Tailrun itself keeps of one run, without limits; hidden from `open`."""
+        ...
+
     async def delete_run(self, user_id: str, run_id: str) -> None:
-        """Remove all files of one run."""
+        """Remove all files of one run, the private ones too."""
         ...
 
     async def ping(self) -> None:

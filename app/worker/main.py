@@ -22,6 +22,8 @@ import structlog
 
 from app.config import Settings
 from app.db.engine import Database
+from app.db.log_store import LogStore
+from app.db.log_upkeep import LogUpkeep
 from app.db.run_store import RunStore
 from app.errors import StorageError
 from app.execution.executor import StopReason
@@ -41,9 +43,11 @@ from app.telemetry import SLOTS_BUSY, configure_logging
 from app.worker.control import Control
 from app.worker.health import HealthServer
 from app.worker.in_flight import Attempt, InFlight
+from app.worker.janitor import Janitor, JanitorPolicy
 from app.worker.job_processor import Bench, JobProcessor
 from app.worker.job_queue import Claimed, JobQueue
 from app.worker.lease import Lease
+from app.worker.log_archiver import LogArchiver
 from app.worker.log_writer import LogPolicy
 from app.worker.outcome import Backoff
 from app.worker.ownership import Ownership, Watch
@@ -98,7 +102,21 @@ class Worker:
             max_redeliveries=settings.job_max_redeliveries,
         )
         self._reaper = Reaper(self._ticks, Reconciler(self._runs, queue, now_us), self.worker_id)
+        self._janitor = self._make_janitor()
         self._bench = self._make_bench()
+
+    def _make_janitor(self) -> Janitor:
+        settings = self._settings
+        return Janitor(
+            self._ticks,
+            LogUpkeep(self._db),
+            LogArchiver(LogStore(self._db), self._workspaces),
+            JanitorPolicy(
+                settings.log_pack_after_s, settings.log_retention_days, settings.log_archive == "on"
+            ),
+            clock=now_us,
+            worker_id=self.worker_id,
+        )
 
     def _make_bench(self) -> Bench:
         settings = self._settings
@@ -177,6 +195,7 @@ class Worker:
             asyncio.create_task(self._forever("ownership", ownership.run())),
             asyncio.create_task(self._forever("control", control.run())),
             asyncio.create_task(self._forever("reaper", self._reaper.run())),
+            asyncio.create_task(self._forever("janitor", self._janitor.run())),
         ]
         log.info("worker ready", worker_id=self.worker_id, slots=self._settings.worker_concurrency)
         try:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from app.db import log_store
 from app.db.engine import Database
 from app.db.log_chunks import unpack
+from app.db.log_stages import PACKED
 from app.db.log_store import LogStore
-from app.db.log_upkeep import PACKED, LogUpkeep
+from app.db.log_upkeep import LogUpkeep
 from app.models import Event, Level, Stream
 
 questions = st.lists(

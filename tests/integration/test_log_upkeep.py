@@ -11,8 +11,9 @@ from sqlalchemy import Connection, func, select
 
 from app.db.engine import Database
 from app.db.log_rows import WHOLE_LINE, to_event
+from app.db.log_stages import EXPIRED, PACKED
 from app.db.log_store import LogStore
-from app.db.log_upkeep import EXPIRED, PACKED, EndedRun, LogUpkeep
+from app.db.log_upkeep import EndedRun, LogUpkeep
 from app.db.run_store import Batch, RunStore
 from app.db.tables import log_chunks, log_lines
 from app.models import Event, EventType, Level

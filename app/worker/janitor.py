@@ -1,0 +1,154 @@
+"""Looks after the logs of runs that have ended, under one leader: pack, archive, delete.
+
+Nothing of it is urgent, so it takes no more than half of the time of the database's writer: after
+each small transaction it rests for as long as that took. Whether the leader is killed, or a frozen
+one comes back, does no harm: see `app.db.log_upkeep`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from app.db.log_chunks import CHUNK_EVENTS
+from app.db.log_stages import PACKED
+from app.db.log_upkeep import EndedRun, LogUpkeep
+from app.errors import StorageError, TailrunError
+from app.redis.ticks import Ticks
+from app.telemetry import LOG_UPKEEP
+from app.worker.log_archiver import LogArchiver
+
+JANITOR_EVERY_S = 10.0
+_LEAD_S = 30.0
+_ANEW_S = 3600.0
+_PAGE = 100
+_DAY_US = 86_400_000_000
+_S_US = 1_000_000
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class JanitorPolicy:
+    """When what is done: `LOG_PACK_AFTER_S`, `LOG_RETENTION_DAYS` (0: never), `LOG_ARCHIVE`."""
+
+    pack_after_s: float
+    retention_days: float
+    archive: bool
+
+
+class NotLeader(Exception):
+    """Another worker is the janitor."""
+
+
+class Janitor:
+    """Sweeps for ever."""
+
+    def __init__(
+        self,
+        ticks: Ticks,
+        upkeep: LogUpkeep,
+        archiver: LogArchiver,
+        policy: JanitorPolicy,
+        *,
+        clock: Callable[[], int],
+        worker_id: str,
+    ) -> None:
+        self._ticks, self._upkeep, self._archiver = ticks, upkeep, archiver
+        self._policy, self._clock, self._me = policy, clock, worker_id
+        self._led_until = 0.0
+        self._packed_to: EndedRun | None = None
+        self._anew_at = 0.0
+        self._refused: set[str] = set()
+
+    async def run(self) -> None:
+        """Sweep every 10 s while leader, until cancelled; a server that is away only delays it."""
+        while True:
+            await asyncio.sleep(JANITOR_EVERY_S)
+            try:
+                await self.sweep()
+            except StorageError as error:
+                log.warning("janitor stops for now", error=str(error))
+            except NotLeader:
+                self._packed_to = None  # should we lead again, then others did meanwhile
+
+    async def sweep(self) -> None:
+        """Expire what is old, then pack what is left; `NotLeader` when another worker is the janitor."""
+        await self._lead()
+        expired = packed = 0
+        days = self._policy.retention_days
+        cutoff = self._clock() - int(days * _DAY_US) if days else 0
+        for stage in (PACKED, None) if days else ():
+            async for run in self._ended(stage, since=0, before=cutoff):
+                expired += await self._expire(run)
+        before = self._clock() - int(self._policy.pack_after_s * _S_US)
+        self._look_again_now_and_then()
+        found = self._ended(
+            None, since=cutoff, before=before, after=self._packed_to, min_lines=CHUNK_EVENTS + 1
+        )
+        async for run in found:
+            packed += await self._pack(run)
+            self._packed_to = run
+        if expired or packed:
+            log.info("logs looked after", packed=packed, expired=expired)
+
+    def _look_again_now_and_then(self) -> None:
+        """Begin anew once an hour: a run may have been committed long after the time of its end."""
+        now = asyncio.get_running_loop().time()
+        if now > self._anew_at:
+            self._packed_to, self._anew_at = None, now + _ANEW_S
+
+    async def _ended(
+        self, stage: str | None, *, since: int, before: int, after: EndedRun | None = None, min_lines: int = 0
+    ) -> AsyncIterator[EndedRun]:
+        while page := await self._upkeep.ended(
+            stage, since=since, before=before, limit=_PAGE, after=after, min_lines=min_lines
+        ):
+            for run in page:
+                yield run
+            after = page[-1]
+
+    async def _pack(self, run: EndedRun) -> bool:
+        await self._step_by_step(lambda: self._upkeep.pack_next(run))
+        LOG_UPKEEP.labels(work="packed").inc()
+        return True
+
+    async def _expire(self, run: EndedRun) -> bool:
+        """Archive if asked to, then delete; a log that the store refuses stays where it is."""
+        archived = False
+        if self._policy.archive and run.log_lines:
+            await self._lead()
+            try:
+                archived = await self._archiver.archive(run)
+            except TailrunError as error:
+                if run.run_id not in self._refused:
+                    log.warning("log can't be archived, it stays", run_id=run.run_id, error=str(error))
+                    self._refused.add(run.run_id)
+                return False
+            LOG_UPKEEP.labels(work="archived").inc(archived)
+        now = self._clock()
+        await self._step_by_step(lambda: self._upkeep.expire_next(run, now, archived=archived))
+        LOG_UPKEEP.labels(work="expired").inc()
+        return True
+
+    async def _step_by_step(self, step: Callable[[], Awaitable[bool]]) -> None:
+        """Repeat `step` while there is more to do and we lead; rest as long as each one took."""
+        time = asyncio.get_running_loop().time
+        more = True
+        while more:
+            await self._lead()
+            began = time()
+            more = await step()
+            await asyncio.sleep(time() - began)
+
+    async def _lead(self) -> None:
+        """Stay the leader; ask Redis when a third of our time is gone."""
+        now = asyncio.get_running_loop().time()
+        if now < self._led_until - _LEAD_S * 2 / 3:
+            return
+        if not await self._ticks.lead("janitor", self._me, _LEAD_S):
+            raise NotLeader
+        self._led_until = now + _LEAD_S

@@ -1,0 +1,188 @@
+"""The janitor: when it does what, that one worker leads, and that a kill at any moment loses no line."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from db_world import NOW
+from ended_runs import ended_run, pack_all, plain_lines, read_all
+from servers import RedisServer
+from test_log_upkeep import counts
+
+from app.db.engine import Database
+from app.db.log_stages import EXPIRED
+from app.db.log_store import LogStore
+from app.db.log_upkeep import LogUpkeep
+from app.db.run_store import RunStore
+from app.errors import Unprocessable
+from app.models import EventType
+from app.redis.clients import RedisClients
+from app.redis.ticks import Ticks
+from app.routes.log_history import LogHistory
+from app.storage.workspace import Workspaces
+from app.worker.janitor import Janitor, JanitorPolicy, NotLeader
+from app.worker.log_archiver import LogArchiver
+
+DAY = 86_400_000_000
+
+PACK = """
+import asyncio, sys
+from app.db.engine import Database
+from app.db.log_upkeep import LogUpkeep
+
+async def main():
+    upkeep = LogUpkeep(Database(sys.argv[1]))
+    (run,) = await upkeep.ended(None, since=0, before=2**62, limit=9, min_lines=201)
+    print("ready", flush=True)
+    while await upkeep.pack_next(run):
+        pass
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def clients(redis_server: RedisServer) -> AsyncIterator[RedisClients]:
+    clients = RedisClients(redis_server.url, "")
+    yield clients
+    await clients.close()
+
+
+MakeJanitor = Callable[..., Janitor]
+
+
+@pytest.fixture
+def janitor(clients: RedisClients, database: Database, workspaces: Workspaces) -> MakeJanitor:
+    def make(
+        *, now: int = NOW, days: float = 30, pack_after_s: float = 600, archive: bool = False, me: str = "w1"
+    ) -> Janitor:
+        return Janitor(
+            Ticks(clients, 5),
+            LogUpkeep(database),
+            LogArchiver(LogStore(database), workspaces),
+            JanitorPolicy(pack_after_s, days, archive),
+            clock=lambda: now,
+            worker_id=me,
+        )
+
+    return make
+
+
+async def test_logs_are_packed_after_a_while_and_expire_after_days(
+    janitor: MakeJanitor, database: Database
+) -> None:
+    large, small = [(await ended_run(database, plain_lines(n))).run_id for n in (500, 50)]
+    await janitor(now=NOW + 599_000_000).sweep()
+    assert await counts(database, large) == (503, 0)
+    await janitor(now=NOW + 601_000_000).sweep()
+    assert (await counts(database, large), await counts(database, small)) == ((2, 3), (53, 0))
+    await janitor(now=NOW + 30 * DAY - 1_000_000).sweep()
+    assert await counts(database, large) == (2, 3)
+    await janitor(now=NOW + 400 * DAY, days=0).sweep()
+    assert await counts(database, large) == (2, 3)
+    await janitor(now=NOW + 30 * DAY + 1_000_000).sweep()
+    assert (await counts(database, large), await counts(database, small)) == ((2, 0), (2, 0))
+    page = await LogStore(database).page(large, 0, 10)
+    assert [event.type for event in page] == [EventType.TRUNCATED, EventType.END]
+    assert page[0].data["reason"] == EXPIRED
+
+
+async def test_one_worker_leads(janitor: MakeJanitor, database: Database) -> None:
+    """Another one does nothing, and stops in the middle when it finds that it does not lead any more."""
+    await ended_run(database, plain_lines(500))
+    first, second = janitor(me="w1"), janitor(me="w2")
+    await first.sweep()
+    with pytest.raises(NotLeader):
+        await second.sweep()
+    await first.sweep()
+
+
+async def test_a_leader_that_was_replaced_stops(
+    janitor: MakeJanitor, database: Database, clients: RedisClients
+) -> None:
+    run = await ended_run(database, plain_lines(2000))
+    mine = janitor(now=NOW + DAY)
+    steps = 0
+    genuine = mine._upkeep.pack_next
+
+    async def pack_next(item: Any) -> bool:
+        nonlocal steps
+        steps += 1
+        await clients.commands.set(clients.keys.leader("janitor"), "w2")
+        mine._led_until = 0.0
+        return await genuine(item)
+
+    mine._upkeep.pack_next = pack_next
+    with pytest.raises(NotLeader):
+        await mine.sweep()
+    assert steps == 1
+    assert await counts(database, run.run_id) == (1804, 1)
+
+
+async def test_what_was_looked_at_is_not_looked_at_again(janitor: MakeJanitor, database: Database) -> None:
+    """A capped log that fits into one chunk stays in rows, and costs nothing at the next sweep."""
+    await ended_run(database, plain_lines(500))
+    mine = janitor(now=NOW + DAY)
+    await mine.sweep()
+    looked: list[object] = []
+    mine._upkeep.pack_next = looked.append
+    await mine.sweep()
+    assert looked == []
+
+
+async def test_archives_are_written_before_logs_expire(
+    janitor: MakeJanitor, database: Database, workspaces: Workspaces
+) -> None:
+    run = await ended_run(database, plain_lines(700))
+    logs = LogStore(database)
+    before = await read_all(logs, run.run_id)
+    await janitor(now=NOW + 31 * DAY, archive=True).sweep()
+    assert len(await read_all(logs, run.run_id)) == 2
+    history = LogHistory(logs, RunStore(database), workspaces)
+    assert await read_all(history, run.run_id) == before  # pyright: ignore[reportArgumentType]
+
+
+async def test_a_log_that_the_store_refuses_stays(janitor: MakeJanitor, database: Database) -> None:
+    """It holds up no other."""
+    refused, fine = [(await ended_run(database, plain_lines(20))).run_id for _ in range(2)]
+    mine = janitor(now=NOW + 31 * DAY, archive=True)
+    genuine = mine._archiver.archive
+
+    async def archive(run: Any) -> bool:
+        if run.run_id == refused:
+            raise Unprocessable("no")
+        return await genuine(run)
+
+    mine._archiver.archive = archive
+    await mine.sweep()
+    assert (await counts(database, refused), await counts(database, fine)) == ((23, 0), (2, 0))
+
+
+async def test_a_janitor_killed_at_any_moment_loses_no_line(database: Database, migrated_url: str) -> None:
+    """SIGKILL, again and again, until the log is packed; it is whole after each."""
+    run = await ended_run(database, plain_lines(9000))
+    logs = LogStore(database)
+    before = await read_all(logs, run.run_id)
+    for _ in range(6):
+        command = [sys.executable, "-c", PACK, migrated_url]
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        assert process.stdout
+        assert await process.stdout.readline() == b"ready\n"
+        try:
+            await asyncio.wait_for(process.wait(), random.uniform(0.002, 0.06))
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        assert await read_all(logs, run.run_id) == before
+    rows, chunks = await counts(database, run.run_id)
+    assert chunks > 0
+    if rows > 2:
+        await pack_all(LogUpkeep(database), run)
+    assert await read_all(logs, run.run_id) == before
+    assert await counts(database, run.run_id) == (2, 46)
