@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 from servers import RedisServer, free_port
@@ -57,12 +58,32 @@ class Process:
         return self.popen.wait(timeout_s)
 
 
+class RedisLike(Protocol):
+    """A Redis to run on: a server, or servers behind sentinels."""
+
+    @property
+    def url(self) -> str: ...
+
+    def client(self) -> Any: ...
+
+    def stop(self) -> None: ...
+
+
 class Stack:
     """Redis, database, API and workers. `settings` are environment variables for all of them."""
 
-    def __init__(self, folder: Path, database_url: str, workers: int = 1, **settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        database_url: str,
+        workers: int = 1,
+        *,
+        redis: RedisLike | None = None,
+        **settings: str,
+    ) -> None:
         self.folder = folder
-        self.redis = RedisServer(folder / "redis").start()
+        self.redis: Any = redis or RedisServer(folder / "redis").start()
+        self._prefix = settings.get("REDIS_PREFIX", "")
         migrate(database_url)
         self.database_url = database_url
         self._settings = settings
@@ -104,7 +125,7 @@ class Stack:
 
     def _workers_leased(self) -> bool:
         with self.redis.client() as client:
-            return int(client.zcard("jobs:workers")) >= len(self.workers)
+            return int(client.zcard(f"{self._prefix}jobs:workers")) >= len(self.workers)
 
     def close(self) -> None:
         for process in (*self.workers, self.api):
@@ -122,8 +143,31 @@ class Stack:
         assert answer.status_code == 201, answer.text
         return answer.json()["run_id"]
 
+    def submit_stubbornly(self, *steps: dict[str, Any], **body: Any) -> str:
+        """Submit like a client that repeats with an idempotency key until it is answered."""
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        content = json.dumps({"steps": list(steps), **body})
+        answer = self._stubbornly("POST", "/v1/runs", content=content, headers=headers)
+        return answer.json()["run_id"]
+
     def run(self, run_id: str) -> dict[str, Any]:
-        return self.http.get(f"/v1/runs/{run_id}").json()
+        return self._stubbornly("GET", f"/v1/runs/{run_id}").json()
+
+    def _stubbornly(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """Repeat while the API is away or a server behind it is (503)."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                answer = self.http.request(method, path, **options)
+            except httpx2.TransportError:
+                assert time.monotonic() < deadline, f"the API did not answer {method} {path}"
+                time.sleep(0.1)
+                continue
+            if answer.status_code != 503:
+                assert answer.is_success, answer.text
+                return answer
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.1)
 
     def cancel(self, run_id: str) -> httpx2.Response:
         return self.http.post(f"/v1/runs/{run_id}/cancel")
@@ -133,7 +177,8 @@ class Stack:
         found: list[dict[str, Any]] = []
         after = 0
         while after is not None:
-            page = self.http.get(f"/v1/runs/{run_id}/logs", params={"after": after, "limit": 1000}).json()
+            params = {"after": after, "limit": 1000}
+            page = self._stubbornly("GET", f"/v1/runs/{run_id}/logs", params=params).json()
             found += page["events"]
             after = page["next_after"] if page["events"] else None
         return found
@@ -148,8 +193,8 @@ class Stack:
     def owner(self, run_id: str) -> Process:
         """Return the worker process that has a run."""
         with self.redis.client() as client:
-            for worker in client.zrange("jobs:workers", 0, -1):
-                entries = client.lrange(f"jobs:processing:{worker}", 0, -1)
+            for worker in client.zrange(f"{self._prefix}jobs:workers", 0, -1):
+                entries = client.lrange(f"{self._prefix}jobs:processing:{worker}", 0, -1)
                 if any(run_id in entry for entry in entries):
                     pid = int(worker.split("-")[-2])
                     return next(process for process in self.workers if process.popen.pid == pid)

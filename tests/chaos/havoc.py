@@ -1,0 +1,145 @@
+"""A seeded storm: runs with known output pass while parts of the system are killed, frozen and cut.
+
+Every program writes each of its steps, with its attempt and the time, to a file outside of the
+workspace; so that afterwards it can be told whether two attempts ever ran at the same time.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from stack import Stack, Watcher, seqs, shell, wait_for
+
+LINES = 20
+OVERLAP_S = 2.0
+"""What two attempts may overlap when a worker was cut off from Redis alone."""
+
+PROGRAM = (
+    "for i in $(seq 1 {lines}); do"
+    ' echo "$TAILRUN_ATTEMPT $(date +%s%N)" >> {file}; echo "line $i"; sleep {pause}; done'
+)
+
+
+class Havoc:
+    """Breaks one thing after the other for a while; whatever it broke works again afterwards."""
+
+    def __init__(self, stack: Stack, seed: int) -> None:
+        self.stack, self.dice = stack, random.Random(seed)
+        self.done: list[str] = []
+
+    def rage(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        deeds = [self.kill_worker, self.freeze_worker, self.kill_api, self.kill_redis, self.freeze_redis]
+        deeds += [self.cut_connections, self.push_garbage]
+        while time.monotonic() < until:
+            deed = self.dice.choice(deeds)
+            self.done.append(deed.__name__)
+            deed()
+            time.sleep(self.dice.uniform(0.1, 2.0))  # the storm's own pace, nothing waits on it
+
+    def kill_worker(self) -> None:
+        worker = self.dice.choice(self.stack.workers)
+        worker.kill()
+        worker.start()
+
+    def freeze_worker(self) -> None:
+        worker = self.dice.choice(self.stack.workers)
+        worker.signal(signal.SIGSTOP)
+        time.sleep(self.dice.choice([1.0, 7.0]))
+        worker.signal(signal.SIGCONT)
+
+    def kill_api(self) -> None:
+        self.stack.api.kill()
+        self.stack.api.start()
+
+    def kill_redis(self) -> None:
+        self.stack.redis.kill()
+        time.sleep(self.dice.choice([0.0, 2.0]))
+        self.stack.redis.start()
+
+    def freeze_redis(self) -> None:
+        self.stack.redis.freeze()
+        time.sleep(self.dice.choice([1.0, 7.0]))
+        self.stack.redis.thaw()
+
+    def cut_connections(self) -> None:
+        with self.stack.redis.client() as client:
+            for kind in ("normal", "pubsub"):
+                client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+
+    def push_garbage(self) -> None:
+        with self.stack.redis.client() as client:
+            client.lpush("jobs:pending", "garbage", '{"run_id":"nobody"}', "[]")
+
+
+def storm(stack: Stack, folder: Path, *, seed: int, runs: int, seconds: float) -> list[str]:
+    """Submit runs while havoc rages, then hold every one of them to the promises."""
+    havoc, run_ids = Havoc(stack, seed), list[str]()
+    watchers: list[Watcher] = []
+    raging = threading.Thread(target=havoc.rage, args=(seconds,))
+    raging.start()
+    pace = seconds / runs
+    for n in range(runs):
+        began = time.monotonic()
+        command = PROGRAM.format(lines=LINES, file=folder / f"{n}.txt", pause=0.05)
+        run_ids.append(stack.submit_stubbornly(shell(command), labels={"n": str(n)}))
+        if n % 5 == 0:
+            watchers.append(stack.watch(run_ids[-1]))
+        time.sleep(max(0.0, began + pace - time.monotonic()))
+    raging.join()
+    try:
+        _hold_to_promises(stack, folder, run_ids, watchers)
+    except AssertionError as error:
+        error.add_note(f"seed {seed}: {', '.join(havoc.done)}")
+        raise
+    return havoc.done
+
+
+def _hold_to_promises(stack: Stack, folder: Path, run_ids: list[str], watchers: list[Watcher]) -> None:
+    stack.wait_ready()
+    for n, run_id in enumerate(run_ids):
+        run = stack.wait_end(run_id, 120)
+        assert run["status"] == "succeeded", (run["status"], run["error"], run["attempt"])
+        events = stack.events(run_id)
+        assert seqs(events) == list(range(1, run["last_seq"] + 1)), run_id
+        assert _last_attempt(events, run["attempt"]) == [f"line {i}" for i in range(1, LINES + 1)]
+        assert _overlap_s(folder / f"{n}.txt") <= OVERLAP_S, run_id
+    for watcher in watchers:
+        assert watcher.finish(60) == stack.events(watcher.run_id), watcher.run_id
+    _nothing_left(stack)
+
+
+def _last_attempt(events: list[dict[str, Any]], attempt: int) -> list[str]:
+    """The lines of the attempt that did the step; the last one may only have written the end."""
+    lines = defaultdict[int, list[str]](list)
+    for event in events:
+        if event["type"] == "log" and event["stream"] == "stdout":
+            lines[event["attempt"]].append(event["content"])
+    return lines[max(n for n in lines if n <= attempt)]
+
+
+def _overlap_s(file: Path) -> float:
+    """How long two attempts ran at the same time, by what they wrote themselves."""
+    times = defaultdict[int, list[int]](list)
+    for line in file.read_text().splitlines():
+        attempt, when = line.split()
+        times[int(attempt)].append(int(when))
+    spans = [times[attempt] for attempt in sorted(times)]
+    return max((max(a) - min(b) for a, b in pairwise(spans)), default=0) / 1e9
+
+
+def _nothing_left(stack: Stack) -> None:
+    allowed = ("jobs:workers", "jobs:tick", "jobs:dead", "jobs:leader:", "jobs:mark:", "agent:")
+    with stack.redis.client() as client:
+        wait_for(lambda: not client.keys("jobs:processing:*"), "nothing to be held", 30)
+        wait_for(lambda: client.llen("jobs:pending") == 0, "nothing to wait", 30)
+        assert [key for key in client.keys("*") if not key.startswith(allowed)] == []
+        letters = client.lrange("jobs:dead", 0, -1)
+        assert all('"malformed"' in letter or '"unknown_run"' in letter for letter in letters)
