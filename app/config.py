@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     stream_send_timeout_s: float = Field(30, gt=0)
 
     # Worker
+    user_backlog_max: int = Field(10_000, ge=1)
     worker_concurrency: int = Field(10, ge=1, le=1000)
     worker_host: str = "127.0.0.1"
     worker_port: int = Field(9090, ge=0, le=65535)

@@ -18,6 +18,7 @@ StorageError                 the database or Redis could not be reached just now
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Any
 
@@ -141,6 +142,16 @@ class RunFailure(Exception):
         self.step = step
         self.exit_code = exit_code
         self.retried = code.retried if retried is None else retried
+        self._by_its_code = retried is None
+
+    def retried_by(self, retry_on: Collection[str] | None) -> bool:
+        """Whether a run with this `retry_on` (None: it does not say) tries again after the failure.
+
+        What no other attempt can mend is final whatever the run says, and so is a cancel.
+        """
+        if retry_on is None or not self._by_its_code:
+            return self.retried
+        return self.code in retry_on and self.code is not ErrorCode.CANCELLED
 
     def as_dict(self) -> dict[str, Any]:
         """Return the run's `error` field."""

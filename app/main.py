@@ -28,12 +28,14 @@ from app.db.run_store import RunStore
 from app.db.token_store import TokenStore
 from app.errors import StorageError
 from app.redis.clients import RedisClients
+from app.redis.dead import DeadLetters
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue
 from app.redis.subscriber import StreamHub
 from app.redis.tail import Tail
 from app.routes import (
     access,
+    dead,
     execute,
     failures,
     files,
@@ -48,6 +50,7 @@ from app.routes import (
     tokens,
     watch,
 )
+from app.routes.backlog import Backlog
 from app.routes.deps import Services, now_us
 from app.routes.health import OK, ReadyCheck
 from app.routes.log_history import LogHistory
@@ -56,7 +59,7 @@ from app.telemetry import configure_logging, get_logger
 
 _log = get_logger(__name__)
 
-_ROUTES = (execute, runs, logs, stream, watch, files, tasks, operations, queue, tokens, health)
+_ROUTES = (execute, runs, logs, stream, watch, files, tasks, operations, queue, dead, tokens, health)
 _CORS_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range", "X-Request-ID"),
 )
@@ -223,6 +226,8 @@ def _open(settings: Settings, stack: AsyncExitStack) -> Services:
         tokens=TokenStore(db),
         redis=redis,
         queue=Queue(redis),
+        dead=DeadLetters(redis),
+        backlog=Backlog(run_store.backlog, settings.user_backlog_max),
         publisher=Publisher(redis, tail_ttl_s=settings.tail_ttl_s),
         tail=tail,
         hub=hub,

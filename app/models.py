@@ -49,6 +49,13 @@ class RunKind(StrEnum):
     TASK = "task"
 
 
+class Priority(StrEnum):
+    """At which end of the queue a run's entry comes in."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+
+
 class StepStatus(StrEnum):
     """State of one step of a run."""
 
@@ -239,6 +246,9 @@ class Run:
     workspace_from: str | None = None
     project: str | None = None
     type: str | None = None
+    priority: Priority = Priority.NORMAL
+    retry_on: list[str] | None = None
+    run_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +262,10 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An entry of `jobs:pending`. A hint: only its `run_id` counts, the row decides."""
+    """An entry of `jobs:pending`. A hint: only its `run_id` counts, the row decides.
+
+    `priority` says at which end it comes in; the queue never looks further.
+    """
 
     run_id: str
     user_id: str = ""
@@ -261,6 +274,7 @@ class Job:
     type: str | None = None
     attempt: int = 0
     enqueued_at: str = ""
+    priority: str = Priority.NORMAL
 
     @classmethod
     def of(cls, run: Run, now: int) -> Job:
@@ -273,6 +287,7 @@ class Job:
             run.type,
             run.attempt,
             format_ts(now),
+            run.priority,
         )
 
     def encode(self) -> bytes:
@@ -286,6 +301,7 @@ class Job:
                 "type": self.type,
                 "attempt": self.attempt,
                 "enqueued_at": self.enqueued_at,
+                "priority": self.priority,
             },
         )
 

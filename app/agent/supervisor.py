@@ -6,7 +6,7 @@ a step's record is committed before the next step starts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from app.agent.headings import ended, exit_nonzero, started
@@ -191,7 +191,7 @@ class _Supervision:
         status = _STATUS.get(failure.code, StepStatus.FAILED) if failure else StepStatus.SUCCEEDED
         now = self.clock()
         duration_s = max(0, now - record.started_at) / 1_000_000
-        error = _error(failure, tolerated=tolerated) if failure else None
+        error = _error(failure, self.run.retry_on, tolerated=tolerated) if failure else None
         await self.log.save_step(
             replace(
                 record,
@@ -224,12 +224,14 @@ def _level(failure: RunFailure | None, *, tolerated: bool) -> Level:
     return Level.WARNING if calm else Level.ERROR
 
 
-def _error(failure: RunFailure, *, tolerated: bool) -> dict[str, str | bool]:
+def _error(
+    failure: RunFailure, retry_on: Collection[str] | None, *, tolerated: bool
+) -> dict[str, str | bool]:
     """Return a record's `error`; the next attempt reads from it whether the step starts again."""
     return {
         "code": failure.code,
         "message": failure.message,
-        "retried": failure.retried,
+        "retried": failure.retried_by(retry_on),
         "tolerated": tolerated,
     }
 

@@ -48,10 +48,16 @@ def start(connection: Connection, run_id: str, now: int) -> Changed:
         data={"status": RunStatus.QUEUED.value},
     )
     insert_lines(connection, [event])
-    return Changed(
-        _set(connection, run_id, status=RunStatus.QUEUED, queued_at=now, last_seq=event.seq),
-        [event],
+    due = run.run_at if (run.run_at or 0) > now else None
+    queued = _set(
+        connection,
+        run_id,
+        status=RunStatus.QUEUED,
+        queued_at=now,
+        next_attempt_at=due,
+        last_seq=event.seq,
     )
+    return Changed(queued, [event])
 
 
 def request_cancel(connection: Connection, run_id: str, now: int) -> Changed:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, select, text
+from sqlalchemy.exc import NoResultFound
 
 from app.db.clean import clean, clean_or_none
 from app.db.engine import Database
@@ -14,7 +15,7 @@ from app.db.log_rows import insert_from, insert_lines, line_arrays
 from app.db.run_rows import RUN_COLUMNS, WHOLE_RUN, run_values, to_run
 from app.db.tables import runs
 from app.errors import Conflict
-from app.models import Event, EventType, Run, RunKind, RunStatus
+from app.models import Event, EventType, Priority, Run, RunKind, RunStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,9 @@ class NewRun:
     planner: str | None = None
     idempotency_key: str | None = None
     request_hash: str | None = None
+    priority: Priority = Priority.NORMAL
+    retry_on: list[str] | None = None
+    run_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +63,24 @@ _INSERT_POSTGRES = text(
 async def create(db: Database, new: NewRun, now: int) -> Created:
     """Insert the run; Conflict when its idempotency key was used for another request."""
     run, events = _first_state(new, now)
-    values = run_values(run) | {
-        "idempotency_key": clean_or_none(new.idempotency_key),
-        "request_hash": clean_or_none(new.request_hash),
-    }
-    insert = _insert_sqlite if db.dialect == "sqlite" else _insert_postgres
-    if await db.write_one(lambda connection: insert(connection, values, events)):
+    if await db.write_one(lambda connection: _insert(connection, new, run, events)):
         return Created(run, events, fresh=True)
     earlier = await db.read_one(lambda connection: _earlier(connection, new))
     return Created(earlier, [], fresh=False)
+
+
+def create_within(connection: Connection, new: NewRun, now: int) -> Created | None:
+    """Insert the run within a transaction of the caller's. None: its idempotency key was used before."""
+    run, events = _first_state(new, now)
+    return Created(run, events, fresh=True) if _insert(connection, new, run, events) else None
+
+
+async def find_earlier(db: Database, new: NewRun) -> Created | None:
+    """Return the run that the idempotency key made before, if any; Conflict as `create`."""
+    try:
+        return Created(await db.read_one(lambda connection: _earlier(connection, new)), [], fresh=False)
+    except NoResultFound:
+        return None
 
 
 def _first_state(new: NewRun, now: int) -> tuple[Run, list[Event]]:
@@ -84,6 +97,7 @@ def _first_state(new: NewRun, now: int) -> tuple[Run, list[Event]]:
         spec=new.spec,
         created_at=now,
         queued_at=now if new.start else None,
+        next_attempt_at=new.run_at if new.start and (new.run_at or 0) > now else None,
         planner=new.planner,
         max_attempts=new.max_attempts,
         timeout_s=new.timeout_s,
@@ -93,8 +107,20 @@ def _first_state(new: NewRun, now: int) -> tuple[Run, list[Event]]:
         project=new.project,
         type=new.type,
         last_seq=len(events),
+        priority=new.priority,
+        retry_on=new.retry_on,
+        run_at=new.run_at,
     )
     return run, events
+
+
+def _insert(connection: Connection, new: NewRun, run: Run, events: Sequence[Event]) -> bool:
+    values = run_values(run) | {
+        "idempotency_key": clean_or_none(new.idempotency_key),
+        "request_hash": clean_or_none(new.request_hash),
+    }
+    insert = _insert_sqlite if connection.dialect.name == "sqlite" else _insert_postgres
+    return insert(connection, values, events)
 
 
 def _insert_postgres(connection: Connection, values: dict[str, Any], events: Sequence[Event]) -> bool:

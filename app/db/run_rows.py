@@ -10,13 +10,14 @@ from sqlalchemy import ColumnElement, literal
 
 from app.db.clean import clean, clean_or_none, to_json, to_json_or_none
 from app.db.tables import runs, steps
-from app.models import Run, RunKind, RunStatus, StepRecord, StepStatus
+from app.models import Priority, Run, RunKind, RunStatus, StepRecord, StepStatus
 
 RUN_COLUMNS = (
     *("run_id", "user_id", "kind", "status", "spec", "created_at", "attempt", "worker_id", "planner"),
     *("retries", "redeliveries", "max_attempts", "timeout_s", "queued_at", "started_at", "ended_at"),
     *("next_attempt_at", "cancel_requested_at", "exit_code", "error", "log_lines", "log_size"),
     *("truncated", "last_seq", "labels", "retry_of", "workspace_from", "project", "type"),
+    *("priority", "retry_on", "run_at"),
 )
 """In the order of `Run`'s fields; every SELECT and RETURNING of whole runs uses it."""
 
@@ -44,6 +45,8 @@ def to_run(row: Sequence[Any]) -> Run:
     fields["error"] = _loads(fields["error"])
     fields["labels"] = orjson.loads(fields["labels"])
     fields["truncated"] = bool(fields["truncated"])
+    fields["priority"] = Priority(fields["priority"])
+    fields["retry_on"] = _loads(fields["retry_on"])
     return Run(**fields)
 
 
@@ -107,6 +110,9 @@ def run_values(run: Run) -> dict[str, Any]:
         "workspace_from": clean_or_none(run.workspace_from),
         "project": clean_or_none(run.project),
         "type": clean_or_none(run.type),
+        "priority": run.priority.value,
+        "retry_on": to_json_or_none(run.retry_on),
+        "run_at": run.run_at,
     }
 
 

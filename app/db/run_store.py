@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Select, func, select, tuple_
+from sqlalchemy import Connection, Executable, Select, func, select, text, tuple_
 
 from app.db import run_change, run_claim, run_commit, run_create
 from app.db.engine import Database
@@ -25,6 +25,11 @@ from app.models import Event, Fence, Run, RunStatus, StepRecord
 
 __all__ = ["Batch", "Changed", "Committed", "Created", "Cut", "NewRun", "Outcome", "Owner", "RunStore"]
 
+_AT_ONCE = 1000
+_BACKLOG = text(  # the state as a constant: the partial index counts only then
+    "SELECT count(*) FROM (SELECT 1 FROM runs WHERE user_id = CAST(:user_id AS text)"
+    " AND status = 'queued' LIMIT CAST(:cap AS integer)) AS waiting"
+)
 _CURSOR = re.compile(r"([0-9]{1,18})\.(.+)", re.ASCII)
 
 
@@ -48,6 +53,10 @@ class RunStore:
     async def create(self, new: NewRun, now: int) -> Created:
         """Make a run; Conflict when its idempotency key stands for another request."""
         return await run_create.create(self._db, new, now)
+
+    async def earlier(self, new: NewRun) -> Created | None:
+        """Return the run that the idempotency key of `new` made before; Conflict as `create`."""
+        return await run_create.find_earlier(self._db, new)
 
     async def get(self, run_id: str) -> Run | None:
         """Return the run, or None."""
@@ -164,6 +173,25 @@ class RunStore:
             runs.c.status == RunStatus.QUEUED
         )
         return (await self._select(query))[0][0]
+
+    async def backlog(self, user_id: str, cap: int) -> int:
+        """Return how many runs of the user wait, counting no further than `cap`."""
+        return (await self._select(_BACKLOG.bindparams(user_id=user_id, cap=cap)))[0][0]
+
+    async def ended_since(self, since: int) -> int:
+        """Return how many runs have ended since."""
+        return (await self._select(select(func.count()).where(runs.c.ended_at >= since)))[0][0]
+
+    async def users(self, run_ids: Sequence[str]) -> dict[str, str]:
+        """Return whose each run is; unknown ones are left out."""
+        found: dict[str, str] = {}
+        for first in range(0, len(run_ids), _AT_ONCE):
+            some = runs.c.run_id.in_(run_ids[first : first + _AT_ONCE])
+            found |= {
+                row[0]: row[1]
+                for row in await self._select(select(runs.c.run_id, runs.c.user_id).where(some))
+            }
+        return found
 
     async def _select(self, query: Executable) -> Sequence[Any]:
         def work(connection: Connection) -> Sequence[Any]:

@@ -43,6 +43,10 @@ def _run_id() -> Column[str]:
     return Column("run_id", SafeText, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True)
 
 
+def _partial_index(name: str, column: str, where: str) -> Index:
+    return Index(name, column, sqlite_where=text(where), postgresql_where=text(where))
+
+
 runs = Table(
     "runs",
     metadata,
@@ -78,7 +82,12 @@ runs = Table(
     Column("idempotency_key", SafeText),
     Column("request_hash", SafeText),
     Column("log_stage", SafeText),
+    Column("priority", SafeText, nullable=False, server_default="normal"),
+    Column("retry_on", Text),
+    Column("run_at", BigInteger),
     Index("runs_by_status", "status", "run_id"),
+    _partial_index("runs_by_backlog", "user_id", "status = 'queued'"),
+    _partial_index("runs_by_end", "ended_at", "ended_at IS NOT NULL"),
     Index("runs_by_user", "user_id", "created_at", "run_id"),
     Index("runs_by_age", "created_at", "run_id"),
     Index(
@@ -178,6 +187,23 @@ usage = Table(
     _run_id(),
     Column("attempt", Integer, primary_key=True, autoincrement=False),
     Column("data", Text, nullable=False),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("schedule_id", SafeText, primary_key=True),
+    Column("user_id", SafeText, nullable=False),
+    Column("cron", SafeText, nullable=False),
+    Column("timezone", SafeText, nullable=False),
+    Column("run", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("next_at", BigInteger),
+    Column("last_at", BigInteger),
+    Column("last_run_id", SafeText),
+    Column("last_error", SafeText),
+    Index("schedules_by_user", "user_id", "created_at", "schedule_id"),
+    Index("schedules_by_time", "next_at"),
 )
 
 projects = Table(

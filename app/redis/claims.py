@@ -15,6 +15,7 @@ import orjson
 
 from app.models import format_ts
 from app.redis.clients import BLOCK_S, RedisClients, guard
+from app.redis.queue import due_ms
 from app.redis.scripts import Script
 
 DEAD_LIMIT = 10_000
@@ -119,7 +120,7 @@ class Claims:
         """Exchange an entry for one that comes back at `due_us`."""
         keys = (self._held, self._keys.delayed())
         with guard():
-            return bool(await _DELAY(self._redis, keys, (entry, again, due_us // 1000)))
+            return bool(await _DELAY(self._redis, keys, (entry, again, due_ms(due_us))))
 
     async def bury(self, entry: bytes, reason: str, now: int, error: dict[str, Any] | None = None) -> bool:
         """Move an entry to the dead letters, with the reason and the raw text."""

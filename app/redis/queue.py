@@ -1,6 +1,7 @@
-"""The queue as everybody sees it: push a run, look at the depth, read the dead letters.
+"""The queue as everybody sees it: push a run, look at the depth.
 
-What only a worker does (claim, ack, give back) is in `claims`; the clockwork in `ticks`.
+What only a worker does (claim, ack, give back) is in `claims`; the clockwork in `ticks`; the
+dead letters in `dead`.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ from typing import Any
 
 import orjson
 
-from app.models import Job
+from app.models import Job, Run
 from app.redis.clients import RedisClients, guard
 from app.redis.scripts import Script
 
 _MARK_TTL_S = 60
-_DEAD_SCAN = 500
 _RUN_ID = re.compile(r"[!-~]{1,64}")
 
 # KEYS  1 jobs:mark:<run_id>:<n>  2 jobs:pending
-# ARGV  1 entry  2 life of the mark in seconds
+# ARGV  1 entry  2 life of the mark in seconds  3 "high" (taken next) or "normal"
 # Output  1 pushed, 0 this push was made before
 _PUSH = Script("""
 if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[2]) then return 0 end
-redis.call('LPUSH', KEYS[2], ARGV[1])
+redis.call(ARGV[3] == 'high' and 'RPUSH' or 'LPUSH', KEYS[2], ARGV[1])
 return 1
 """)
 
@@ -60,12 +60,27 @@ class Queue:
         """
         keys = (self._keys.mark(job.run_id, push_no), self._keys.pending())
         with guard():
-            return bool(await _PUSH(self._redis, keys, (job.encode(), _MARK_TTL_S)))
+            return bool(await _PUSH(self._redis, keys, (job.encode(), _MARK_TTL_S, job.priority)))
+
+    async def push_run(self, run: Run, now: int) -> None:
+        """Push the entry of a queued run, or delay it until `next_attempt_at`. Safe to repeat."""
+        due = run.next_attempt_at
+        if due is not None and due > now:
+            await self.push_delayed(delayed_job(run, due), due)
+        else:
+            await self.push(Job.of(run, now), run.attempt)
 
     async def push_delayed(self, job: Job, due_us: int) -> None:
         """Let an entry become pending at `due_us`."""
         with guard():
-            await self._redis.zadd(self._keys.delayed(), {job.encode(): due_us // 1000})
+            await self._redis.zadd(self._keys.delayed(), {job.encode(): due_ms(due_us)})
+
+    async def forget_delayed(self, run: Run) -> None:
+        """Take the entry of a run that waited for its time out of `jobs:delayed`."""
+        if run.next_attempt_at is None:
+            return
+        with guard():
+            await self._redis.zrem(self._keys.delayed(), delayed_job(run, run.next_attempt_at).encode())
 
     async def depth(self) -> Depth:
         """Count what waits, what is held and who holds it."""
@@ -91,23 +106,6 @@ class Queue:
             workers={name.decode(): score / 1000 - now_us / 1_000_000 for name, score in workers},
             now_us=now_us,
         )
-
-    async def dead_list(self, offset: int, limit: int) -> list[dict[str, Any]]:
-        """Return dead letters, newest first: `entry`, `run_id`, `reason`, `error`, `raw`, `at`."""
-        with guard():
-            raws = await self._redis.lrange(self._keys.dead(), offset, offset + limit - 1)
-        return [_letter(raw) for raw in raws]
-
-    async def dead_remove(self, run_id: str) -> int:
-        """Drop every dead letter of a run; return how many there were."""
-        removed, offset = 0, 0
-        with guard():
-            while raws := await self._redis.lrange(self._keys.dead(), offset, offset + _DEAD_SCAN - 1):
-                doomed = [raw for raw in raws if _letter(raw).get("run_id") == run_id]
-                for raw in doomed:
-                    removed += await self._redis.lrem(self._keys.dead(), 1, raw)
-                offset += len(raws) - len(doomed)
-        return removed
 
     async def worker_alive(self, worker_id: str) -> bool:
         """Whether a worker's lease still runs, by Redis TIME."""
@@ -165,9 +163,14 @@ def run_id_of(raw: bytes) -> str | None:
     return run_id if isinstance(run_id, str) and _RUN_ID.fullmatch(run_id) else None
 
 
-def _letter(raw: bytes) -> dict[str, Any]:
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        body = None
-    return body if isinstance(body, dict) else {"reason": "unreadable", "raw": raw.decode(errors="replace")}
+def delayed_job(run: Run, due_us: int) -> Job:
+    """Return the entry of a run that waits for its time: the same one each time it is made.
+
+    So adding it twice is one entry, and a cancel can take it out.
+    """
+    return Job.of(run, due_us)
+
+
+def due_ms(due_us: int) -> int:
+    """Return a due time as `jobs:delayed` holds it, rounded up: no entry comes before its row is due."""
+    return -(-due_us // 1000)

@@ -18,6 +18,9 @@ _DUE_BATCH = 500
 # ARGV  1 lease in ms  2 most entries to make due
 # Output  {number made due, {ids of workers whose lease is dead}}
 #
+# A due entry of high priority goes to the right end, where it is taken next (several: the one that
+# was due first), every other to the left.
+#
 # jobs:tick holds "<now> <hold>": a tick that comes late, or finds a time in the future, means
 # that Redis was away, so that live workers could not renew; nobody is reaped until `hold`.
 _TICK = Script("""
@@ -29,10 +32,17 @@ last, hold = tonumber(last), tonumber(hold)
 if not last or last > now or now - last > lease - 2000 or hold > now + lease then hold = now + lease end
 redis.call('SET', KEYS[1], string.format('%.0f %.0f', now, hold))
 local due = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, ARGV[2])
+local high = {}
 for _, entry in ipairs(due) do
   redis.call('ZREM', KEYS[3], entry)
-  redis.call('LPUSH', KEYS[4], entry)
+  local ok, job = pcall(cjson.decode, entry)
+  if ok and type(job) == 'table' and job.priority == 'high' then
+    table.insert(high, 1, entry)
+  else
+    redis.call('LPUSH', KEYS[4], entry)
+  end
 end
+for _, entry in ipairs(high) do redis.call('RPUSH', KEYS[4], entry) end
 local dead = {}
 if hold <= now then dead = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now) end
 return {#due, dead}

@@ -20,11 +20,13 @@ async def request_cancel(services: Services, run_id: str) -> Run:
 
     Without Redis the request still stands: the owner reads it with its next write.
     """
+    seen = await services.runs.get(run_id)
     changed = await services.runs.request_cancel(run_id, now_us())
     run = changed.run
     if changed.events:
         _log.info("run cancelled before it ran", run_id=run_id)
         await announce(services, changed.events)
+        await _forget(services, seen)
     if run.status not in (RunStatus.RUNNING, RunStatus.WAITING):
         return run
     try:
@@ -50,6 +52,15 @@ async def _end_orphan(services: Services, seen: Run) -> Run:
     await announce(services, ended.events)
     await services.publisher.finish(seen.run_id)
     return ended.run
+
+
+async def _forget(services: Services, seen: Run | None) -> None:
+    """Take a run that waited for its time out of Redis; left there, it would be dropped when due."""
+    try:
+        if seen is not None:
+            await services.queue.forget_delayed(seen)
+    except StorageError as error:
+        _log.warning("delayed entry left in redis", error=str(error))
 
 
 async def _again(services: Services, run_id: str) -> Run:

@@ -26,10 +26,12 @@ from app.db.token_store import TokenStore
 from app.errors import Forbidden, NotFound, Unauthorized
 from app.models import Run
 from app.redis.clients import RedisClients
+from app.redis.dead import DeadLetters
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue
 from app.redis.subscriber import StreamHub
 from app.redis.tail import Tail
+from app.routes.backlog import Backlog
 from app.routes.log_history import LogHistory
 from app.storage.workspace import Workspaces
 
@@ -53,6 +55,8 @@ class Services:
     tokens: TokenStore
     redis: RedisClients
     queue: Queue
+    dead: DeadLetters
+    backlog: Backlog
     publisher: Publisher
     tail: Tail
     hub: StreamHub

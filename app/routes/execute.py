@@ -48,7 +48,7 @@ async def execute(
         return answer(run_detail(made.run), 201 if made.fresh else 200)
     run = await find_run(services, user, check(ExecuteOn, body).run_id)
     if action == "start":
-        run = await start_run(services, run.run_id)
+        run = await start_run(services, run)
     elif action == "cancel":
         run = await request_cancel(services, run.run_id)
     return answer(run_detail(run))

@@ -95,7 +95,7 @@ async def steps(run: OwnRun, services: CurrentServices) -> Response:
 @router.post("/{run_id}/start", response_model=RunDetail)
 async def start(run: OwnRun, services: CurrentServices) -> Response:
     """Start a held run. Repeating it changes nothing; a finished run is a 409."""
-    return answer(run_detail(await start_run(services, run.run_id)))
+    return answer(run_detail(await start_run(services, run)))
 
 
 @router.post("/{run_id}/cancel", response_model=RunDetail)

@@ -8,19 +8,24 @@ that an answer costs one JSON encoding and no validation.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidation
 
 from app.catalogue import StepIn
-from app.errors import Unprocessable
-from app.models import EventType, Level, RunKind, RunStatus, StepStatus, Stream
+from app.catalogue_errors import quote
+from app.errors import ErrorCode, Unprocessable
+from app.models import EventType, Level, Priority, RunKind, RunStatus, StepStatus, Stream, parse_ts
 from app.variables import check_env
 
 MAX_PROMPT = 100_000
 MAX_ARGV_BYTES = 100_000
 MAX_ENV_BYTES = 32_000
+RETRY_CODES = [code.value for code in ErrorCode if code not in {ErrorCode.CANCELLED, ErrorCode.WORKER_LOST}]
+"""What `retry_on` may hold: a cancel is final, and a lost worker has a limit of its own."""
 RUN_EXAMPLE = "0b5c8a52-5c0e-4a55-9d0c-7f4f3f6e2a11"
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 
 
@@ -59,6 +64,21 @@ def _env(value: dict[str, str]) -> dict[str, str]:
     if sum(len(name) + len(text.encode()) for name, text in value.items()) > MAX_ENV_BYTES:
         raise ValueError(f"must be at most {MAX_ENV_BYTES} bytes long in all")
     return value
+
+
+def _retry_on(value: list[str]) -> list[str]:
+    for code in value:
+        if code not in RETRY_CODES:
+            raise ValueError(f"must hold codes of {', '.join(RETRY_CODES)}, not {quote(code)}")
+    return sorted(set(value))
+
+
+def _moment(value: str) -> str:
+    if _RFC_3339.fullmatch(value):
+        with suppress(ValueError, OverflowError):
+            parse_ts(value.upper())
+            return value
+    raise ValueError(f"must be a time with a zone, such as 2026-11-20T12:00:00Z, not {quote(value)}")
 
 
 def _user(value: str) -> str:
@@ -110,6 +130,19 @@ class RunFields(Body):
     )
     max_attempts: int | None = Field(
         default=None, ge=1, le=20, description="1 + retries after a failure; left out: `JOB_MAX_ATTEMPTS`."
+    )
+    retry_on: Annotated[list[str], Field(max_length=50), AfterValidator(_retry_on)] | None = Field(
+        default=None,
+        description="Error codes after which the run is tried again, no others; left out: the usual ones.",
+        examples=[["exit_nonzero", "timeout"]],
+    )
+    run_at: Annotated[str, Field(max_length=40), AfterValidator(_moment)] | None = Field(
+        default=None,
+        description="Not before this time (RFC 3339), at most a year ahead; one that is past is at once.",
+        examples=["2026-11-20T12:00:00Z"],
+    )
+    priority: Literal["high", "normal"] = Field(
+        default="normal", description="`high` goes to the front of the queue: it is taken next."
     )
     workspace_from: str | None = Field(
         default=None, description="A run of yours whose files the new run starts with."
@@ -205,6 +238,9 @@ class RunView(BaseModel):
     workspace_from: str | None
     project: str | None
     type: str | None
+    priority: Priority
+    retry_on: list[str] | None
+    run_at: str | None
     links: dict[str, str]
 
 
@@ -279,44 +315,6 @@ class StepList(BaseModel):
 
     items: list[StepView]
     next: None = None
-
-
-class WorkerView(BaseModel):
-    """A worker as Redis knows it."""
-
-    worker_id: str
-    lease_left_s: float = Field(description="Seconds; negative once it is dead.")
-    in_flight: int
-
-
-class QueueView(BaseModel):
-    """How much waits where."""
-
-    depth: int = Field(description="Entries in `jobs:pending`.")
-    in_flight: int
-    delayed: int
-    dead: int
-    oldest_age_s: float | None = Field(description="Age of the oldest queued run; null: none is queued.")
-    workers: list[WorkerView]
-
-
-class DeadLetter(BaseModel):
-    """An entry that was given up, and why."""
-
-    model_config = ConfigDict(extra="allow")
-
-    run_id: str | None = None
-    reason: str | None = None
-    error: Any = None
-    raw: str | None = None
-    at: str | None = None
-
-
-class DeadList(BaseModel):
-    """One page of dead letters, newest first."""
-
-    items: list[DeadLetter]
-    next: str | None
 
 
 class TokenView(BaseModel):

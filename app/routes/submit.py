@@ -10,20 +10,25 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from app.catalogue import parse_steps
 from app.db.run_store import Created, NewRun
-from app.errors import Conflict, NotFound, StorageError, Unprocessable
-from app.models import Event, Job, Run, RunKind, RunStatus
+from app.errors import Conflict, NotFound, StorageError, TooManyRequests, Unprocessable
+from app.models import Event, Priority, Run, RunKind, RunStatus, parse_ts
 from app.routes.deps import RUN_ID, Principal, Services, now_us
 from app.routes.schemas import RunFields
 from app.telemetry import get_logger
 
 _log = get_logger(__name__)
 _KEY_CHARS = 255
+_MAX_DELAY_US = 366 * 24 * 3600 * 1_000_000
+_LATER_FIELDS = {"priority": "normal", "retry_on": None, "run_at": None}
+"""Fields that 0.1.0 had not: left out of the hash at their defaults, so that its keys still repeat."""
 
 
 async def submit(
@@ -35,9 +40,19 @@ async def submit(
         Unprocessable: a tool, a limit or the combination of fields is wrong.
         NotFound: `workspace_from` is no run of the caller's.
         Conflict: the idempotency key was used with another body.
+        TooManyRequests: the caller's backlog is full.
     """
+    new = await compose(services, user, body, start=start)
+    if idempotency_key is not None:
+        key, request_hash = _key(idempotency_key), _hash(body, start=start)
+        new = replace(new, idempotency_key=key, request_hash=request_hash)
+    return await _create(services, new)
+
+
+async def compose(services: Services, user: Principal, body: RunFields, *, start: bool) -> NewRun:
+    """Check what the body's model cannot, and return the run that it asks for; raises as `submit`."""
     kind, spec = _spec(body)
-    new = NewRun(
+    return NewRun(
         run_id=str(uuid.uuid4()),
         user_id=user.user_id,
         kind=kind,
@@ -47,23 +62,28 @@ async def submit(
         timeout_s=_timeout(body, services.settings.job_timeout_s),
         labels=body.labels,
         workspace_from=await _source(services, user, body.workspace_from),
-        idempotency_key=_key(idempotency_key),
-        request_hash=_hash(body, start=start) if idempotency_key else None,
+        priority=Priority(body.priority),
+        retry_on=body.retry_on,
+        run_at=_run_at(body.run_at),
     )
-    return await _create(services, new)
 
 
-async def start_run(services: Services, run_id: str) -> Run:
+async def start_run(services: Services, run: Run) -> Run:
     """Queue a held run; a run that is queued or running already stays as it is."""
     now = now_us()
-    changed = await services.runs.start(run_id, now)
+    held = run.status is RunStatus.CREATED
+    async with services.backlog.place(run.user_id) if held else nullcontext():
+        changed = await services.runs.start(run.run_id, now)
     if changed.events and await _push(services, changed.run, now):
         await announce(services, changed.events)
     return changed.run
 
 
-async def retry_run(services: Services, run: Run) -> Run:
-    """Make a new run like one that ended, over the files that it left; the old one stays as it is."""
+async def retry_run(services: Services, run: Run, key: str | None = None) -> Run:
+    """Make a new run like one that ended, over the files that it left; the old one stays as it is.
+
+    Two calls with the same `key` make one run.
+    """
     if not run.status.terminal:
         raise Conflict(f"Run {run.run_id} is {run.status}; only a finished run can be retried.")
     began = run.started_at is not None or run.workspace_from is None
@@ -81,6 +101,10 @@ async def retry_run(services: Services, run: Run) -> Run:
         retry_of=run.run_id,
         project=run.project,
         type=run.type,
+        priority=run.priority,
+        retry_on=run.retry_on,
+        idempotency_key=key,
+        request_hash=key,
     )
     return (await _create(services, new)).run
 
@@ -95,7 +119,14 @@ async def announce(services: Services, events: Sequence[Event]) -> None:
 
 async def _create(services: Services, new: NewRun) -> Created:
     now = now_us()
-    created = await services.runs.create(new, now)
+    try:
+        async with services.backlog.place(new.user_id) if new.start else nullcontext():
+            created = await services.runs.create(new, now)
+    except TooManyRequests:
+        earlier = await services.runs.earlier(new) if new.idempotency_key is not None else None
+        if earlier is None:
+            raise
+        return earlier
     if created.fresh:
         _log.info("run created", run_id=new.run_id, user_id=new.user_id, kind=new.kind)
         if created.run.status is RunStatus.QUEUED:
@@ -105,7 +136,7 @@ async def _create(services: Services, new: NewRun) -> Created:
 
 async def _push(services: Services, run: Run, now: int) -> bool:
     try:
-        await services.queue.push(Job.of(run, now), run.attempt)
+        await services.queue.push_run(run, now)
     except StorageError as error:
         _log.warning("not pushed, the reconciler will", run_id=run.run_id, error=str(error))
         return False
@@ -164,6 +195,16 @@ def _key(key: str | None) -> str | None:
     return key
 
 
+def _run_at(time: str | None) -> int | None:
+    if time is None:
+        return None
+    at = parse_ts(time.upper())
+    if at > now_us() + _MAX_DELAY_US:
+        raise Unprocessable("run_at must be at most one year ahead.")
+    return at
+
+
 def _hash(body: RunFields, *, start: bool) -> str:
-    fields = body.model_dump(exclude={"action"}) | {"start": start}
+    later = {name for name, default in _LATER_FIELDS.items() if getattr(body, name) == default}
+    fields = body.model_dump(exclude={"action", *later}) | {"start": start}
     return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -55,6 +55,9 @@ def run_view(run: Run) -> dict[str, Any]:
         "workspace_from": run.workspace_from,
         "project": run.project,
         "type": run.type,
+        "priority": run.priority,
+        "retry_on": run.retry_on,
+        "run_at": moment(run.run_at),
         "links": links(run.run_id),
     }
 

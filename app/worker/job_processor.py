@@ -84,7 +84,8 @@ class JobProcessor:
         started = asyncio.get_running_loop().time()
         log.info("run started", **self._about())
         if self._run.attempt == 1 and self._run.queued_at is not None:
-            RUN_WAIT_SECONDS.observe((self._bench.clock() - self._run.queued_at) / 1_000_000)
+            since = max(self._run.queued_at, self._run.run_at or 0)
+            RUN_WAIT_SECONDS.observe(max(0, self._bench.clock() - since) / 1_000_000)
         try:
             await self._writer.open()
             result = self._failure or await self._try()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -20,7 +20,7 @@ from app.errors import ErrorCode, RunFailure, StorageError
 from app.models import Job, Run, RunStatus
 from app.redis.claims import Claim, Claims
 from app.redis.publisher import Publisher
-from app.redis.queue import Queue, run_id_of
+from app.redis.queue import Queue, delayed_job, run_id_of
 from app.telemetry import DEAD_LETTERS, REDELIVERIES
 from app.worker.in_flight import InFlight
 from app.worker.take_over import Verdict, judge
@@ -179,8 +179,7 @@ class JobQueue:
 
     async def retry(self, run: Run, entry: bytes, due_us: int) -> None:
         """Let the run come back at `due_us`."""
-        again = replace(Job.of(run, due_us), attempt=run.attempt).encode()
-        await self._claims.delay(entry, again, due_us)
+        await self._claims.delay(entry, delayed_job(run, due_us).encode(), due_us)
 
     async def bury(self, entry: bytes, reason: str, now: int, error: dict[str, Any] | None = None) -> None:
         """Keep the entry as a dead letter."""

@@ -42,7 +42,7 @@ def given_back() -> Outcome:
 def failed(run: Run, failure: RunFailure, now: int, backoff: Backoff) -> Outcome:
     """Try again later where the failure allows it and tries are left; else end the run."""
     error = failure.as_dict()
-    if failure.retried and run.retries + 1 < run.max_attempts:
+    if failure.retried_by(run.retry_on) and run.retries + 1 < run.max_attempts:
         due = now + backoff.delay_us(run.retries)
         return Outcome(RunStatus.QUEUED, failure.exit_code, error, next_attempt_at=due, counts_retry=True)
     status = _STATUS.get(failure.code, RunStatus.FAILED)
@@ -51,8 +51,8 @@ def failed(run: Run, failure: RunFailure, now: int, backoff: Backoff) -> Outcome
 
 def dead_reason(run: Run, failure: RunFailure, outcome: Outcome) -> str | None:
     """Why the run's entry belongs into the dead letters; None if it does not."""
-    if outcome.status is not RunStatus.FAILED:
+    if outcome.status not in {RunStatus.FAILED, RunStatus.TIMED_OUT}:
         return None
     if failure.code is ErrorCode.WORKER_LOST and not failure.retried:
         return "poison"
-    return "retries_exhausted" if failure.retried else None
+    return "retries_exhausted" if failure.retried_by(run.retry_on) else None

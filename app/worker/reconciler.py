@@ -68,11 +68,10 @@ class Reconciler:
         return run.worker_id is None or not await self._queue.worker_alive(run.worker_id)
 
     async def _push(self, run: Run, now: int) -> None:
-        job = Job.of(run, now)
-        if run.status is RunStatus.QUEUED and (run.next_attempt_at or 0) > now:
-            await self._queue.push_delayed(job, run.next_attempt_at or now)
+        if run.status is RunStatus.QUEUED:
+            await self._queue.push_run(run, now)
         else:
-            await self._queue.push(job, run.attempt)
+            await self._queue.push(Job.of(run, now), run.attempt)
 
 
 async def _pages(page: Callable[[str], Awaitable[list[Run]]]) -> AsyncIterator[Run]:

@@ -85,6 +85,7 @@ def test_an_empty_queue_has_no_oldest_age(api: Api) -> None:
         "delayed": 0,
         "dead": 0,
         "oldest_age_s": None,
+        "ended_per_min": 0,
         "workers": [],
     }
 

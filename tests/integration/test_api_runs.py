@@ -69,6 +69,7 @@ def test_a_run_is_queued_at_once(api: Api, redis_server: RedisServer) -> None:
         "type": None,
         "attempt": 0,
         "enqueued_at": run["queued_at"],
+        "priority": "normal",
     }
     assert api.admin.get(run["links"]["self"]).json() == run
 

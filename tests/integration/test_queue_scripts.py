@@ -12,6 +12,7 @@ from servers import RedisServer
 from app.models import Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
+from app.redis.dead import DeadLetters
 from app.redis.lease import LeaseClient
 from app.redis.queue import Queue
 from app.redis.ticks import Ticks
@@ -109,7 +110,7 @@ async def test_a_dead_letter_says_why_and_keeps_the_raw_text(clients: RedisClien
     await clients.commands.lpush("jobs:pending", b"\xff not json")
     [garbage] = (await claims.claim(1)).entries
     await claims.bury(garbage, "malformed", 0)
-    [letter] = await Queue(clients).dead_list(0, 10)
+    letter = (await DeadLetters(clients).page(0, 10))[0].body
     assert (letter["reason"], letter["raw"], letter["run_id"]) == ("malformed", "� not json", None)
 
 
@@ -120,8 +121,9 @@ async def test_dead_letters_of_a_run_can_be_dropped(clients: RedisClients) -> No
         await queue.push(job(n), n + 10)
     for entry in (await claims.claim(10)).entries:
         await claims.bury(entry, "poison", 0)
-    assert await queue.dead_remove("run-1") == 2
-    assert {letter["run_id"] for letter in await queue.dead_list(0, 10)} == {"run-2"}
+    dead = DeadLetters(clients)
+    assert await dead.remove(await dead.named("run-1")) == 2
+    assert {letter.run_id for letter in await dead.page(0, 10)} == {"run-2"}
 
 
 async def test_a_dead_lease_is_reaped_in_order(clients: RedisClients) -> None:

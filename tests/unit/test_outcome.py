@@ -62,6 +62,35 @@ def test_a_failure_can_say_that_trying_again_is_useless() -> None:
     assert failed(RUN, failure, NOW, BACKOFF).status is RunStatus.FAILED
 
 
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_a_run_says_itself_what_is_retried(code: ErrorCode) -> None:
+    """Exactly the codes that it lists; but never a cancel."""
+    run = replace(RUN, retry_on=["exit_nonzero", "timeout", "cancelled"])
+    listed = code in {ErrorCode.EXIT_NONZERO, ErrorCode.TIMEOUT}
+    failure = RunFailure(code, "x")
+    assert (failed(run, failure, NOW, BACKOFF).status is RunStatus.QUEUED) == listed
+    assert failed(replace(RUN, retry_on=[]), failure, NOW, BACKOFF).status is not RunStatus.QUEUED
+
+
+def test_a_run_cannot_ask_for_the_useless() -> None:
+    """A missing program stays missing, and poison stays poison."""
+    run = replace(RUN, retry_on=["start_failed", "worker_lost"])
+    for code in (ErrorCode.START_FAILED, ErrorCode.WORKER_LOST):
+        assert failed(run, RunFailure(code, "x", retried=False), NOW, BACKOFF).status is RunStatus.FAILED
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [(ErrorCode.EXIT_NONZERO, RunStatus.FAILED), (ErrorCode.TIMEOUT, RunStatus.TIMED_OUT)],
+)
+def test_listed_codes_leave_a_dead_letter_in_the_end(code: ErrorCode, status: RunStatus) -> None:
+    """Whatever the run's state says of the last failure."""
+    run, failure = replace(RUN, retry_on=[code], retries=2), RunFailure(code, "x")
+    last = failed(run, failure, NOW, BACKOFF)
+    assert last.status is status
+    assert dead_reason(run, failure, last) == "retries_exhausted"
+
+
 @given(retries=st.integers(0, 1000), seed=st.integers(0, 100))
 def test_backoff_stays_below_its_ceiling(retries: int, seed: int) -> None:
     delay = Backoff(2, 60, Random(seed)).delay_us(retries)

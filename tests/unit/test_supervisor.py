@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -343,3 +344,25 @@ async def test_a_heading_says_in_one_short_line_what_is_done(step: Step, heading
     await case.go()
     assert case.log.headings[0] == heading
     assert len(heading) <= 120
+
+
+@pytest.mark.parametrize(
+    ("retry_on", "again"), [(None, False), (["exit_nonzero"], True), (["timeout"], False)]
+)
+async def test_the_run_says_whether_a_failed_step_starts_again(
+    retry_on: list[str] | None,
+    again: bool,
+) -> None:
+    """What `retry_on` lists stands in the record, and the next attempt reads it there."""
+    first = Case(shell("s1"))
+    first.run = replace(first.run, retry_on=retry_on)
+    await first.failure(s1=ToolOutcome(exit_code=3))
+    second = Case(shell("s1"), attempt=2)
+    second.run = replace(second.run, retry_on=retry_on)
+    if again:
+        assert await second.go(first.log.records["s1"]) == 0
+    else:
+        failure = await second.failure(first.log.records["s1"])
+        assert (failure.code, failure.exit_code) == (ErrorCode.EXIT_NONZERO, 3)
+        assert not failure.retried_by(retry_on)
+    assert second.tools.called == (["s1"] if again else [])

@@ -1,0 +1,150 @@
+"""How many runs of a user may wait: counted cheaply, refused in time, and never for good."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from api_server import Api, error_of, serving, settings_for
+from db_world import NOW, ended, new_run, running
+from servers import RedisServer
+from sqlalchemy import Connection, text
+
+from app.db.engine import Database
+from app.db.run_store import RunStore
+from app.errors import TooManyRequests
+from app.routes.backlog import FRESH_S, Backlog
+
+PROMPT = {"prompt": "x"}
+
+
+@pytest.fixture
+def api(tmp_path: Path, redis_server: RedisServer, database_url: str) -> Iterator[Api]:
+    with serving(settings_for(tmp_path, redis_server.url, database_url, user_backlog_max=3)) as api:
+        yield api
+
+
+class Counting:
+    """A database that says `waiting`, and how often it was asked."""
+
+    def __init__(self, waiting: int = 0) -> None:
+        self.waiting, self.asked, self.now = waiting, 0, 0.0
+
+    async def __call__(self, user_id: str, cap: int) -> int:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return min(self.waiting, cap)
+
+
+async def admitted(backlog: Backlog, counting: Counting, user: str = "ann") -> bool:
+    try:
+        async with backlog.place(user):
+            await asyncio.sleep(0)
+            counting.waiting += 1
+    except TooManyRequests:
+        return False
+    return True
+
+
+async def test_it_asks_once_a_second_and_counts_itself_meanwhile() -> None:
+    counting = Counting()
+    backlog = Backlog(counting, 100, lambda: counting.now)
+    assert all([await admitted(backlog, counting) for _ in range(50)])
+    assert counting.asked == 1
+    counting.now += FRESH_S
+    assert await admitted(backlog, counting)
+    assert counting.asked == 2
+
+
+@pytest.mark.parametrize("_again", range(20))
+async def test_many_at_once_never_pass_the_limit(_again: int) -> None:
+    counting = Counting(waiting=5)
+    backlog = Backlog(counting, 20, lambda: counting.now)
+    let_in = await asyncio.gather(*(admitted(backlog, counting) for _ in range(60)))
+    assert (sum(let_in), counting.waiting) == (15, 20)
+
+
+async def test_it_counts_again_before_it_refuses() -> None:
+    """A worker may have taken them in the meantime."""
+    counting = Counting(waiting=3)
+    backlog = Backlog(counting, 3, lambda: counting.now)
+    assert not await admitted(backlog, counting)
+    counting.waiting, counting.now = 0, 0.2
+    assert await admitted(backlog, counting)
+
+
+async def test_a_run_that_was_not_made_takes_no_room() -> None:
+    counting = Counting()
+    backlog = Backlog(counting, 1, lambda: counting.now)
+    with pytest.raises(ValueError, match="not made"):
+        async with backlog.place("ann"):
+            raise ValueError("not made")
+    assert await admitted(backlog, counting)
+
+
+async def test_each_user_has_their_own() -> None:
+    counting = Counting()
+    backlog = Backlog(counting, 1, lambda: counting.now)
+    assert await admitted(backlog, counting, "ann")
+    counting.waiting = 0
+    assert await admitted(backlog, counting, "bob")
+
+
+async def test_what_waits_is_counted(database: Database) -> None:
+    """Queued runs, delayed ones too; not held ones, not running, not ended, not of others."""
+    store = RunStore(database)
+    await store.create(new_run(), NOW)
+    await store.create(new_run(run_at=NOW + 10**9), NOW)
+    await store.create(new_run(start=False), NOW)
+    await store.create(new_run(user_id="bob"), NOW)
+    await running(store)
+    run, fence = await running(store)
+    await store.commit(fence, run.last_seq, ended(run.run_id, run.last_seq + 1))
+    assert await store.backlog("ann", 100) == 2
+    assert await store.backlog("ann", 1) == 1
+    assert await store.backlog("nobody", 100) == 0
+    assert await store.ended_since(NOW) == 1
+    assert await store.ended_since(NOW + 10**9) == 0
+
+
+async def test_the_count_reads_its_own_index(database: Database) -> None:
+    """However many runs there are: only the user's that wait are looked at."""
+
+    def plan(connection: Connection) -> str:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL enable_seqscan = off"))
+            connection.execute(text("SET LOCAL enable_bitmapscan = off"))
+        explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+        query = f"{explain} SELECT 1 FROM runs WHERE user_id = 'ann' AND status = 'queued' LIMIT 9"
+        return "\n".join(str(row) for row in connection.execute(text(query)))
+
+    assert "runs_by_backlog" in await database.read(plan)
+
+
+def test_a_full_backlog_is_a_429(api: Api) -> None:
+    """With Retry-After; held runs fit, until they are started; an admin is bounded too."""
+    ada = api.user("ada")
+    made = [ada.post("/v1/runs", json=PROMPT, headers={"Idempotency-Key": f"k{n}"}) for n in range(3)]
+    assert [response.status_code for response in made] == [201] * 3
+    refused = ada.post("/v1/runs", json=PROMPT)
+    assert error_of(refused) == (429, "backlog_full")
+    assert int(refused.headers["Retry-After"]) > 0
+    again = ada.post("/v1/runs", json=PROMPT, headers={"Idempotency-Key": "k0"})
+    assert (again.status_code, again.json()["run_id"]) == (200, made[0].json()["run_id"])
+    assert error_of(ada.post("/v1/runs", json=PROMPT, headers={"Idempotency-Key": "new"}))[0] == 429
+    held = ada.post("/v1/runs", json={**PROMPT, "start": False})
+    assert held.status_code == 201
+    assert error_of(ada.post(f"/v1/runs/{held.json()['run_id']}/start"))[0] == 429
+    assert [api.admin.post("/v1/runs", json=PROMPT).status_code for _ in range(4)] == [201, 201, 201, 429]
+
+
+def test_there_is_room_again_once_one_is_gone(api: Api) -> None:
+    ada = api.user("ada")
+    ids = [ada.post("/v1/runs", json=PROMPT).json()["run_id"] for _ in range(3)]
+    assert ada.post("/v1/runs", json=PROMPT).status_code == 429
+    ada.post(f"/v1/runs/{ids[0]}/cancel")
+    while (answer := ada.post("/v1/runs", json=PROMPT)).status_code == 429:
+        pass  # counted again a tenth of a second later
+    assert answer.status_code == 201
