@@ -41,9 +41,9 @@ def rows_after(
 
 
 def chunks_after(run_id: str, after: int, limit: int, wanted: LogFilter) -> Select[*tuple[Any, ...]]:
-    """Ask (end of the chunks, last_seq, format, body) for chunks that may hold what is wanted."""
+    """Ask (end of the chunks, last_seq, marks, format, body) for chunks that may hold what is wanted."""
     page = (
-        select(_CHUNK.last_seq, _CHUNK.format, _CHUNK.body)
+        select(_CHUNK.last_seq, _CHUNK.marks, _CHUNK.format, _CHUNK.body)
         .where(_CHUNK.run_id == run_id, _CHUNK.last_seq > after)
         .where(*_chunk_filters(wanted))
         .order_by(_CHUNK.last_seq)

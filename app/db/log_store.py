@@ -15,13 +15,13 @@ from sqlalchemy import Select
 from app.db import log_queries
 from app.db.clean import clean
 from app.db.engine import Database
-from app.db.log_chunks import CHUNK_EVENTS, unpack
+from app.db.log_chunks import CHUNK_EVENTS, events_of, may_hold, unpack
 from app.db.log_rows import to_event
 from app.db.log_stages import is_archived
 from app.log_filter import LogFilter
 from app.models import Event, EventType, Level, Stream
 
-_CHUNKS_AT_ONCE = 8
+_CHUNKS_AT_ONCE = 16
 
 
 class LogStore:
@@ -78,11 +78,13 @@ class LogStore:
         plain = wanted == LogFilter()
         at_once = min(_CHUNKS_AT_ONCE, (limit - len(found)) // CHUNK_EVENTS + 2) if plain else _CHUNKS_AT_ONCE
         answers = await self._ask(log_queries.chunks_after(run_id, after, at_once, wanted))
-        for _, last_seq, layout, body in answers:
+        for _, last_seq, marks, layout, body in answers:
             if last_seq is None:
                 break
-            events = [event for event in unpack(run_id, layout, body) if event.seq > after]
-            found += wanted.select(events)[: limit - len(found)]
+            columns = unpack(run_id, layout, body)
+            if marks or not wanted.q or may_hold(columns, wanted.q):
+                events = [event for event in events_of(run_id, columns) if event.seq > after]
+                found += wanted.select(events)[: limit - len(found)]
             after = last_seq
             if len(found) == limit:
                 return after
@@ -93,7 +95,8 @@ class LogStore:
         """Return the cursor before the `n`-th last line in chunks; 0 if there are fewer."""
         answers = await self._ask(log_queries.chunk_of_line(run_id, n))
         for layout, body, lines_from_here in answers:
-            lines = [event.seq for event in unpack(run_id, layout, body) if event.type is EventType.LOG]
+            events = events_of(run_id, unpack(run_id, layout, body))
+            lines = [event.seq for event in events if event.type is EventType.LOG]
             return lines[lines_from_here - n] - 1
         return 0
 

@@ -126,7 +126,7 @@ async def test_a_page_opens_only_the_chunks_it_needs(
     await pack_all(upkeep, run)
     opened = 0
 
-    def counted(run_id: str, layout: int, body: bytes) -> list[Event]:
+    def counted(run_id: str, layout: int, body: bytes) -> bytes:
         nonlocal opened
         opened += 1
         return unpack(run_id, layout, body)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import orjson
 import pytest
 from ended_runs import TEXT, any_log
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.db.log_chunks import pack, unpack
+from app.db.clean import clean, clean_or_none, to_json
+from app.db.log_chunks import events_of, may_hold, pack, unpack
 from app.errors import StorageError
 from app.log_filter import BlockSummary, LogFilter
 from app.models import NEVER_FILTERED, Event, EventType, Level, Stream
@@ -49,6 +53,19 @@ def test_ascii_letters_match_in_either_case_others_as_they_are(q: str, found: bo
 
 def test_a_chunk_of_a_newer_release_is_not_guessed_at() -> None:
     chunk = pack([Event(1, EventType.LOG, 0, "r", 1, content="x")])
-    assert unpack("r", 1, chunk.body)[0].content == "x"
+    assert events_of("r", unpack("r", 1, chunk.body))[0].content == "x"
     with pytest.raises(StorageError, match="newer release"):
         unpack("r", 2, chunk.body)
+
+
+@given(any_log, TEXT, st.integers(0, 600))
+def test_a_chunk_that_is_passed_over_holds_no_line_of_a_search(log: list[Event], q: str, start: int) -> None:
+    """Whatever JSON writes as an escape; and what a chunk holds comes back as it was."""
+    events = [replace(event, content=clean_or_none(event.content)) for event in log[start % len(log) :][:40]]
+    events = [replace(event, data=orjson.loads(to_json(event.data))) for event in events]
+    chunk = pack(events)
+    columns = unpack("", 1, chunk.body)
+    assert events_of("", columns) == events
+    wanted = LogFilter(q=clean(q))
+    if wanted.q and not may_hold(columns, wanted.q):
+        assert [event for event in wanted.select(events) if event.type not in NEVER_FILTERED] == []
