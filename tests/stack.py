@@ -28,8 +28,9 @@ class Process:
 
     url = ""
 
-    def __init__(self, module: str, env: dict[str, str], log: Path) -> None:
+    def __init__(self, module: str, env: dict[str, str], log: Path, *, entry: str = _ENTRY) -> None:
         self.log = log
+        self._entry = entry
         self._env = env
         self._module = module
         self.start()
@@ -37,7 +38,7 @@ class Process:
     def start(self) -> None:
         with self.log.open("ab") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, "-c", _ENTRY.format(self._module)],
+                [sys.executable, "-c", self._entry.replace("{}", self._module)],
                 env=self._env,
                 stdout=out,
                 stderr=out,

@@ -26,7 +26,7 @@ class Lease(threading.Thread):
     """Renews one worker's lease until `stop`.
 
     `on_renewed` runs in this thread after each renewal (it feeds the guards); `on_held` runs
-    in the event loop with the entries that our list in Redis holds.
+    in the event loop with the entries that our list in Redis holds. The bounds are in seconds.
     """
 
     def __init__(
@@ -36,13 +36,17 @@ class Lease(threading.Thread):
         *,
         on_renewed: Callable[[], None],
         on_held: Callable[[list[bytes]], None],
+        renew_every_s: float = RENEW_EVERY_S,
+        wedged_after_s: float = WEDGED_AFTER_S,
     ) -> None:
         super().__init__(name="lease", daemon=True)
         self._client, self._loop = client, loop
         self._on_renewed, self._on_held = on_renewed, on_held
+        self._renew_every_s, self._wedged_after_s = renew_every_s, wedged_after_s
         self._done = threading.Event()
         self._renewed_at: float | None = None
-        self._answered_at = time.monotonic()
+        self._looked_at = time.monotonic()
+        self._silent_s = 0.0
 
     @property
     def age_s(self) -> float:
@@ -50,15 +54,11 @@ class Lease(threading.Thread):
         return float("inf") if self._renewed_at is None else time.monotonic() - self._renewed_at
 
     def run(self) -> None:
-        """Renew, feed the guards and watch the loop, once a second."""
-        last = time.monotonic()
+        """Renew, feed the guards and watch the loop, again and again."""
         while not self._done.is_set():
-            if time.monotonic() - last > WEDGED_AFTER_S / 2:
-                self._answer()  # this thread did not run either: the whole process was stopped
-            last = time.monotonic()
             self._renew()
             self._watch_loop()
-            self._done.wait(RENEW_EVERY_S)
+            self._done.wait(self._renew_every_s)
 
     def stop(self) -> None:
         """End the thread and leave `jobs:workers`; call it when nothing is held any more."""
@@ -82,15 +82,22 @@ class Lease(threading.Thread):
         self._call(lambda: self._on_held(held))
 
     def _watch_loop(self) -> None:
-        self._call(self._answer)
-        silent_s = time.monotonic() - self._answered_at
-        if silent_s > WEDGED_AFTER_S:
-            sys.stderr.write(f"event loop has not answered for {silent_s:.0f} s: this worker ends\n")
+        """Count the seconds without an answer, of a long step between two looks only a part.
+
+        Such a step means that the whole process was stopped (SIGSTOP, a suspended machine): the
+        loop had no chance to answer either.
+        """
+        now = time.monotonic()
+        step_s, self._looked_at = now - self._looked_at, now
+        self._silent_s += min(step_s, self._wedged_after_s / 4)
+        if self._silent_s > self._wedged_after_s:
+            sys.stderr.write(f"event loop has not answered for {self._silent_s:.0f} s: this worker ends\n")
             sys.stderr.flush()
             os._exit(EXIT_WEDGED)
+        self._call(self._answer)
 
     def _answer(self) -> None:
-        self._answered_at = time.monotonic()
+        self._silent_s = 0.0
 
     def _call(self, callback: Callable[[], None]) -> None:
         try:
