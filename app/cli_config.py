@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from app.config import Settings
     from app.local_data import Serving
     from tailrun import Client
 
@@ -48,6 +49,25 @@ def serving() -> Serving | None:
     from app.local_data import read_serving  # noqa: PLC0415 - `--help` needs neither
 
     return read_serving(data_dir())
+
+
+def settings() -> Settings:
+    """Read the settings from the environment; what is wrong there is a usage error."""
+    from pydantic import ValidationError  # noqa: PLC0415 - 0.3 s that `--help` need not pay
+
+    from app.config import Settings  # noqa: PLC0415
+    from app.redis.address import BadAddress, RedisAddress, RestAddress  # noqa: PLC0415
+
+    try:
+        chosen = Settings()  # pyright: ignore[reportCallIssue] - every field has a default
+        RedisAddress.of(chosen)
+        RestAddress.of(chosen)
+    except ValidationError as error:
+        wrong = "; ".join(f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+        raise CliError(f"{wrong} (see docs/configuration.md)", 2) from error
+    except BadAddress as error:
+        raise CliError(f"{error} (see docs/configuration.md)", 2) from error
+    return chosen
 
 
 def data_dir() -> Path:

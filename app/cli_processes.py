@@ -9,26 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli_config import CliError, data_dir
+from app.cli_config import CliError, data_dir, settings
 
 if TYPE_CHECKING:
-    from app.config import Settings
     from app.local_data import Serving
 
 _NAME_COLOURS = {"api": "\x1b[34m", "worker": "\x1b[36m"}
-
-
-def settings() -> Settings:
-    """Read the settings from the environment; what is wrong there is a usage error."""
-    from pydantic import ValidationError  # noqa: PLC0415 - 0.3 s that `--help` need not pay
-
-    from app.config import Settings  # noqa: PLC0415
-
-    try:
-        return Settings()  # pyright: ignore[reportCallIssue] - every field has a default
-    except ValidationError as error:
-        wrong = "; ".join(f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
-        raise CliError(f"{wrong} (see docs/configuration.md)", 2) from error
 
 
 def up(
@@ -77,6 +63,8 @@ def banner(serving: Serving) -> str:
     at = "" if port == "6379" else f" -p {port}"
     local = serving.redis_url.startswith("redis://127.0.0.1:")
     redis_cli = f"redis-cli{at}" if local else f"redis-cli -u {serving.redis_url}"
+    if "+sentinel://" in serving.redis_url or serving.redis_url.startswith("unix://"):
+        redis_cli = "tailrun redis"  # redis-cli has no URL for these
     auth = f'-H "Authorization: Bearer {serving.token}"'
     execute = f"curl -X POST {serving.url}/agent/execute {auth} -d"
     ready = f"Tailrun is ready: {serving.url}  token {serving.token}  redis {serving.redis_url}"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from app.cli_config import CliError, serving
+from app.cli_config import CliError, serving, settings
 
 _PLAIN = frozenset({"INFO", "PING", "TYPE"})
 """Commands whose reply redis-cli prints without quotes."""
@@ -26,18 +26,20 @@ def redis(
 ) -> None:
     """Ask Redis, read-only: LLEN jobs:pending, LRANGE jobs:dead 0 -1, SUBSCRIBE agent:logs:RUN_ID."""
     from app.errors import InvalidRequest, StorageError  # noqa: PLC0415 - `--help` needs no Redis
+    from app.redis.address import BadAddress, RedisAddress  # noqa: PLC0415
     from app.redis.inspect import ServerSaid, ask  # noqa: PLC0415
 
     here = serving() if redis_url is None else None
     url = redis_url or (here.redis_url if here is not None else None)
     if url is None:
         raise CliError("No Redis: no `tailrun up` is running here. Name one with --redis-url or REDIS_URL")
+    chosen = settings()
     try:
-        for reply in ask(url, command):
+        for reply in ask(RedisAddress.of(chosen, url), command):
             text = _raw(reply) if raw else formatted(reply, plain=command[0].upper() in _PLAIN)
             print(text, flush=True)
-    except InvalidRequest as error:
-        raise CliError(error.message, 2) from error
+    except (InvalidRequest, BadAddress) as error:
+        raise CliError(str(error), 2) from error
     except ServerSaid as error:
         print(f"(error) {error}")
         raise typer.Exit(1) from error

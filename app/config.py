@@ -30,6 +30,13 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = None
     redis_port: int | None = Field(None, ge=0, le=65535)
     redis_prefix: str = ""
+    redis_ca_file: Path | None = None
+    redis_cert_file: Path | None = None
+    redis_key_file: Path | None = None
+    redis_sentinel_username: str | None = None
+    redis_sentinel_password: SecretStr | None = None
+    upstash_redis_rest_url: str | None = None
+    upstash_redis_rest_token: SecretStr | None = None
     tail_ttl_s: int = Field(300, ge=1)
 
     # Workspace

@@ -101,13 +101,14 @@ class _Plan:
         }
 
 
-def _check_redis(url: str) -> None:
+def _check_redis(settings: Settings) -> None:
     """Refuse to start on a Redis that is not there."""
     from app.errors import StorageError  # noqa: PLC0415 - only for a Redis of somebody else's
+    from app.redis.address import RedisAddress  # noqa: PLC0415
     from app.redis.inspect import ping  # noqa: PLC0415
 
     try:
-        ping(url)
+        ping(RedisAddress.of(settings))
     except StorageError as error:
         raise Refused(
             f"REDIS_URL does not answer ({error}). Start that Redis, or leave REDIS_URL unset: "
@@ -117,7 +118,12 @@ def _check_redis(url: str) -> None:
 
 def _plan(settings: Settings, folder: DataFolder, environ: Mapping[str, str]) -> _Plan:
     if settings.redis_url is not None:
-        _check_redis(settings.effective_redis_url)
+        _check_redis(settings)
+    elif settings.upstash_redis_rest_url is not None:
+        raise Refused(
+            "UPSTASH_REDIS_REST_URL is set without REDIS_URL: workers need the Redis protocol. Set both to "
+            "the same database, or neither"
+        )
     port = settings.port or free_port(settings.host)
     redis_port = None if settings.redis_url is not None else choose_port(settings.redis_port)
     redis_url = settings.effective_redis_url if redis_port is None else f"redis://127.0.0.1:{redis_port}/0"

@@ -208,7 +208,7 @@ def _open(settings: Settings, stack: AsyncExitStack) -> Services:
     """Make the services; `stack` closes them, the last one first."""
     db = Database(settings.effective_database_url)
     stack.push_async_callback(db.close)
-    redis = RedisClients(settings.effective_redis_url, settings.redis_prefix)
+    redis = RedisClients.for_api(settings)
     stack.push_async_callback(redis.close)
     workspaces = open_workspaces(settings)
     stack.push_async_callback(workspaces.close)
@@ -262,4 +262,9 @@ async def _purge_tokens(services: Services) -> None:
     while True:
         await asyncio.sleep(_PURGE_EVERY_S)
         with suppress(StorageError):
+    said: list[str] = []
             await services.tokens.purge_expired(now_us())
+        for remark in check.remarks:
+            if remark not in said:
+                _log.warning(remark)
+        said = check.remarks

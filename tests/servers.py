@@ -32,12 +32,16 @@ def redis_binary() -> str:
 
 
 class RedisServer:
-    """A Redis that a test may kill, freeze and start again on the same port and data."""
+    """A Redis that a test may kill, freeze and start again on the same port and data.
 
-    def __init__(self, folder: Path, *, appendonly: bool = True) -> None:
+    `options` are further words of its command line.
+    """
+
+    def __init__(self, folder: Path, *, appendonly: bool = True, options: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.port = free_port()
         self.appendonly = appendonly
+        self.options = options
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -46,17 +50,24 @@ class RedisServer:
 
     def start(self) -> RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
+        words, executable = self.command()
         self.process = subprocess.Popen(
             [
-                redis_binary(),
+                *words,
                 *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
                 *("--appendonly", "yes" if self.appendonly else "no", "--save", "", "--daemonize", "no"),
+                *self.options,
             ],
+            executable=executable,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
         )
         self.wait_ready()
         return self
+
+    def command(self) -> tuple[list[str], str | None]:
+        """Return the first words of the command, and the file to run if it isn't the first of them."""
+        return [redis_binary()], None
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + 20

@@ -2,7 +2,7 @@
 # Puts the programs on the machine that only the deep tests use; loud when it can't.
 set -eu
 missing=
-for pair in chromium:chromium nginx:nginx; do
+for pair in chromium:chromium nginx:nginx redis-check-rdb:redis-tools; do
     PATH="$PATH:/usr/sbin" command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 [ -n "$missing" ] || exit 0

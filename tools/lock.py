@@ -28,12 +28,13 @@ HEADER = "# Made by `make lock` from pyproject.toml; do not edit. Input: "
 def inputs(project: dict[str, Any]) -> dict[str, list[str]]:
     """Return the requirements that each lock file answers, by file name, in locking order."""
     runtime: list[str] = project["project"]["dependencies"]
-    embedded: list[str] = project["project"]["optional-dependencies"]["embedded"]
+    extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
+    embedded = extras["embedded"]
     dev: list[str] = project["dependency-groups"]["dev"]
     return {
         "requirements.txt": runtime,
         "requirements-embedded.txt": embedded,
-        "requirements-dev.txt": [*runtime, *embedded, *dev],
+        "requirements-dev.txt": [*runtime, *embedded, *extras["upstash"], *dev],
     }
 
 

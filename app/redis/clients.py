@@ -2,22 +2,27 @@
 
 Commands share a bounded pool that waits instead of failing; what blocks and what subscribes
 has a connection of its own, or it would starve the rest. Nothing retries silently: a
-repeated `LPUSH` is a second job, so callers repeat only what is idempotent.
+repeated `LPUSH` is a second job, so callers repeat only what is idempotent. Short commands
+may go over Upstash's REST API instead; then both ways must lead to one server.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import redis
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
+from app.config import Settings
 from app.errors import StorageError
+from app.redis.address import BadAddress, RedisAddress, RestAddress
+from app.redis.connections import open_pool
 from app.redis.keys import Keys
+from app.redis.rest import RestCommands
 
 BLOCK_S = 4.0
 """Longest time in seconds that a blocking pop waits; the socket waits longer, or it would cut it."""
@@ -25,6 +30,7 @@ BLOCK_S = 4.0
 _COMMAND_TIMEOUT_S = 3.0
 _CONNECT_TIMEOUT_S = 2.0
 _POOL = 64
+_NONCE_TTL_S = 10
 
 
 class RedisDown(StorageError):
@@ -41,13 +47,47 @@ def guard() -> Generator[None, None, None]:
 
 
 class RedisClients:
-    """All connections of one process to one Redis, made on first use. Close it at the end."""
+    """All connections of one process to one Redis, made on first use. Close it at the end.
 
-    def __init__(self, url: str, prefix: str = "") -> None:
-        self.url = url
+    `address` None: there is only the REST API, which cannot block or subscribe.
+    """
+
+    def __init__(
+        self, address: RedisAddress | str | None, prefix: str = "", rest: RestAddress | None = None
+    ) -> None:
+        self._address = RedisAddress.parse(address) if isinstance(address, str) else address
         self.keys = Keys(prefix)
-        self.commands = self._client(_COMMAND_TIMEOUT_S, _POOL)
+        self._protocol = self._client(_COMMAND_TIMEOUT_S, _POOL) if self._address is not None else None
+        self._rest = RestCommands(rest) if rest is not None else None
+        self._same_server = self._rest is None or self._protocol is None
+        commands = self._rest or self._protocol
+        if commands is None:
+            raise BadAddress("There is no Redis: set REDIS_URL")
+        self.commands: Any = commands
+        """Short commands, on whichever way is set for them."""
         self._others: list[Redis] = []
+
+    @classmethod
+    def for_api(cls, settings: Settings) -> RedisClients:
+        """Open what an API needs: REST for short commands where it is set, the Redis protocol to follow."""
+        rest = RestAddress.of(settings)
+        only_rest = rest is not None and settings.redis_url is None
+        return cls(None if only_rest else RedisAddress.of(settings), settings.redis_prefix, rest)
+
+    @classmethod
+    def for_worker(cls, settings: Settings) -> RedisClients:
+        """Open what a worker needs: the Redis protocol, for it blocks and subscribes."""
+        if settings.redis_url is None and settings.upstash_redis_rest_url is not None:
+            raise BadAddress(
+                "A worker needs REDIS_URL: over UPSTASH_REDIS_REST_URL it can neither wait for runs nor hear "
+                "a STOP. Upstash shows both addresses of a database"
+            )
+        return cls(RedisAddress.of(settings), settings.redis_prefix)
+
+    @property
+    def subscribes(self) -> bool:
+        """Whether there is pub/sub: not over the REST API alone."""
+        return self._address is not None
 
     def blocking(self) -> Redis:
         """Return a client of one connection for blocking pops of at most `BLOCK_S`."""
@@ -66,30 +106,51 @@ class RedisClients:
             await client.connection_pool.disconnect()
 
     async def ping(self) -> None:
-        """Raise `RedisDown` unless Redis answers."""
+        """Raise `RedisDown` unless Redis answers, on each way, and is one server."""
         with guard():
-            await self.commands.ping()
+            for client in (self._protocol, self._rest):
+                if client is not None:
+                    await client.ping()
+        if not self._same_server:
+            await self._check_same_server()
+            self._same_server = True
 
     async def close(self) -> None:
         """Close every connection."""
-        for client in (self.commands, *self._others):
-            await client.aclose()
-            await client.connection_pool.disconnect()
+        for client in (self._protocol, *self._others):
+            if client is not None:
+                await client.aclose()
+                await client.connection_pool.disconnect()
         self._others.clear()
+        if self._rest is not None:
+            await self._rest.aclose()
+
+    async def _check_same_server(self) -> None:
+        """Write through one way and read through the other; `RedisDown` when that fails."""
+        nonce = secrets.token_hex(8)
+        key = self.keys.nonce(nonce)
+        protocol: Any = self._protocol
+        rest: Any = self._rest
+        with guard():
+            await rest.set(key, nonce, ex=_NONCE_TTL_S)
+            found = await protocol.get(key)
+        if found != nonce.encode():
+            raise RedisDown(
+                "REDIS_URL and UPSTASH_REDIS_REST_URL reach two different servers (what is written through "
+                "one is not found through the other): take both from the same database"
+            )
 
     def _own(self, client: Redis) -> Redis:
         self._others.append(client)
         return client
 
     def _client(self, timeout_s: float | None, connections: int) -> Redis:
-        pool = BlockingConnectionPool.from_url(
-            self.url,
-            max_connections=connections,
-            timeout=5,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=_CONNECT_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_error=[],
-            protocol=2,
+        if self._address is None:
+            raise BadAddress("This needs REDIS_URL: the REST API can neither block nor subscribe")
+        pool = open_pool(
+            self._address,
+            timeout_s=timeout_s,
+            connect_timeout_s=_CONNECT_TIMEOUT_S,
+            connections=connections,
         )
         return Redis(connection_pool=pool)

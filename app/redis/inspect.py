@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.connection import ConnectionPool
-from redis.retry import Retry
 
 from app.errors import InvalidRequest
+from app.redis.address import RedisAddress
 from app.redis.clients import guard
+from app.redis.connections_sync import open_pool
 
 READ_COMMANDS = frozenset(
     """
@@ -54,35 +53,29 @@ def require_read_only(command: Sequence[str]) -> None:
     raise InvalidRequest(f"{name} is not among the commands that only read. These are: {allowed}")
 
 
-def ask(url: str, command: Sequence[str]) -> Generator[Any]:
+def ask(address: RedisAddress, command: Sequence[str]) -> Generator[Any]:
     """Send one command; yield its reply, or messages without end after SUBSCRIBE.
 
     Replies are bytes, int, None and lists of them (RESP2). Raises `RedisDown`, `ServerSaid`.
     """
     require_read_only(command)
     follows = command[0].upper() in {"SUBSCRIBE", "PSUBSCRIBE"}
-    with _connection(url, None if follows else 10.0) as connection:
+    with _connection(address, None if follows else 10.0) as connection:
         connection.send_command(*command)
         yield connection.read_response()
         while follows:
             yield connection.read_response()
 
 
-def ping(url: str) -> None:
+def ping(address: RedisAddress) -> None:
     """Raise `RedisDown` unless a Redis answers there."""
     with guard():
-        list(ask(url, ["PING"]))
+        list(ask(address, ["PING"]))
 
 
 @contextmanager
-def _connection(url: str, timeout_s: float | None) -> Generator[Any]:
-    pool = ConnectionPool.from_url(
-        url,
-        protocol=2,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=3,
-        retry=Retry(NoBackoff(), 0),
-    )
+def _connection(address: RedisAddress, timeout_s: float | None) -> Generator[Any]:
+    pool = open_pool(address, timeout_s=timeout_s, connect_timeout_s=3)
     try:
         with guard():
             connection = pool.get_connection()

@@ -47,6 +47,10 @@ class Keys:
         """STRING: Redis TIME of the last tick, in milliseconds."""
         return f"{self.prefix}jobs:tick"
 
+    def nonce(self, nonce: str) -> str:
+        """STRING that shows two ways to Redis to lead to one server; expires after 10 s."""
+        return f"{self.prefix}jobs:nonce:{nonce}"
+
     def logs(self, run_id: str) -> str:
         """Pub/sub channel of a run's events."""
         return f"{self.prefix}agent:logs:{run_id}"

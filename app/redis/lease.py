@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
-from redis.retry import Retry
 
+from app.redis.address import RedisAddress
 from app.redis.clients import guard
+from app.redis.connections_sync import open_pool
 from app.redis.keys import Keys
 from app.redis.scripts import Script
 
@@ -32,14 +32,11 @@ return redis.call('LRANGE', KEYS[2], 0, -1)
 class LeaseClient:
     """One worker's entry in `jobs:workers`."""
 
-    def __init__(self, url: str, prefix: str, worker_id: str, lease_s: float) -> None:
-        self._redis: Any = redis.Redis.from_url(
-            url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
+    def __init__(self, address: RedisAddress | str, prefix: str, worker_id: str, lease_s: float) -> None:
+        if isinstance(address, str):
+            address = RedisAddress.parse(address)
+        self._pool = open_pool(address, timeout_s=_TIMEOUT_S, connect_timeout_s=_TIMEOUT_S)
+        self._redis: Any = redis.Redis(connection_pool=self._pool)
         keys = Keys(prefix)
         self._workers = keys.workers()
         self._held = keys.processing(worker_id)
@@ -62,4 +59,4 @@ class LeaseClient:
 
     def close(self) -> None:
         """Close the connection."""
-        self._redis.close()
+        self._pool.disconnect()

@@ -17,7 +17,7 @@ from app.errors import Unavailable
 from app.redis.backfill import Backfill, Heads, History
 from app.redis.clients import RedisClients
 from app.redis.feed import Encode, FeedLimits, RunFeed
-from app.redis.subscription import Subscriptions
+from app.redis.subscription import NoSubscriptions, Subscriptions
 from app.redis.tail import Tail
 from app.redis.viewer import Reader, Replay, Viewer
 from app.telemetry import WATCHERS
@@ -25,6 +25,8 @@ from app.telemetry import WATCHERS
 __all__ = ["Heads", "History", "StreamHub"]
 
 _COMPARE_EVERY_S = 1.0
+_POLL_EVERY_S = 0.5
+"""The same where there is no pub/sub, for every feed: the comparison brings the lines then."""
 _KEEP_FEED_S = 2.0
 _RETRY_AFTER_S = 2
 
@@ -46,7 +48,9 @@ class StreamHub:
         linger_s: float = 0.02,
     ) -> None:
         self._keys = clients.keys
-        self._subscriptions = Subscriptions(clients)
+        self._subscriptions = Subscriptions(clients) if clients.subscribes else NoSubscriptions()
+        self._compare_every_s = _COMPARE_EVERY_S if clients.subscribes else _POLL_EVERY_S
+        self._silent_s = _COMPARE_EVERY_S if clients.subscribes else 0.0
         self._backfill = Backfill(tail, history, heads)
         self._limits = FeedLimits(ring_lines, ring_bytes, linger_s)
         self._limit = limit
@@ -159,7 +163,7 @@ class StreamHub:
 
     async def _every_second(self, compare: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(_COMPARE_EVERY_S)
+            await asyncio.sleep(self._compare_every_s)
             await compare()
 
     async def _compare_database(self) -> None:
@@ -177,4 +181,4 @@ class StreamHub:
                 self._feeds[run_id].compare(top)
 
     def _silent(self) -> list[str]:
-        return [run_id for run_id, feed in self._feeds.items() if feed.silent_for(_COMPARE_EVERY_S)]
+        return [run_id for run_id, feed in self._feeds.items() if feed.silent_for(self._silent_s)]

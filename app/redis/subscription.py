@@ -31,6 +31,21 @@ _DEAD_AFTER_S = 6.0
 _ERRORS = (redis.RedisError, OSError, TimeoutError)
 
 
+class NoSubscriptions:
+    """Stands in where there is no pub/sub: whoever asked has to look by itself."""
+
+    connected = False
+
+    def add(self, channel: str, on_message: OnMessage, on_confirmed: OnConfirmed) -> None:
+        """Do nothing; the hub compares more often instead."""
+
+    def drop(self, channel: str) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
 class Subscriptions:
     """Channels of one process: `add`, `drop`; the listeners are called in the event loop."""
 

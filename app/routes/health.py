@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 from app.db.migrate import is_current
 from app.errors import StorageError
 from app.models import RunStatus
+from app.redis.server_report import ServerReport
 from app.routes.deps import CurrentServices, Services, now_us
 from app.routes.schemas import Health, Readiness
 from app.routes.views import answer
@@ -29,12 +30,17 @@ class ReadyCheck:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._server_report = ServerReport(services.redis)
+        self.remarks: list[str] = []
+        """What is no reason to be not ready, but a person should know."""
         self._migrated = False  # stays true once it was: nothing migrates down under a running server
 
     async def __call__(self) -> dict[str, str]:
         """Return `ok`, or what is wrong, of each."""
         database, redis = await asyncio.gather(_ask(self._database), _ask(self._services.redis.ping))
         checks = {"database": database, "redis": redis}
+        if redis == OK:
+            self.remarks = await self._server_report.remarks()
         if self._services.draining.is_set():
             checks["process"] = "stopping"
         return checks
@@ -62,10 +68,10 @@ async def healthz() -> Response:
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(check: Annotated[ReadyCheck, Depends(ready_check)]) -> Response:
-    """Ask Redis and the database, and say what does not answer."""
+    """Ask Redis and the database, and say what does not answer, and what is amiss though it does."""
     checks = await check()
     ready = all(result == OK for result in checks.values())
-    return answer({"ready": ready, "checks": checks}, 200 if ready else 503)
+    return answer({"ready": ready, "checks": checks, "remarks": check.remarks}, 200 if ready else 503)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -361,6 +361,9 @@ class Readiness(BaseModel):
 
     ready: bool
     checks: dict[str, str] = Field(examples=[{"database": "ok", "redis": "Redis: connection refused"}])
+    remarks: list[str] = Field(
+        description="What is no reason to be not ready, but should be known: settings of the Redis server."
+    )
 
 
 class ErrorBody(BaseModel):

@@ -30,11 +30,13 @@ from app.execution.executor import StopReason
 from app.execution.process import LocalExecutor
 from app.models import Run
 from app.redis.claims import Claims
+from app.redis.address import BadAddress, RedisAddress
 from app.redis.clients import RedisClients
 from app.redis.lease import LeaseClient
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue
 from app.redis.signals import Signals
+from app.redis.server_report import ServerReport
 from app.redis.tail import Tail
 from app.redis.ticks import Ticks
 from app.storage.factory import open_workspaces
@@ -78,7 +80,7 @@ class Worker:
         self._freed = asyncio.Event()
         self._draining = asyncio.Event()
         self._trouble = "starting"
-        self._redis = RedisClients(settings.effective_redis_url, settings.redis_prefix)
+        self._redis = RedisClients.for_worker(settings)
         self._db = Database(settings.effective_database_url)
         self._runs = RunStore(self._db)
         self._workspaces = open_workspaces(settings)
@@ -158,6 +160,8 @@ class Worker:
             await self._redis.close()
             await self._db.close()
 
+                for remark in await ServerReport(self._redis).remarks():
+                    log.warning(remark)
     async def _until_ready(self) -> bool:
         """Wait for Redis and the database; False if told to stop first."""
         while not self._draining.is_set():
@@ -175,7 +179,7 @@ class Worker:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         client = LeaseClient(
-            self._settings.effective_redis_url,
+            RedisAddress.of(self._settings),
             self._settings.redis_prefix,
             self.worker_id,
             self._settings.lease_s,
@@ -322,7 +326,7 @@ def serve(settings: Settings) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(Worker(settings).run())
-    except OSError as error:
+    except (OSError, BadAddress) as error:
         log.critical("worker could not start", error=str(error))
         return 1
     return 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from app.config import Settings
 from app.execution.masking import Masker
 from app.models import Run
+from app.redis.address import RedisAddress
 
 _SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_?KEY", re.IGNORECASE
@@ -31,9 +32,17 @@ class Secrets:
 
 
 def _own(settings: Settings) -> list[str]:
-    found = [secret.get_secret_value() for secret in (settings.api_token, settings.s3_secret_key) if secret]
-    for url in (settings.effective_database_url, settings.effective_redis_url):
-        password = urlsplit(url).password
+    secrets = (
+        settings.api_token,
+        settings.s3_secret_key,
+        settings.redis_sentinel_password,
+        settings.upstash_redis_rest_token,
+    )
+    found = [secret.get_secret_value() for secret in secrets if secret]
+    for password in (
+        urlsplit(settings.effective_database_url).password,
+        RedisAddress.of(settings).password,
+    ):
         if password:
-            found.append(password)
+            found += {password, quote(password, safe=""), unquote(password)}
     return found
