@@ -56,7 +56,7 @@ class Keys:
         return f"{self.prefix}agent:logs:{run_id}"
 
     def tail(self, run_id: str) -> str:
-        """STREAM of a run's recent events, id `<seq>-0`, field `e`."""
+        """STREAM of a run's recent events: field `e` holds some, id `<seq of the last of them>-0`."""
         return f"{self.prefix}agent:tail:{run_id}"
 
     def fence(self, run_id: str) -> str:

@@ -19,32 +19,27 @@ from app.redis.clients import RedisClients, guard
 from app.redis.scripts import Script
 
 # KEYS  1 agent:fence:<run_id>  2 agent:tail:<run_id>
-# ARGV  1 attempt  2 seq of the first event  3 lowest seq to keep  4 channel
+# ARGV  1 attempt  2 seq of the last event  3 lowest seq to keep  4 channel
 #       5 events a message (1: each its own, else one message)  6 may raise the fence: 1 or 0
-#       7 life of fence and tail in seconds, 0: they stay  8… events
+#       7 life of fence and tail in seconds, 0: they stay  8 events, separated by newlines
 # Output  nil done, else the fence that refused ('' for none)
 #
-# Repeating it after a lost reply is safe: ids that the tail has are skipped, and watchers
-# drop what they have.
+# The events of one call are one entry of the tail, named after the last of them. Repeating a
+# call after a lost reply is safe: XADD refuses an id that the tail has passed, and readers drop
+# what they have.
 _APPEND = Script("""
 local fence = redis.call('GET', KEYS[1])
 if fence ~= ARGV[1] then
   if ARGV[6] ~= '1' or (fence and tonumber(fence) > tonumber(ARGV[1])) then return fence or '' end
   redis.call('SET', KEYS[1], ARGV[1])
 end
-local seq, first = tonumber(ARGV[2]), 8
-if redis.call('EXISTS', KEYS[2]) == 1 then
-  local top = tonumber(string.match(redis.call('XINFO', 'STREAM', KEYS[2])[8], '^%d+'))
-  if top >= seq then first = first + top - seq + 1 end
-end
-for i = first, #ARGV do
-  redis.call('XADD', KEYS[2], string.format('%.0f-0', seq + i - 8), 'e', ARGV[i])
-end
+local added = redis.pcall('XADD', KEYS[2], ARGV[2] .. '-0', 'e', ARGV[8])
+if type(added) == 'table' and not string.find(added.err, 'equal or smaller', 1, true) then return added end
 if ARGV[3] ~= '0' then redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[3]) end
 if ARGV[5] == '1' then
-  for i = 8, #ARGV do redis.call('PUBLISH', ARGV[4], ARGV[i]) end
+  for event in string.gmatch(ARGV[8], '[^\\n]+') do redis.call('PUBLISH', ARGV[4], event) end
 else
-  redis.call('PUBLISH', ARGV[4], table.concat(ARGV, '\\n', 8))
+  redis.call('PUBLISH', ARGV[4], ARGV[8])
 end
 if ARGV[7] ~= '0' then
   redis.call('EXPIRE', KEYS[1], ARGV[7])
@@ -99,7 +94,8 @@ class Publisher:
         keys = (self._keys.fence(run_id), self._keys.tail(run_id))
         channel = self._keys.logs(run_id)
         life_s = self._tail_ttl_s if ended else 0
-        args = (attempt, first_seq, keep_from, channel, self._batch, int(may_raise), life_s, *events)
+        last, payload = first_seq + len(events) - 1, b"\n".join(events)
+        args = (attempt, last, keep_from, channel, self._batch, int(may_raise), life_s, payload)
         with guard():
             fence = await _APPEND(self._redis, keys, args)
         if fence is None:

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.redis.clients import RedisClients, guard
+from app.redis.ring import Entry, seq_of
+
+_USUAL = 64
+"""Events in an entry, for a first guess: one call may have brought one or five hundred."""
 
 
 class Tail:
@@ -15,11 +19,21 @@ class Tail:
         self._redis: Any = clients.commands
         self._keys = clients.keys
 
-    async def read(self, run_id: str, after: int, limit: int | None = None) -> list[tuple[int, bytes]]:
+    async def read(self, run_id: str, after: int, limit: int | None = None) -> list[Entry]:
         """Return (seq, event as JSON) of what the tail has above `after`, in order."""
-        with guard():
-            rows = await self._redis.xrange(self._keys.tail(run_id), min=f"{after + 1}-0", count=limit)
-        return [(_seq(entry_id), fields[b"e"]) for entry_id, fields in rows]
+        found: list[Entry] = []
+        last, count = after, None if limit is None else 1 + limit // _USUAL
+        while True:
+            with guard():
+                rows = await self._redis.xrange(self._keys.tail(run_id), min=f"{last + 1}-0", count=count)
+            for _, fields in rows:
+                for raw in fields[b"e"].split(b"\n"):
+                    if (seq := seq_of(raw)) > last:  # a call that was repeated stands twice
+                        last = seq
+                        found.append((seq, raw))
+            if limit is None or count is None or len(rows) < count or len(found) >= limit:
+                return found[:limit]
+            count = min(limit, 1 + (limit - len(found)) * count // max(1, len(found)))
 
     async def top(self, run_id: str) -> int:
         """Return the highest seq in the tail, 0 if it is empty."""
