@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     # API
     api_token: SecretStr | None = None
     cors_origins: str = ""
+    user_backlog_max: int = Field(10_000, ge=1)
     body_max_bytes: int = Field(5_000_000, ge=1)
     stream_token_ttl_s: int = Field(300, ge=1)
     stream_ping_s: float = Field(15, gt=0)
@@ -59,7 +60,6 @@ class Settings(BaseSettings):
     stream_send_timeout_s: float = Field(30, gt=0)
 
     # Worker
-    user_backlog_max: int = Field(10_000, ge=1)
     worker_concurrency: int = Field(10, ge=1, le=1000)
     worker_host: str = "127.0.0.1"
     worker_port: int = Field(9090, ge=0, le=65535)
@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     job_max_redeliveries: int = Field(3, ge=0)
     retry_base_s: float = Field(1, ge=0)
     retry_max_s: float = Field(300, ge=0)
+    min_free_memory_bytes: int = Field(64_000_000, ge=0)
+    min_free_disk_bytes: int = Field(100_000_000, ge=0)
+    min_free_fds: int = Field(64, ge=0)
     cancel_grace_s: float = Field(5, ge=0)
     tool_executor: Literal["local"] = "local"
 

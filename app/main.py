@@ -25,6 +25,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.run_store import RunStore
+from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
 from app.errors import StorageError
 from app.redis.clients import RedisClients
@@ -45,6 +46,7 @@ from app.routes import (
     operations,
     queue,
     runs,
+    schedules,
     stream,
     tasks,
     tokens,
@@ -59,7 +61,21 @@ from app.telemetry import configure_logging, get_logger
 
 _log = get_logger(__name__)
 
-_ROUTES = (execute, runs, logs, stream, watch, files, tasks, operations, queue, dead, tokens, health)
+_ROUTES = (
+    execute,
+    runs,
+    schedules,
+    logs,
+    stream,
+    watch,
+    files,
+    tasks,
+    operations,
+    queue,
+    dead,
+    tokens,
+    health,
+)
 _CORS_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range", "X-Request-ID"),
 )
@@ -222,6 +238,7 @@ def _open(settings: Settings, stack: AsyncExitStack) -> Services:
         settings=settings,
         db=db,
         runs=run_store,
+        schedules=ScheduleStore(db),
         logs=history,
         tokens=TokenStore(db),
         redis=redis,
@@ -245,6 +262,7 @@ async def _stop(task: asyncio.Task[None]) -> None:
 async def _watch_readiness(check: ReadyCheck) -> None:
     """Say in the log what is missing, whenever that changes."""
     before: dict[str, str] = {}
+    said: list[str] = []
     while True:
         checks = await check()
         for name, result in checks.items():
@@ -254,6 +272,10 @@ async def _watch_readiness(check: ReadyCheck) -> None:
         if ready and checks != before:
             _log.info("ready")
         before = checks
+        for remark in check.remarks:
+            if remark not in said:
+                _log.warning(remark)
+        said = check.remarks
         await asyncio.sleep(_ASK_EVERY_S if ready else _ASK_AGAIN_S)
 
 
@@ -262,9 +284,4 @@ async def _purge_tokens(services: Services) -> None:
     while True:
         await asyncio.sleep(_PURGE_EVERY_S)
         with suppress(StorageError):
-    said: list[str] = []
             await services.tokens.purge_expired(now_us())
-        for remark in check.remarks:
-            if remark not in said:
-                _log.warning(remark)
-        said = check.remarks

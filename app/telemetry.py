@@ -136,6 +136,8 @@ SLOTS_BUSY = Gauge("tailrun_worker_slots_busy", "Runs that this worker has in fl
 ATTEMPTS = Counter("tailrun_attempts", "Attempts that ended, by how the run stood then.", ["status"])
 RETRIES = Counter("tailrun_retries", "Attempts given back for another try after a failure.")
 REDELIVERIES = Counter("tailrun_redeliveries", "Runs taken over from a worker that died.")
+LACKS = Gauge("tailrun_worker_lacks", "1 while this worker claims nothing for lack of it.", ["resource"])
+SCHEDULED = Counter("tailrun_scheduled_runs", "Runs that this worker made for schedules.")
 DEAD_LETTERS = Counter("tailrun_dead_letters", "Entries put into jobs:dead, by reason.", ["reason"])
 RUN_WAIT_SECONDS = Histogram(
     "tailrun_run_wait_seconds",

@@ -59,6 +59,11 @@ _INSERT_POSTGRES = text(
     f"WITH made AS ({_INSERT}), lines_in AS ({insert_from('made')}) SELECT run_id FROM made",
 )
 
+_BACKLOG = text(  # the state as a constant: the partial index counts only then
+    "SELECT count(*) FROM (SELECT 1 FROM runs WHERE user_id = CAST(:user_id AS text)"
+    " AND status = 'queued' LIMIT CAST(:cap AS integer)) AS waiting"
+)
+
 
 async def create(db: Database, new: NewRun, now: int) -> Created:
     """Insert the run; Conflict when its idempotency key was used for another request."""
@@ -73,6 +78,11 @@ def create_within(connection: Connection, new: NewRun, now: int) -> Created | No
     """Insert the run within a transaction of the caller's. None: its idempotency key was used before."""
     run, events = _first_state(new, now)
     return Created(run, events, fresh=True) if _insert(connection, new, run, events) else None
+
+
+def backlog(connection: Connection, user_id: str, cap: int) -> int:
+    """Return how many runs of the user wait, counting no further than `cap`."""
+    return connection.execute(_BACKLOG, {"user_id": user_id, "cap": cap}).scalar_one()
 
 
 async def find_earlier(db: Database, new: NewRun) -> Created | None:

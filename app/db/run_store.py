@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Select, func, select, text, tuple_
+from sqlalchemy import Connection, Executable, Select, func, select, tuple_
 
 from app.db import run_change, run_claim, run_commit, run_create
 from app.db.engine import Database
@@ -26,10 +26,6 @@ from app.models import Event, Fence, Run, RunStatus, StepRecord
 __all__ = ["Batch", "Changed", "Committed", "Created", "Cut", "NewRun", "Outcome", "Owner", "RunStore"]
 
 _AT_ONCE = 1000
-_BACKLOG = text(  # the state as a constant: the partial index counts only then
-    "SELECT count(*) FROM (SELECT 1 FROM runs WHERE user_id = CAST(:user_id AS text)"
-    " AND status = 'queued' LIMIT CAST(:cap AS integer)) AS waiting"
-)
 _CURSOR = re.compile(r"([0-9]{1,18})\.(.+)", re.ASCII)
 
 
@@ -176,7 +172,7 @@ class RunStore:
 
     async def backlog(self, user_id: str, cap: int) -> int:
         """Return how many runs of the user wait, counting no further than `cap`."""
-        return (await self._select(_BACKLOG.bindparams(user_id=user_id, cap=cap)))[0][0]
+        return await self._db.read_one(lambda connection: run_create.backlog(connection, user_id, cap))
 
     async def ended_since(self, since: int) -> int:
         """Return how many runs have ended since."""

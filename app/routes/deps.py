@@ -22,6 +22,7 @@ from starlette.requests import HTTPConnection
 from app.config import Settings
 from app.db.engine import Database
 from app.db.run_store import RunStore
+from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
 from app.errors import Forbidden, NotFound, Unauthorized
 from app.models import Run
@@ -51,6 +52,7 @@ class Services:
     settings: Settings
     db: Database
     runs: RunStore
+    schedules: ScheduleStore
     logs: LogHistory
     tokens: TokenStore
     redis: RedisClients

@@ -25,18 +25,19 @@ from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.log_upkeep import LogUpkeep
 from app.db.run_store import RunStore
+from app.db.schedule_store import ScheduleStore
 from app.errors import StorageError
 from app.execution.executor import StopReason
 from app.execution.process import LocalExecutor
 from app.models import Run
-from app.redis.claims import Claims
 from app.redis.address import BadAddress, RedisAddress
+from app.redis.claims import Claims
 from app.redis.clients import RedisClients
 from app.redis.lease import LeaseClient
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue
-from app.redis.signals import Signals
 from app.redis.server_report import ServerReport
+from app.redis.signals import Signals
 from app.redis.tail import Tail
 from app.redis.ticks import Ticks
 from app.storage.factory import open_workspaces
@@ -55,6 +56,8 @@ from app.worker.outcome import Backoff
 from app.worker.ownership import Ownership, Watch
 from app.worker.reaper import Reaper
 from app.worker.reconciler import Reconciler
+from app.worker.resources import FRESH_S, Resources
+from app.worker.scheduler import Scheduler
 from app.worker.secrets import Secrets
 
 _RETRY_S = 1.0
@@ -84,6 +87,7 @@ class Worker:
         self._db = Database(settings.effective_database_url)
         self._runs = RunStore(self._db)
         self._workspaces = open_workspaces(settings)
+        self._resources = Resources.of(settings)
         self._scratch = Scratch(settings.tmp_dir / "tools")
         self._executor = LocalExecutor(
             grace_s=settings.cancel_grace_s,
@@ -105,6 +109,13 @@ class Worker:
         )
         self._reaper = Reaper(self._ticks, Reconciler(self._runs, queue, now_us), self.worker_id)
         self._janitor = self._make_janitor()
+        self._scheduler = Scheduler(
+            ScheduleStore(self._db),
+            queue,
+            self._ticks,
+            self.worker_id,
+            backlog_max=settings.user_backlog_max,
+        )
         self._bench = self._make_bench()
 
     def _make_janitor(self) -> Janitor:
@@ -151,6 +162,8 @@ class Worker:
         await health.start()
         try:
             if await self._until_ready():
+                for remark in await ServerReport(self._redis).remarks():
+                    log.warning(remark)
                 await self._serve(loop)
         finally:
             await health.stop()
@@ -160,8 +173,6 @@ class Worker:
             await self._redis.close()
             await self._db.close()
 
-                for remark in await ServerReport(self._redis).remarks():
-                    log.warning(remark)
     async def _until_ready(self) -> bool:
         """Wait for Redis and the database; False if told to stop first."""
         while not self._draining.is_set():
@@ -199,6 +210,7 @@ class Worker:
             asyncio.create_task(self._forever("ownership", ownership.run())),
             asyncio.create_task(self._forever("control", control.run())),
             asyncio.create_task(self._forever("reaper", self._reaper.run())),
+            asyncio.create_task(self._forever("scheduler", self._scheduler.run())),
             asyncio.create_task(self._forever("janitor", self._janitor.run())),
         ]
         log.info("worker ready", worker_id=self.worker_id, slots=self._settings.worker_concurrency)
@@ -226,7 +238,8 @@ class Worker:
     async def _ready(self) -> tuple[bool, str]:
         if self._draining.is_set():
             return False, "draining"
-        return not self._trouble, self._trouble or f"ready, {len(self._in_flight)} runs in flight"
+        trouble = self._resources.lack() or self._trouble
+        return not trouble, trouble or f"ready, {len(self._in_flight)} runs in flight"
 
     # -- claim --------------------------------------------------------------------------
 
@@ -236,6 +249,9 @@ class Worker:
             if free <= 0:
                 self._freed.clear()
                 await self._unless_draining(self._freed.wait())
+                continue
+            if self._resources.lack():
+                await _wait(self._draining, FRESH_S)
                 continue
             try:
                 await self._claim(free)
@@ -248,6 +264,9 @@ class Worker:
         self._trouble = ""
         if not claimed:
             entry = await self._unless_draining(self._queue.wait())
+            if entry is not None and self._resources.lack():
+                await self._queue.give_back([entry])
+                return
             claimed = await self._queue.admit(entry) if entry is not None else []
         self._start(claimed)
 

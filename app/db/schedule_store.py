@@ -1,0 +1,180 @@
+"""Schedules: what run to make, and when next. Firing one is a single transaction.
+
+The tick that was seen is the condition of the UPDATE that moves on to the next one, and the run
+is inserted with it, so that however many workers look at a due schedule, a tick makes one run.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, delete, func, insert, select, tuple_, update
+
+from app.db import run_create
+from app.db.clean import clean, to_json
+from app.db.engine import Database
+from app.db.run_create import NewRun
+from app.db.tables import schedules
+from app.errors import Conflict, InvalidRequest
+from app.models import Priority, Run, RunKind
+
+MOST_PER_USER = 1000
+BACKLOG_FULL = "skipped: so many of your runs wait already (USER_BACKLOG_MAX)"
+
+_CURSOR = re.compile(r"([0-9]{1,18})\.(.+)", re.ASCII)
+_KEPT = (
+    *("kind", "spec", "max_attempts", "timeout_s", "labels", "workspace_from", "project", "type"),
+    *("priority", "retry_on"),
+)
+"""Fields of a `NewRun` that all runs of a schedule share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """A schedule as its row stands. `run`: the fields that its runs share; times in microseconds.
+
+    `next_at` is None once the expression names no further time. `last_error` says why the last
+    tick made no run.
+    """
+
+    schedule_id: str
+    user_id: str
+    cron: str
+    timezone: str
+    run: dict[str, Any]
+    created_at: int
+    next_at: int | None
+    last_at: int | None = None
+    last_run_id: str | None = None
+    last_error: str | None = None
+
+    def new_run(self) -> NewRun:
+        """Return the run of the tick `next_at`: the same one, by id and key, however often it is made."""
+        run_id = str(uuid.uuid5(uuid.UUID(self.schedule_id), str(self.next_at)))
+        fields: dict[str, Any] = self.run | {
+            "kind": RunKind(self.run["kind"]),
+            "priority": Priority(self.run["priority"]),
+        }
+        return NewRun(
+            run_id=run_id,
+            user_id=self.user_id,
+            start=True,
+            idempotency_key=f"schedule:{self.schedule_id}:{self.next_at}",
+            request_hash=self.schedule_id,
+            **fields,
+        )
+
+
+def shared_fields(new: NewRun) -> dict[str, Any]:
+    """Return what a schedule keeps of the run that it was made with."""
+    return {name: getattr(new, name) for name in _KEPT}
+
+
+_COLUMNS = (
+    *("schedule_id", "user_id", "cron", "timezone", "run", "created_at", "next_at", "last_at"),
+    *("last_run_id", "last_error"),
+)
+_WHOLE = [schedules.c[name] for name in _COLUMNS]
+
+
+class ScheduleStore:
+    """Schedules in the database. Every call may raise `StorageError`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def create(self, schedule: Schedule) -> None:
+        """Keep a schedule; Conflict when its user has too many."""
+        await self._db.write(lambda connection: _create(connection, schedule))
+
+    async def list(
+        self, *, user_id: str | None, limit: int, cursor: str | None = None
+    ) -> tuple[builtins.list[Schedule], str | None]:
+        """Return a page, newest first, and the cursor of the next page. `user_id` None: everybody's."""
+        key = schedules.c
+        query = select(*_WHOLE).order_by(key.created_at.desc(), key.schedule_id.desc())
+        if user_id is not None:
+            query = query.where(key.user_id == user_id)
+        if cursor is not None:
+            query = query.where(tuple_(key.created_at, key.schedule_id) < tuple_(*_read_cursor(cursor)))
+        page = await self._select(query.limit(limit + 1))
+        if len(page) <= limit:
+            return page, None
+        last = page[limit - 1]
+        return page[:limit], f"{last.created_at}.{last.schedule_id}"
+
+    async def delete(self, schedule_id: str, user_id: str | None) -> bool:
+        """Forget a schedule; whether there was one. `user_id` None: anybody's."""
+        statement = delete(schedules).where(schedules.c.schedule_id == schedule_id)
+        if user_id is not None:
+            statement = statement.where(schedules.c.user_id == user_id)
+        return await self._db.write_one(lambda connection: connection.execute(statement).rowcount) > 0
+
+    async def due(self, now: int, limit: int) -> builtins.list[Schedule]:
+        """Return the schedules whose time has come, the longest due first."""
+        query = select(*_WHOLE).where(schedules.c.next_at <= now).order_by(schedules.c.next_at)
+        return await self._select(query.limit(limit))
+
+    async def fire(self, seen: Schedule, next_at: int | None, now: int, *, backlog_max: int) -> Run | None:
+        """Make the run of the tick that was seen, and move on to `next_at`.
+
+        None: somebody was faster, the schedule is gone, or its user's backlog is full
+        (`last_error` says so).
+        """
+        return await self._db.write(lambda connection: _fire(connection, seen, next_at, now, backlog_max))
+
+    async def postpone(self, seen: Schedule, next_at: int, error: str) -> None:
+        """Look at a schedule again at `next_at`, for it could not be understood."""
+        values = {"next_at": next_at, "last_error": clean(error)}
+        await self._db.write(lambda connection: _move_on(connection, seen, values))
+
+    async def _select(self, query: Any) -> builtins.list[Schedule]:
+        rows = await self._db.read_one(lambda connection: connection.execute(query).all())
+        return [_to_schedule(row) for row in rows]
+
+
+def _create(connection: Connection, schedule: Schedule) -> None:
+    mine = select(func.count()).where(schedules.c.user_id == schedule.user_id)
+    if connection.execute(mine).scalar_one() >= MOST_PER_USER:
+        raise Conflict(
+            f"You have {MOST_PER_USER} schedules already: delete one first.", code="too_many_schedules"
+        )
+    values = {name: getattr(schedule, name) for name in _COLUMNS} | {"run": to_json(schedule.run)}
+    connection.execute(insert(schedules).values(values))
+
+
+def _fire(
+    connection: Connection, seen: Schedule, next_at: int | None, now: int, backlog_max: int
+) -> Run | None:
+    new = seen.new_run()
+    values: dict[str, Any] = {"next_at": next_at, "last_at": seen.next_at}
+    if run_create.backlog(connection, seen.user_id, backlog_max) >= backlog_max:
+        _move_on(connection, seen, values | {"last_error": BACKLOG_FULL})
+        return None
+    if not _move_on(connection, seen, values | {"last_run_id": new.run_id, "last_error": None}):
+        return None
+    created = run_create.create_within(connection, new, now)
+    return created.run if created is not None else None
+
+
+def _move_on(connection: Connection, seen: Schedule, values: dict[str, Any]) -> bool:
+    row = (schedules.c.schedule_id == seen.schedule_id) & (schedules.c.next_at == seen.next_at)
+    return connection.execute(update(schedules).where(row).values(values)).rowcount > 0
+
+
+def _to_schedule(row: Sequence[Any]) -> Schedule:
+    fields = dict(zip(_COLUMNS, row, strict=True))
+    return Schedule(**fields | {"run": orjson.loads(fields["run"])})
+
+
+def _read_cursor(cursor: str) -> tuple[int, str]:
+    found = _CURSOR.fullmatch(cursor)
+    if found is None:
+        raise InvalidRequest(f"cursor {cursor!r} is not one of ours: use `next` of the page before")
+    return int(found[1]), found[2]

@@ -1,0 +1,111 @@
+"""Schedules: runs that are made again and again, at the times of a cron expression.
+
+A worker makes them (`app.worker.scheduler`); here they are kept, checked by the code that
+checks `POST /v1/runs`, so that what a schedule will make is known to be right today.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+
+from app.cron import next_tick
+from app.db.schedule_store import Schedule, shared_fields
+from app.errors import Forbidden, NotFound, Unprocessable
+from app.routes.body import documents, json_body
+from app.routes.deps import CurrentServices, CurrentUser, now_us
+from app.routes.schedule_schemas import NewSchedule, ScheduleList, ScheduleView
+from app.routes.submit import compose
+from app.routes.views import answer, moment
+
+router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
+
+_EXAMPLES = {
+    "nightly": {
+        "cron": "30 2 * * *",
+        "timezone": "Europe/Zurich",
+        "run": {"argv": ["python", "-c", "print('good night')"]},
+    }
+}
+
+
+@router.get("", response_model=ScheduleList)
+async def list_schedules(
+    user: CurrentUser,
+    services: CurrentServices,
+    *,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[
+        str | None, Query(pattern=r"^\d{1,18}\.[0-9a-f-]{1,64}$", description="`next` of the page before.")
+    ] = None,
+    all_users: Annotated[bool, Query(alias="all", description="All users' schedules; admin only.")] = False,
+) -> Response:
+    """List your schedules, newest first."""
+    if all_users and not user.admin:
+        raise Forbidden("all=1 needs a token of scope admin.")
+    owner = None if all_users else user.user_id
+    found, following = await services.schedules.list(user_id=owner, limit=limit, cursor=cursor)
+    return answer({"items": [_view(schedule) for schedule in found], "next": following})
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=ScheduleView,
+    openapi_extra=documents(NewSchedule, examples=_EXAMPLES),
+)
+async def create(
+    body: Annotated[NewSchedule, json_body(NewSchedule)], user: CurrentUser, services: CurrentServices
+) -> Response:
+    """Make a schedule; `run` is what `POST /v1/runs` takes, and is checked now."""
+    if not body.run.start or body.run.run_at is not None:
+        raise Unprocessable("run: a schedule says itself when its runs start; leave out start and run_at.")
+    new = await compose(services, user, body.run, start=True)
+    now = now_us()
+    first = next_tick(body.cron, body.timezone, now)
+    if first is None:
+        raise Unprocessable(f"cron {body.cron!r} names no time in the next 50 years.")
+    schedule = Schedule(
+        schedule_id=str(uuid.uuid4()),
+        user_id=user.user_id,
+        cron=body.cron,
+        timezone=body.timezone,
+        run=shared_fields(new),
+        created_at=now,
+        next_at=first,
+    )
+    await services.schedules.create(schedule)
+    return answer(_view(schedule), 201)
+
+
+@router.delete("/{schedule_id}", status_code=204)
+async def drop(
+    schedule_id: Annotated[str, Path(max_length=64, description="A schedule's id.")],
+    user: CurrentUser,
+    services: CurrentServices,
+) -> Response:
+    """Delete a schedule: it makes no run from now on; those that it made stay."""
+    owner = None if user.admin else user.user_id
+    if not await services.schedules.delete(schedule_id, owner):
+        raise NotFound(f"There is no schedule {schedule_id[:64]!r}.")
+    return Response(status_code=204)
+
+
+def _view(schedule: Schedule) -> dict[str, Any]:
+    """Return a schedule; `run` reads as it may be posted, but for the environment, which stays here."""
+    kept = {name: value for name, value in schedule.run.items() if name not in {"kind", "spec"}}
+    spec = {name: value for name, value in schedule.run["spec"].items() if name != "env"}
+    return {
+        "schedule_id": schedule.schedule_id,
+        "user_id": schedule.user_id,
+        "cron": schedule.cron,
+        "timezone": schedule.timezone,
+        "run": spec | {name: value for name, value in kept.items() if value is not None},
+        "created_at": moment(schedule.created_at),
+        "next_at": moment(schedule.next_at),
+        "last_at": moment(schedule.last_at),
+        "last_run_id": schedule.last_run_id,
+        "last_error": schedule.last_error,
+    }
