@@ -7,16 +7,18 @@ dead letters in `dead`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from app.models import Job, Run
+from app.models import Job, Priority, Run
 from app.redis.clients import RedisClients, guard
 from app.redis.scripts import Script
 
 _MARK_TTL_S = 60
+_PUSH_BATCH = 500
 _RUN_ID = re.compile(r"[!-~]{1,64}")
 
 # KEYS  1 jobs:mark:<run_id>:<n>  2 jobs:pending
@@ -26,6 +28,18 @@ _PUSH = Script("""
 if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[2]) then return 0 end
 redis.call(ARGV[3] == 'high' and 'RPUSH' or 'LPUSH', KEYS[2], ARGV[1])
 return 1
+""")
+
+# KEYS  1… jobs:mark:<run_id>:<n>, one for each entry  #KEYS jobs:pending
+# ARGV  1 life of the marks in seconds  2 RPUSH (taken next) or LPUSH  3… entries
+# Output  number pushed; the others were pushed before
+_PUSH_MANY = Script("""
+local fresh = {}
+for i = 1, #KEYS - 1 do
+  if redis.call('SET', KEYS[i], '1', 'NX', 'EX', ARGV[1]) then fresh[#fresh + 1] = ARGV[i + 2] end
+end
+if #fresh > 0 then redis.call(ARGV[2], KEYS[#KEYS], unpack(fresh)) end
+return #fresh
 """)
 
 
@@ -61,6 +75,23 @@ class Queue:
         keys = (self._keys.mark(job.run_id, push_no), self._keys.pending())
         with guard():
             return bool(await _PUSH(self._redis, keys, (job.encode(), _MARK_TTL_S, job.priority)))
+
+    async def push_many(self, pushes: Sequence[tuple[Job, int]]) -> int:
+        """Push many entries, each with its push number, in a call per some hundred; return how many.
+
+        The same promises as `push`, also when it is repeated after an error in the middle.
+        """
+        pushed = 0
+        for command, high in (("RPUSH", True), ("LPUSH", False)):
+            chosen = [push for push in pushes if (push[0].priority == Priority.HIGH) is high]
+            for at in range(0, len(chosen), _PUSH_BATCH):
+                page = chosen[at : at + _PUSH_BATCH]
+                marks = (self._keys.mark(job.run_id, push_no) for job, push_no in page)
+                entries = (job.encode() for job, _ in page)
+                with guard():
+                    keys = (*marks, self._keys.pending())
+                    pushed += await _PUSH_MANY(self._redis, keys, (_MARK_TTL_S, command, *entries))
+        return pushed
 
     async def push_run(self, run: Run, now: int) -> None:
         """Push the entry of a queued run, or delay it until `next_attempt_at`. Safe to repeat."""

@@ -84,7 +84,7 @@ class JobQueue:
 
     async def admit(self, entry: bytes) -> list[Claimed]:
         """Claim the run of an entry that `wait` brought."""
-        return await self._admit(Claim([entry], await self._queue.time_us()))
+        return await self._admit(Claim([entry], self._claims.now_us()))
 
     async def adopt(self, seen: Run, now: int) -> Claimed | None:
         """Take over a run that is ours by its row but has no entry and no task: a reply was lost."""

@@ -8,7 +8,7 @@ push too many is harmless: the claimer drops what the row does not want.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import structlog
 
@@ -43,8 +43,7 @@ class Reconciler:
         known = await self._queue.known_runs()
         forgotten = [run for run in queued if run.run_id not in known and self._settled(run, now)]
         forgotten += [run for run in running if run.run_id not in known and await self._ownerless(run)]
-        for run in forgotten:
-            await self._push(run, now)
+        await self._push(forgotten, now)
         if forgotten:
             log.warning("runs that redis had forgotten, pushed again", count=len(forgotten))
         return len(forgotten)
@@ -67,11 +66,16 @@ class Reconciler:
     async def _ownerless(self, run: Run) -> bool:
         return run.worker_id is None or not await self._queue.worker_alive(run.worker_id)
 
-    async def _push(self, run: Run, now: int) -> None:
-        if run.status is RunStatus.QUEUED:
+    async def _push(self, forgotten: Sequence[Run], now: int) -> None:
+        delayed = [run for run in forgotten if _is_delayed(run, now)]
+        for run in delayed:
             await self._queue.push_run(run, now)
-        else:
-            await self._queue.push(Job.of(run, now), run.attempt)
+        pending = [run for run in forgotten if not _is_delayed(run, now)]
+        await self._queue.push_many([(Job.of(run, now), run.attempt) for run in pending])
+
+
+def _is_delayed(run: Run, now: int) -> bool:
+    return run.status is RunStatus.QUEUED and run.next_attempt_at is not None and run.next_attempt_at > now
 
 
 async def _pages(page: Callable[[str], Awaitable[list[Run]]]) -> AsyncIterator[Run]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import orjson
 import pytest
 from servers import RedisServer
 
-from app.models import Job
+from app.models import Job, Priority
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
 from app.redis.dead import DeadLetters
@@ -55,6 +56,34 @@ async def test_a_push_is_made_once(clients: RedisClients) -> None:
         True,
     ]
     assert (await queue.depth()).pending == 2
+
+
+async def test_many_pushes_are_each_made_once_and_in_order(clients: RedisClients) -> None:
+    """Over several calls; what is pushed again is left out, what goes first comes first."""
+    queue, claims = Queue(clients), Claims(clients, "w1", LEASE_S)
+    await queue.push(job(7), 0)
+    pushes = [(job(n), 0) for n in range(1_200)]
+    urgent = [(replace(job(n), priority=Priority.HIGH), 0) for n in (5_000, 5_001)]
+    assert await queue.push_many([*pushes, *urgent]) == 1_201
+    assert await queue.push_many([*pushes, *urgent]) == 0
+    assert await queue.push_many([]) == 0
+    taken = [orjson.loads(entry)["run_id"] for entry in (await claims.claim(2_000)).entries]
+    others = [n for n in range(1_200) if n != 7]
+    assert taken == [f"run-{n}" for n in (5_001, 5_000, 7, *others)]
+
+
+async def test_redis_time_is_counted_on_from_the_last_claim(clients: RedisClients) -> None:
+    """For an entry that wakes a worker; never late: what has just become due must not seem early."""
+    queue, claims = Queue(clients), Claims(clients, "w1", LEASE_S)
+    await claims.claim(1)
+    for _ in range(20):
+        waiting = asyncio.create_task(claims.wait())
+        pushed_at = await queue.time_us()
+        await clients.commands.lpush("jobs:pending", job(1).encode())
+        await waiting
+        now = claims.now_us()
+        assert pushed_at <= now
+        assert now - await queue.time_us() < 1_000_000
 
 
 async def test_claim_acks_what_is_finished(clients: RedisClients) -> None:
