@@ -127,7 +127,13 @@ class Renderer:
         elif event.type == "artifact":
             self._note(f"  ↳ {event.data.get('path')}  {size(event.data.get('size') or 0)}", "dim", event)
         elif event.type == "truncated":
-            self._gap(event, "were cut out of the log, which is over its limit")
+            expired = event.data.get("reason") == "expired"
+            what = (
+                "are deleted: the run is old"
+                if expired
+                else "were cut out of the log, which is over its limit"
+            )
+            self._gap(event, what)
         elif event.type == "gap":
             self._gap(event, "were lost")
         elif event.type == "end":

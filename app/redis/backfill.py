@@ -32,6 +32,7 @@ _TAIL_PAUSE_S = 1.0
 _LOST_AFTER_S = 3.0
 _READERS = 4
 _PAGES_KEPT = 8
+_PAGE_KEPT_S = 10.0
 
 
 class Backfill:
@@ -46,7 +47,7 @@ class Backfill:
         self._heads = heads
         self._readers = asyncio.Semaphore(_READERS)
         self._tail_rests_until = 0.0
-        self._pages: dict[tuple[str, int, int], list[Entry]] = {}
+        self._pages: dict[tuple[str, int, int], tuple[float, list[Entry]]] = {}
         self._holes: dict[tuple[str, int], float] = {}
 
     async def top(self, run_id: str) -> int:
@@ -64,13 +65,15 @@ class Backfill:
     async def page(self, run_id: str, after: int, limit: int) -> list[Entry]:
         """Do `fetch` for a viewer: few at a time, and once for all who come back at once.
 
-        A page never goes stale: more may follow it, but what follows `after` stays the same.
+        What follows `after` stays the same, so a page is right for a while; not for ever, for logs expire.
         """
         key = (run_id, after, limit)
         async with self._readers:
-            found = self._pages.pop(key, None) or await self.fetch(run_id, after, limit)
+            until, found = self._pages.pop(key, (0.0, []))
+            if _now() >= until:
+                until, found = _now() + _PAGE_KEPT_S, await self.fetch(run_id, after, limit)
             if found and sum(len(raw) for _, raw in found) <= 2 * _PAGE_BYTES:
-                self._pages[key] = found
+                self._pages[key] = until, found
                 if len(self._pages) > _PAGES_KEPT:
                     del self._pages[next(iter(self._pages))]
             return found

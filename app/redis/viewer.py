@@ -164,13 +164,13 @@ class Replay:
 
     async def next(self) -> Any:
         """Return the next payload, None at the end; `StorageError` when nobody can say what follows."""
-        while not self._closed:
+        while not self._closed and not self.finished:
             chunk = await self._chunk() if self.cursor < self._until else []
-            if not chunk:
+            if chunk:
+                self.cursor = chunk[-1][0]
+            else:
                 self.finished = not self._closed
-                break
-            self.cursor = chunk[-1][0]
-            payload = self._encode(chunk)
+            payload = self._encode(chunk)  # of nothing, at the end: what the encoding held back
             if payload:
                 return payload
         return None

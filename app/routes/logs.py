@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
+from app.ansi import strip_ansi
 from app.errors import Unprocessable
 from app.models import Event, EventType, Level, Run, Stream
 from app.routes.deps import CurrentServices, OwnRun
 from app.routes.log_history import LogHistory
+from app.routes.parameters import AnsiParameter, CollapseParameter, collapses
+from app.routes.progress import collapse as collapse_updates
 from app.routes.schemas import LogPage
 from app.routes.views import answer
 
@@ -63,17 +67,32 @@ async def page(
         str | None, Query(max_length=200, description="Lines that contain this, in any case.")
     ] = None,
     format: Annotated[Literal["json", "text"], Query()] = "json",  # noqa: A002 - the parameter's public name
+    ansi: AnsiParameter = "keep",
+    collapse: CollapseParameter = None,
 ) -> Response:
     """Read a page of events; `next_after` is null once the run has ended and nothing is left."""
     if q is not None and "\0" in q:
         raise Unprocessable("q must not hold a NUL character.")
     events = await services.logs.page(run.run_id, after, limit, level=level, stream=stream, q=q)
     following = _next_after(run, after, limit, events)
+    if collapses(collapse, text=format == "text"):
+        events, following = _collapsed(events, following, more=len(events) == limit)
+    if ansi == "strip":
+        events = [replace(event, content=event.content and strip_ansi(event.content)) for event in events]
     if format == "text":
         lines = "".join(f"{event.content}\n" for event in events if event.type is EventType.LOG)
         headers = {} if following is None else {"X-Next-After": str(following)}
         return Response(lines, headers=headers, media_type="text/plain; charset=utf-8")
     return answer({"events": [event.as_dict() for event in events], "next_after": following})
+
+
+def _collapsed(events: list[Event], following: int | None, *, more: bool) -> tuple[list[Event], int | None]:
+    """Leave out updates that are replaced; end before one that the next page may replace, if possible."""
+    kept, pending = collapse_updates(events)
+    if not more or pending is None or pending == events[0].seq:
+        return kept, following
+    before = [event for event in events if event.seq < pending]
+    return [event for event in kept if event.seq < pending], before[-1].seq
 
 
 def _next_after(run: Run, after: int, limit: int, events: list[Event]) -> int | None:

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from app.errors import Unprocessable
 from app.models import Level, Run, Stream
 from app.routes.deps import CurrentServices, Services, StreamRun
-from app.routes.stream_formats import Format, accepted, encoding
+from app.routes.parameters import AnsiParameter, CollapseParameter, collapses
+from app.routes.stream_formats import Format, accepted, encoding, replay_encoding
 from app.routes.stream_response import StreamResponse
 
 router = APIRouter(tags=["stream"])
@@ -52,6 +53,8 @@ async def stream(
     format: Annotated[Format | None, Query(description="Default: `Accept`, else sse.")] = None,  # noqa: A002 - the public name
     level: Annotated[Level | None, Query(description="Lines at least this severe.")] = None,
     stream: Annotated[Stream | None, Query(description="Lines of this pipe.")] = None,
+    ansi: AnsiParameter = "keep",
+    collapse: CollapseParameter = None,
 ) -> Response:
     """Stream a run's events from a cursor on, live, until its `end`."""
     cursor = await _cursor(services, run, last_event_id, after, tail)
@@ -60,13 +63,13 @@ async def stream(
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
     services.hub.admit()
     form = format or accepted(request.headers.get("accept", ""))
-    encode = encoding(form, level, stream)
+    view = {"strip": ansi == "strip", "collapse": collapses(collapse, text=form is Format.TEXT)}
     top = run.last_seq if ended or follow else await services.hub.top(run.run_id)
     return StreamResponse(
         lambda: (
-            services.hub.follow(run.run_id, cursor, encode)
+            services.hub.follow(run.run_id, cursor, encoding(form, level, stream, **view))
             if follow and not ended
-            else services.hub.replay(run.run_id, cursor, top, encode)
+            else services.hub.replay(run.run_id, cursor, top, replay_encoding(form, level, stream, **view))
         ),
         form,
         ping_s=services.settings.stream_ping_s,

@@ -13,7 +13,9 @@ from typing import Any
 
 import orjson
 
+from app.ansi import strip_ansi
 from app.models import NEVER_FILTERED, EventType, Level, RunStatus, Stream
+from app.routes.progress import Collapsed, collapse_entries
 
 Entry = tuple[int, bytes]
 Encoding = Callable[[Sequence[Entry]], Any]
@@ -47,6 +49,8 @@ _VERDICTS = {
     RunStatus.CANCELLED: "STOPPED",
     RunStatus.TIMED_OUT: "TIMEOUT",
 }
+_ANSI_SIGNS = (b"\\u001b", "\x9b".encode(), "\x9d".encode())
+"""How the first characters of terminal sequences stand in JSON."""
 
 
 def accepted(accept: str) -> Format:
@@ -59,13 +63,32 @@ def accepted(accept: str) -> Format:
 
 
 @lru_cache(maxsize=256)
-def encoding(form: Format, level: Level | None = None, stream: Stream | None = None) -> Encoding:
-    """Return what makes one payload of bytes of some events, without those that the filters hide."""
-    encode = {Format.SSE: _sse, Format.NDJSON: _ndjson, Format.TEXT: _text}[form]
-    if level is None and stream is None:
-        return encode
-    passes = _filter(level, stream)
-    return lambda entries: encode([entry for entry in entries if passes(entry[1])])
+def encoding(
+    form: Format,
+    level: Level | None = None,
+    stream: Stream | None = None,
+    *,
+    strip: bool = False,
+    collapse: bool = False,
+) -> Encoding:
+    """Return what makes one payload of bytes of some events, without those that the filters hide.
+
+    `strip`: without terminal sequences. `collapse`: without updates that others of the payload
+    replace; so what comes live comes as it is.
+    """
+    encode, select = _encoder(form, strip=strip), _selection(level, stream)
+    if collapse:
+        return lambda entries: encode(collapse_entries(select(entries)))
+    return encode if select is _all else lambda entries: encode(select(entries))
+
+
+def replay_encoding(
+    form: Format, level: Level | None, stream: Stream | None, *, strip: bool, collapse: bool
+) -> Encoding:
+    """Return the same for one reader of what is over: updates are collapsed across payloads."""
+    if not collapse:
+        return encoding(form, level, stream, strip=strip)
+    return Collapsed(_encoder(form, strip=strip), _selection(level, stream))
 
 
 def messages(entries: Sequence[Entry]) -> list[str]:
@@ -75,7 +98,13 @@ def messages(entries: Sequence[Entry]) -> list[str]:
 
 def bare_messages(entries: Sequence[Entry]) -> list[str]:
     """Return a WebSocket message for each line that the text format has."""
-    return list(_lines(entries))
+    return list(_lines(collapse_entries(entries)))
+
+
+@lru_cache(maxsize=8)
+def stripped(encode: Encoding) -> Encoding:
+    """Return `encode` for contents without terminal sequences."""
+    return lambda entries: encode([_strip(entry) for entry in entries])
 
 
 def verdict(end: dict[str, Any]) -> str:
@@ -86,6 +115,16 @@ def verdict(end: dict[str, Any]) -> str:
     error = end.get("error") or {}
     parts = ["FAILED", *(str(error[key]) for key in ("code", "message") if error.get(key))]
     return " ".join(": ".join(parts).split())
+
+
+def _strip(entry: Entry) -> Entry:
+    seq, raw = entry
+    if not any(sign in raw for sign in _ANSI_SIGNS):
+        return entry
+    event = orjson.loads(raw)
+    if event.get("content"):
+        event["content"] = strip_ansi(event["content"])
+    return seq, orjson.dumps(event)
 
 
 def _sse(entries: Sequence[Entry]) -> bytes:
@@ -114,6 +153,24 @@ def _lines(entries: Sequence[Entry]) -> Iterator[str]:
                 yield f"[truncated: {event['from']} to {event['to']}, {event.get('lines', '?')} lines]"
             case _:
                 pass
+
+
+_ENCODE: dict[Format, Encoding] = {Format.SSE: _sse, Format.NDJSON: _ndjson, Format.TEXT: _text}
+
+
+def _all(entries: Sequence[Entry]) -> Sequence[Entry]:
+    return entries
+
+
+def _encoder(form: Format, *, strip: bool) -> Encoding:
+    return stripped(_ENCODE[form]) if strip else _ENCODE[form]
+
+
+def _selection(level: Level | None, stream: Stream | None) -> Callable[[Sequence[Entry]], Sequence[Entry]]:
+    if level is None and stream is None:
+        return _all
+    passes = _filter(level, stream)
+    return lambda entries: [entry for entry in entries if passes(entry[1])]
 
 
 def _filter(level: Level | None, stream: Stream | None) -> Callable[[bytes], bool]:

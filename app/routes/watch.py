@@ -21,7 +21,7 @@ from app.routes.abortable import abort
 from app.routes.cancel import request_cancel
 from app.routes.deps import Principal, Services, find_run, services, stream_user
 from app.routes.stream import MAX_SEQ
-from app.routes.stream_formats import Encoding, bare_messages, messages
+from app.routes.stream_formats import Encoding, bare_messages, messages, stripped
 from app.routes.watchdog import Watchdog
 from app.telemetry import get_logger
 
@@ -170,13 +170,13 @@ def _after(socket: WebSocket) -> int:
 
 
 def _encoding(socket: WebSocket, default: str) -> Encoding:
-    match socket.query_params.get("format", default):
-        case "json":
-            return messages
-        case "text":
-            return bare_messages
-        case other:
-            raise Unprocessable(f"format must be json or text, not {other[:64]!r}.")
+    form, ansi = socket.query_params.get("format", default), socket.query_params.get("ansi", "keep")
+    encode = {"json": messages, "text": bare_messages}.get(form)
+    if encode is None:
+        raise Unprocessable(f"format must be json or text, not {form[:64]!r}.")
+    if ansi not in {"keep", "strip"}:
+        raise Unprocessable(f"ansi must be keep or strip, not {ansi[:64]!r}.")
+    return stripped(encode) if ansi == "strip" else encode
 
 
 def _is_stop(message: Any) -> bool:
