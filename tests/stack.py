@@ -71,7 +71,10 @@ class RedisLike(Protocol):
 
 
 class Stack:
-    """Redis, database, API and workers. `settings` are environment variables for all of them."""
+    """Redis, database, API and workers.
+
+    `settings` are environment variables for all of them, `api_settings` for the API alone.
+    """
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class Stack:
         workers: int = 1,
         *,
         redis: RedisLike | None = None,
+        api_settings: dict[str, str] | None = None,
         **settings: str,
     ) -> None:
         self.folder = folder
@@ -90,7 +94,7 @@ class Stack:
         self._settings = settings
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.api = Process("main", self._env(PORT=str(self.port)), folder / "api.log")
+        self.api = Process("main", self._env(PORT=str(self.port), **(api_settings or {})), folder / "api.log")
         self.workers = [self.add_worker(n) for n in range(workers)]
         self.http = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
         self.wait_ready()
