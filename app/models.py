@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -106,12 +106,12 @@ class Stream(StrEnum):
     SYSTEM = "system"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of a program's output, without its line end.
 
     `cr` marks a progress update (ended by a carriage return: a later one replaces it),
-    `split` a piece of a line that was too long and goes on in the next piece.
+    `split` a piece of a line that was too long and goes on in the next piece. A tuple, because
+    one is made for every line that is printed: a frozen dataclass costs three times as much.
     """
 
     stream: Stream

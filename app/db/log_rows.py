@@ -1,7 +1,9 @@
 """Between `Event` and a row of `log_lines`, and the one way to insert many rows fast.
 
 PostgreSQL takes one array per column and unnests them (measured: several times faster than a row
-per VALUES); SQLite takes one tuple per row.
+per VALUES). SQLite takes one tuple per row, but a batch of lines as one statement that reads them
+from a JSON array: it lets go of the GIL once, where `executemany` does for every row and then waits
+for a busy event loop to let go of it in turn (measured: 55 µs a row).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from sqlalchemy import Connection, text
 
 from app.db.clean import clean, clean_or_none, to_json
 from app.db.tables import log_lines
+from app.line_batch import LineBatch, Written
 from app.models import Event, EventType, Level, Stream
 
 LINE_COLUMNS = ("run_id", "seq", "type", "ts", "attempt", "level", "stream", "step", "content", "data")
@@ -23,6 +26,18 @@ _NUMBERS = {"seq": "bigint", "ts": "bigint", "attempt": "integer"}
 _INTO = f"INSERT INTO log_lines ({', '.join(LINE_COLUMNS)})"
 _ARRAYS = ", ".join(f"CAST(:line_{name} AS {_NUMBERS.get(name, 'text')}[])" for name in LINE_COLUMNS)
 _SQLITE_INSERT = f"{_INTO} VALUES ({', '.join('?' * len(LINE_COLUMNS))})"
+_CODES = {word: str(code) for code, word in enumerate((*Level, *Stream))}
+
+
+def _decoded(words: type[Level | Stream]) -> str:
+    cases = " ".join(f"WHEN '{_CODES[word]}' THEN '{word.value}'" for word in words)
+    return f"CASE substr(?, key + 1, 1) {cases} END"
+
+
+_SQLITE_BATCH = (
+    f"{_INTO} SELECT ?, ? + key, 'log', ?, ?, {_decoded(Level)}, {_decoded(Stream)}, ?, value, NULL"
+    " FROM json_each(?)"
+)
 
 
 def insert_from(source: str) -> str:
@@ -49,20 +64,66 @@ def line_values(event: Event) -> tuple[Any, ...]:
     )
 
 
-def line_arrays(events: Sequence[Event]) -> dict[str, list[Any]]:
+def line_arrays(events: Sequence[Written]) -> dict[str, list[Any]]:
     """Return the parameters of `insert_from`: a list per column."""
-    columns = zip(*map(line_values, events), strict=True)
-    return {f"line_{name}": list(column) for name, column in zip(LINE_COLUMNS, columns, strict=True)}
+    columns = tuple(list[Any]() for _ in LINE_COLUMNS)
+    for written in events:
+        if isinstance(written, LineBatch):
+            _extend(columns, written)
+        else:
+            for column, value in zip(columns, line_values(written), strict=True):
+                column.append(value)
+    return {f"line_{name}": column for name, column in zip(LINE_COLUMNS, columns, strict=True)}
 
 
-def insert_lines(connection: Connection, events: Sequence[Event]) -> None:
+def insert_lines(connection: Connection, events: Sequence[Written]) -> None:
     """Insert `events`; an IntegrityError when one of their sequence numbers is taken."""
     if not events:
         return
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql(_SQLITE_INSERT, [line_values(event) for event in events])
-    else:
+    if connection.dialect.name != "sqlite":
         connection.execute(_POSTGRES_INSERT, line_arrays(events))
+        return
+    plain = [line_values(written) for written in events if not isinstance(written, LineBatch)]
+    if plain:
+        connection.exec_driver_sql(_SQLITE_INSERT, plain)
+    for written in events:
+        if isinstance(written, LineBatch):
+            connection.exec_driver_sql(_SQLITE_BATCH, _batch_values(written))
+
+
+def _extend(columns: Sequence[list[Any]], batch: LineBatch) -> None:
+    """Add a batch of lines to the columns of `LINE_COLUMNS`."""
+    lines, count = batch.lines, len(batch.lines)
+    values = (
+        [batch.run_id] * count,
+        range(batch.first, batch.first + count),
+        [EventType.LOG.value] * count,
+        [batch.ts] * count,
+        [batch.attempt] * count,
+        [line.level.value for line in lines],
+        [line.stream.value for line in lines],
+        [clean_or_none(batch.step)] * count,
+        _contents(batch),
+        [None] * count,
+    )
+    for column, more in zip(columns, values, strict=True):
+        column.extend(more)
+
+
+def _batch_values(batch: LineBatch) -> tuple[Any, ...]:
+    """Return the values of `_SQLITE_BATCH`."""
+    levels = "".join([_CODES[line.level] for line in batch.lines])
+    streams = "".join([_CODES[line.stream] for line in batch.lines])
+    contents = orjson.dumps(_contents(batch)).decode()
+    step = clean_or_none(batch.step)
+    return (batch.run_id, batch.first, batch.ts, batch.attempt, levels, streams, step, contents)
+
+
+def _contents(batch: LineBatch) -> list[str]:
+    """Return the texts of a batch, each `clean`: looked at together, for that is cheap."""
+    contents = [line.content for line in batch.lines]
+    text = "".join(contents)
+    return contents if clean(text) is text else list(map(clean, contents))
 
 
 def to_event(row: Sequence[Any]) -> Event:
@@ -82,7 +143,14 @@ def to_event(row: Sequence[Any]) -> Event:
     )
 
 
-def weigh(events: Sequence[Event]) -> tuple[int, int]:
+def weigh(events: Sequence[Written]) -> tuple[int, int]:
     """Return how many lines of output `events` hold, and their bytes."""
-    contents = [clean(event.content or "") for event in events if event.type is EventType.LOG]
-    return len(contents), sum(len(content.encode()) for content in contents)
+    lines = size = 0
+    for written in events:
+        if isinstance(written, LineBatch):
+            lines += len(written.lines)
+            size += len("".join(_contents(written)).encode())
+        elif written.type is EventType.LOG:
+            lines += 1
+            size += len(clean(written.content or "").encode())
+    return lines, size

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.line_batch import Written
 from app.models import Event, RunStatus, StepRecord
 
 
@@ -36,7 +37,7 @@ class Cut:
 class Batch:
     """What one transaction writes. `events` are in order, the first one follows the last committed."""
 
-    events: Sequence[Event] = ()
+    events: Sequence[Written] = ()
     steps: Sequence[StepRecord] = ()
     outcome: Outcome | None = None
     cut: Cut | None = None

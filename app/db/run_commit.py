@@ -21,7 +21,8 @@ from app.db.run_batch import Batch, Committed, Cut, Outcome
 from app.db.run_rows import STEP_COLUMNS, step_values
 from app.db.tables import log_lines, runs
 from app.errors import LostOwnership
-from app.models import Event, Fence, RunStatus
+from app.line_batch import Written, first_seq
+from app.models import Fence, RunStatus
 
 _STEP_TYPES = {"idx": "integer", "attempt": "integer", "exit_code": "integer"} | dict.fromkeys(
     ("started_at", "ended_at"), "bigint"
@@ -126,8 +127,8 @@ def _cut(connection: Connection, cut: Cut) -> None:
 
 
 def _values(fence: Fence, after: int, batch: Batch) -> dict[str, Any]:
-    if batch.events and batch.events[0].seq <= after:
-        raise ValueError(f"{fence.run_id}: event {batch.events[0].seq} does not follow {after}")
+    if batch.events and first_seq(batch.events[0]) <= after:
+        raise ValueError(f"{fence.run_id}: event {first_seq(batch.events[0])} does not follow {after}")
     lines, size = weigh(batch.events)
     values: dict[str, Any] = {
         "run_id": fence.run_id,
@@ -147,7 +148,7 @@ def _values(fence: Fence, after: int, batch: Batch) -> dict[str, Any]:
     return values
 
 
-def _outcome_values(outcome: Outcome, fence: Fence, events: Sequence[Event]) -> dict[str, Any]:
+def _outcome_values(outcome: Outcome, fence: Fence, events: Sequence[Written]) -> dict[str, Any]:
     at = events[-1].ts if outcome.at is None and events else outcome.at
     if at is None:
         raise ValueError("an outcome needs its event or a time")

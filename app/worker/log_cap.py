@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.db.run_store import Cut
+from app.line_batch import LineBatch, Written, first_seq
 from app.models import Event, EventType, Fence
 
 _SLACK = 0.1  # cut only when the window is this much over, so that a cut removes many rows at once
@@ -53,19 +54,22 @@ class LogCap:
         self._window_bytes = 0
         self._cut = CutRange(0, 0, 0, 0)
 
-    def add(self, events: Sequence[Event]) -> CutRange | None:
+    def add(self, events: Sequence[Written]) -> CutRange | None:
         """Count a batch that is about to be committed; return what to delete with it."""
         block = _Block(events[-1].seq, 0, 0)
-        for event in events:
-            if event.type is EventType.LOG:
+        for written in events:
+            if isinstance(written, LineBatch):
+                block.lines += len(written.lines)
+                block.bytes += sum([len(line.content) for line in written.lines])
+            elif written.type is EventType.LOG:
                 block.lines += 1
-                block.bytes += len(event.content or "")
+                block.bytes += len(written.content or "")
         if self._head_left > 0:
             self._head_left -= block.bytes
             self._head_end = block.last_seq
             return None
         if self._head_end is None:
-            self._head_end = events[0].seq - 1
+            self._head_end = first_seq(events[0]) - 1
         self._window.append(block)
         self._window_bytes += block.bytes
         return self._shrink() if self._window_bytes > self._half * (1 + _SLACK) else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,17 +21,17 @@ import structlog
 from app.db.run_store import Batch, Outcome, RunStore
 from app.errors import LostOwnership, StorageError
 from app.execution.masking import LineMasker, Masker
+from app.line_batch import LineBatch
 from app.models import Event, EventType, Fence, Level, Line, Run, StepRecord, Stream
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
 from app.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_LINES
 from app.worker.fenced_tail import FencedTail
 from app.worker.log_cap import LogCap
+from app.worker.unwritten import Unwritten
 
 COMMIT_EVERY_S = 0.2
 COMMIT_EVENTS = 500
-_CHUNK_EVENTS = 512
-_CHUNK_BYTES = 512_000
 _UNPUBLISHED_LIMIT = 20_000
 _RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -78,11 +78,7 @@ class LogWriter:
         self._masker = masker
         self._masked_step: tuple[str | None, LineMasker] = (None, LineMasker(masker))
         self._cap = LogCap(policy.max_bytes, run.log_size)
-        self._seq = self._committed = self._published = run.last_seq
-        self._unpublished: deque[bytes] = deque()
-        self._uncommitted: deque[Event] = deque()
-        self._sizes: deque[int] = deque()
-        self._held_bytes = 0
+        self._left = Unwritten(run.last_seq)
         self._steps: dict[str, StepRecord] = {}
         self._planner: str | None = None
         self._usage: dict[str, Any] = {}
@@ -125,15 +121,16 @@ class LogWriter:
         self._hurry.set()
         self._added.set()
         await committing
-        last = self._enqueue(self._event(kind, data=data), publish=False)
+        last = self._event(kind, data=data)
+        self._left.add(last, publish=False)
         batch = self._next_batch(outcome)
         requested = await self._until_stored(lambda: self._commit(batch))
         self._ended.set()
         self._added.set()
         await publishing
-        self._unpublished.append(last)
+        self._left.publish(last.encode())
         with contextlib.suppress(StorageError, LostOwnership):  # committed: hubs find it in the database
-            while self._unpublished:
+            while self._left.unpublished:
                 await self._publish_chunk(ended=outcome.status.terminal)
         return requested
 
@@ -148,19 +145,17 @@ class LogWriter:
     async def lines(self, lines: Sequence[Line], step: str | None) -> None:
         """Append output lines; waits while too much is unwritten."""
         self._check()
-        now, run_id, attempt = self._clock(), self._run.run_id, self._fence.attempt
-        for line in self._mask(lines, step):
-            data: dict[str, Any] = {}
-            if line.cr:
-                data["cr"] = True
-            if line.split:
-                data["split"] = True
-            self._seq += 1
-            kind, text = EventType.LOG, line.content
-            event = Event(self._seq, kind, now, run_id, attempt, line.level, line.stream, step, text, data)
-            self._enqueue(event)
-        LOG_BYTES.inc(sum(len(line.content) for line in lines))
-        for stream, count in Counter(line.stream for line in lines).items():
+        masked = self._mask(lines, step)
+        if any(line.cr or line.split for line in masked):
+            for line in masked:
+                self._enqueue(self._marked(line, step))
+        else:
+            now, run_id, attempt = self._clock(), self._run.run_id, self._fence.attempt
+            for at in range(0, len(masked), COMMIT_EVENTS):
+                part = masked[at : at + COMMIT_EVENTS]
+                self._enqueue(LineBatch(self._left.seq + 1, now, run_id, attempt, step, part))
+        LOG_BYTES.inc(sum([len(line.content) for line in lines]))
+        for stream, count in Counter([line.stream for line in lines]).items():
             LOG_LINES.labels(stream).inc(count)
         await self._breathe()
 
@@ -212,8 +207,8 @@ class LogWriter:
 
     async def flush(self) -> None:
         """Return once everything handed over so far is committed."""
-        target = self._seq
-        while self._committed < target or self._steps or self._batching:
+        target = self._left.seq
+        while self._left.committed < target or self._steps or self._batching:
             self._check()
             self._flush = True
             moved = self._moved
@@ -226,28 +221,29 @@ class LogWriter:
 
     def _event(self, kind: EventType, **fields: Any) -> Event:
         self._check()
-        self._seq += 1
         run_id, attempt = self._run.run_id, self._fence.attempt
-        return Event(self._seq, kind, self._clock(), run_id, attempt, **fields)
+        return Event(self._left.seq + 1, kind, self._clock(), run_id, attempt, **fields)
 
-    def _enqueue(self, event: Event, *, publish: bool = True) -> bytes:
-        raw = event.encode()
-        self._uncommitted.append(event)
-        self._sizes.append(len(raw))
-        self._held_bytes += len(raw)
-        if publish:
-            self._unpublished.append(raw)
-        if len(self._uncommitted) >= COMMIT_EVENTS:
+    def _marked(self, line: Line, step: str | None) -> Event:
+        """Return the event of a line that may be marked `cr` or `split`."""
+        marks = {name: True for name in ("cr", "split") if getattr(line, name)}
+        kind, text = EventType.LOG, line.content
+        return self._event(kind, level=line.level, stream=line.stream, step=step, content=text, data=marks)
+
+    def _enqueue(self, written: Event | LineBatch) -> None:
+        self._left.add(written)
+        if self._left.uncommitted >= COMMIT_EVENTS:
             self._hurry.set()
         self._added.set()
-        return raw
 
     async def _breathe(self) -> None:
         """Wait while too much is held: this is the backpressure on the tool's pipe."""
         self._check()
-        if len(self._unpublished) > _UNPUBLISHED_LIMIT:
-            self._skip_to(self._committed)  # Redis is slow or away: hubs read these from the database
-        while self._held_bytes > self._policy.buffer_bytes:
+        if self._left.unpublished > _UNPUBLISHED_LIMIT:
+            self._left.published_to(
+                self._left.committed
+            )  # Redis is slow or away: hubs read these from the database
+        while self._left.bytes > self._policy.buffer_bytes:
             moved = self._moved
             await moved.wait()
             self._check()
@@ -274,11 +270,11 @@ class LogWriter:
         clock = asyncio.get_running_loop().time
         last = 0.0
         while not self._ended.is_set():
-            if not self._unpublished:
+            if not self._left.unpublished:
                 await self._wait_added()
                 continue
             wait_s = last + self._policy.linger_s - clock()
-            if wait_s > 0 and len(self._unpublished) < self._policy.batch:
+            if wait_s > 0 and self._left.unpublished < self._policy.batch:
                 await _wait(self._ended, wait_s)
                 continue
             last = clock()
@@ -289,29 +285,17 @@ class LogWriter:
 
     async def _publish_chunk(self, *, ended: bool = False) -> None:
         """Publish what waits, or as much as one call takes; `ended`: behind it comes nothing more."""
-        first = self._published + 1
-        chunk: list[bytes] = []
-        size = 0
-        for raw in self._unpublished:
-            if len(chunk) == _CHUNK_EVENTS or size > _CHUNK_BYTES:
-                break
-            chunk.append(raw)
-            size += len(raw)
-        ended = ended and len(chunk) == len(self._unpublished)
-        await self._redis.append(chunk, first, self._committed, ended=ended)
+        first, chunk = self._left.published + 1, self._left.chunk()
+        ended = ended and len(chunk) == self._left.unpublished
+        await self._redis.append(chunk, first, self._left.committed, ended=ended)
         self._redis_away = False
-        self._skip_to(first + len(chunk) - 1)
-
-    def _skip_to(self, seq: int) -> None:
-        while self._unpublished and self._published < seq:
-            self._unpublished.popleft()
-            self._published += 1
+        self._left.published_to(first + len(chunk) - 1)
 
     async def _redis_failed(self, error: StorageError) -> None:
         if not self._redis_away:
             self._redis_away = True
             log.warning("redis away, lines go to the database", run_id=self._run.run_id, error=str(error))
-        self._skip_to(self._committed)
+        self._left.published_to(self._left.committed)
         await _wait(self._ended, _RETRY_S[2])
 
     # -- to the database ----------------------------------------------------------------
@@ -320,12 +304,12 @@ class LogWriter:
         clock = asyncio.get_running_loop().time
         last = clock()
         while not self._closing:
-            if not self._uncommitted and not (self._flush and self._steps):
+            if not self._left.uncommitted and not (self._flush and self._steps):
                 self._flush = False
                 await self._wait_added()
                 continue
             wait_s = last + COMMIT_EVERY_S - clock()
-            if wait_s > 0 and len(self._uncommitted) < COMMIT_EVENTS and not self._flush:
+            if wait_s > 0 and self._left.uncommitted < COMMIT_EVENTS and not self._flush:
                 self._hurry.clear()
                 await _wait(self._hurry, wait_s)
                 continue
@@ -349,8 +333,7 @@ class LogWriter:
         await self._added.wait()
 
     def _next_batch(self, outcome: Outcome | None = None) -> Batch:
-        count = len(self._uncommitted) if outcome else min(len(self._uncommitted), COMMIT_EVENTS * 4)
-        events = [self._uncommitted[i] for i in range(count)]
+        events = self._left.batch(None if outcome else COMMIT_EVENTS * 4)
         steps, self._steps = list(self._steps.values()), {}
         planner, self._planner = self._planner, None
         cut = self._cap.add(events) if events else None
@@ -365,18 +348,15 @@ class LogWriter:
 
     async def _commit(self, batch: Batch) -> int | None:
         with LOG_COMMIT_SECONDS.time():
-            committed = await self._runs.commit(self._fence, self._committed, batch)
-        for event in batch.events:
-            self._uncommitted.popleft()
-            self._held_bytes -= self._sizes.popleft()
-            self._committed = event.seq
+            committed = await self._runs.commit(self._fence, self._left.committed, batch)
+        self._left.committed_batch(batch.events)
         return committed.cancel_requested_at
 
     async def _rescue(self) -> None:
-        found = await self._redis.inherit(self._committed, self._clock())
+        found = await self._redis.inherit(self._left.committed, self._clock())
         if found:
-            await self._runs.commit(self._fence, self._committed, Batch(events=found))
-            self._seq = self._committed = self._published = found[-1].seq
+            await self._runs.commit(self._fence, self._left.committed, Batch(events=found))
+            self._left.start(found[-1].seq)
 
     async def _until_stored(self, write: Callable[[], Awaitable[T]]) -> T:
         """Repeat `write` until the store takes it: nothing that was printed is dropped."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from db_world import NOW, ended, line, lines, running, snapshot, step
 from sqlalchemy import text
 
+from app.db.clean import clean_or_none
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.run_store import Batch, Cut, Outcome, RunStore
 from app.errors import LostOwnership
-from app.models import Event, EventType, Fence, Level, RunStatus, StepStatus, Stream
+from app.line_batch import LineBatch
+from app.models import Event, EventType, Fence, Level, Line, RunStatus, StepStatus, Stream
 
 
 @pytest.fixture
@@ -226,3 +230,41 @@ async def test_every_kind_of_event_comes_back_as_it_went(store: RunStore, databa
     after = await store.get(run_id)
     assert after
     assert (after.log_lines, after.log_size) == (3, len("héllo ✓ 🎉".encode()) + 1_048_576)
+
+
+async def test_a_batch_of_lines_is_stored_as_its_events(store: RunStore, database: Database) -> None:
+    """Every level and pipe, with what is hard on databases, between events of other kinds."""
+    run, fence = await running(store)
+    texts = [
+        "",
+        "a'b\"c\\d",
+        "\t\x1b[31mred",
+        "äöü 日本 \U0001f600",
+        "nul \0",
+        "half \ud83d",
+        "\u2028",
+        "null",
+    ]
+    printed = [Line(stream, text, level) for stream in Stream for level in Level for text in texts]
+    batch = LineBatch(4, NOW, run.run_id, 1, "s1", printed)
+    await store.commit(fence, 2, Batch(events=[line(run.run_id, 3), batch, line(run.run_id, batch.seq + 1)]))
+    expected = [replace(event, content=clean_or_none(event.content)) for event in batch.events()]
+    assert (await LogStore(database).page(run.run_id, 3, 1000))[:-1] == expected
+    after = await store.get(run.run_id)
+    assert after
+    size = sum(len((event.content or "").encode()) for event in expected) + 2 * len("a line")
+    assert (after.last_seq, after.log_lines, after.log_size) == (batch.seq + 1, len(printed) + 2, size)
+
+
+async def test_a_batch_of_lines_is_fenced(store: RunStore, database: Database) -> None:
+    """It is written from the seq that the owner believes to be the last, or not at all."""
+    run, fence = await running(store)
+    batch = LineBatch(3, NOW, run.run_id, 1, None, [Line(Stream.STDOUT, "x")] * 5)
+    await store.commit(fence, 2, Batch(events=[batch]))
+    before = await snapshot(database, run.run_id)
+    await store.commit(fence, 2, Batch(events=[batch]))  # the reply was lost
+    for old, after in ((fence, 5), (Fence(run.run_id, 2, "w1"), 7)):
+        late = LineBatch(after + 1, NOW, run.run_id, 1, None, [Line(Stream.STDOUT, "y")] * 5)
+        with pytest.raises(LostOwnership):
+            await store.commit(old, after, Batch(events=[late]))
+    assert await snapshot(database, run.run_id) == before

@@ -1,0 +1,69 @@
+"""A batch of lines is its events, on the wire and in counts: one shape, however fast it is made."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.db.log_rows import line_arrays, weigh
+from app.line_batch import LineBatch, first_seq
+from app.models import Event, Level, Line, Stream
+from app.worker.log_cap import LogCap
+from app.worker.unwritten import Unwritten
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+lines = st.builds(Line, st.sampled_from(Stream), texts, st.sampled_from(Level))
+batches = st.builds(
+    LineBatch,
+    first=st.integers(1, 2**53),
+    ts=st.integers(0, 4_000_000_000_000_000),
+    run_id=st.uuids().map(str),
+    attempt=st.integers(0, 100),
+    step=st.one_of(st.none(), texts),
+    lines=st.lists(lines, min_size=1, max_size=20),
+)
+
+
+@given(batches)
+def test_a_batch_looks_on_the_wire_as_its_events(batch: LineBatch) -> None:
+    """Byte for byte, and what is read back is the same."""
+    raws = batch.encode()
+    assert raws == [event.encode() for event in batch.events()]
+    assert [Event.decode(raw) for raw in raws] == batch.events()
+    assert [event.seq for event in batch.events()] == list(range(first_seq(batch), batch.seq + 1))
+
+
+@given(batches)
+def test_a_batch_weighs_what_its_events_weigh(batch: LineBatch) -> None:
+    """For the run's counters, for the columns of PostgreSQL and for the cap."""
+    assert weigh([batch]) == weigh(batch.events())
+    assert line_arrays([batch]) == line_arrays(batch.events())
+    whole, single = LogCap(40), LogCap(40)
+    assert whole.add([batch]) == single.add(batch.events())
+
+
+@given(st.lists(batches, min_size=1, max_size=5), st.integers(1, 60))
+def test_what_is_held_is_handed_out_once_and_in_order(parts: list[LineBatch], limit: int) -> None:
+    """Chunks for Redis and batches for the database each go through all of it."""
+    left, seq = Unwritten(0), 0
+    events: list[Event] = []
+    for part in parts:
+        batch = LineBatch(seq + 1, part.ts, part.run_id, part.attempt, part.step, part.lines)
+        left.add(batch)
+        seq = batch.seq
+        events += batch.events()
+    assert (left.unpublished, left.uncommitted) == (seq, seq)
+    assert left.chunk() == [event.encode() for event in events]
+    assert left.bytes == sum(len(event.encode()) for event in events)
+    left.published_to(seq // 2)
+    assert left.chunk() == [event.encode() for event in events][seq // 2 :]
+    taken: list[Event] = []
+    while left.uncommitted:
+        batches = left.batch(limit)
+        assert (
+            len(batches) == 1 or sum(len(b.lines) for b in batches[:-1] if isinstance(b, LineBatch)) < limit
+        )
+        taken += [event for batch in batches if isinstance(batch, LineBatch) for event in batch.events()]
+        left.committed_batch(batches)
+    assert taken == events
+    assert left.bytes == 0
