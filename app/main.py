@@ -52,6 +52,7 @@ from app.routes import (
     tokens,
     watch,
 )
+from app.routes.abortable import AbortableHttp, AbortableWebSocket
 from app.routes.backlog import Backlog
 from app.routes.deps import Services, now_us
 from app.routes.health import OK, ReadyCheck
@@ -174,8 +175,9 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="auto",
-                http="httptools",
-                ws="websockets-sansio",
+                http=AbortableHttp,
+                ws=AbortableWebSocket,
+                ws_per_message_deflate=False,  # each event is a message of its own
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import orjson
 import pytest
-import uvicorn.config
 from api_server import Api, error_of, serving, settings_for
 from live_run import LiveRun, Stores, hub_of, stores_of
 from servers import RedisServer
@@ -253,10 +252,9 @@ async def test_draining_ends_streams_cleanly(run: LiveRun, stores: Stores) -> No
 
 
 async def test_a_client_who_does_not_read_is_cut(
-    tmp_path: Path, redis_server: RedisServer, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_server: RedisServer, sqlite_url: str
 ) -> None:
     """One viewer never reads while 20 MB flow; another gets all of it, and the first one is let go."""
-    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "httptools", "app.routes.abortable:AbortableHttp")
     settings = settings_for(tmp_path / "data", redis_server.url, sqlite_url, stream_send_timeout_s=1)
     with serving(settings) as api:
         async with stores_of(api) as stores:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import orjson
 import pytest
-import uvicorn.config
 import websockets
 from api_server import TOKEN, Api, serving, settings_for
 from live_run import LiveRun, Stores, hub_of, stores_of
@@ -203,12 +202,9 @@ async def test_a_client_that_vanishes_leaves_nothing(run: LiveRun, stores: Store
 
 
 async def test_a_client_who_does_not_read_is_cut(
-    tmp_path: Path, redis_server: RedisServer, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_server: RedisServer, sqlite_url: str
 ) -> None:
     """A WebSocket whose client never reads while 20 MB flow is let go; another gets all of it."""
-    monkeypatch.setitem(
-        uvicorn.config.WS_PROTOCOLS, "websockets-sansio", "app.routes.abortable:AbortableWebSocket"
-    )
     settings = settings_for(tmp_path / "data", redis_server.url, sqlite_url, stream_send_timeout_s=1)
     with serving(settings) as api:
         async with stores_of(api) as stores:
