@@ -10,7 +10,17 @@ import sys
 
 import typer
 
-from app import cli_admin, cli_demo, cli_files, cli_processes, cli_redis, cli_run, cli_runs
+from app import (
+    cli_admin,
+    cli_dead,
+    cli_demo,
+    cli_files,
+    cli_processes,
+    cli_redis,
+    cli_run,
+    cli_runs,
+    cli_schedules,
+)
 from app.cli_config import CliError
 
 app = typer.Typer(
@@ -32,7 +42,8 @@ app.command("retry", rich_help_panel=RUNS)(cli_runs.retry)
 app.add_typer(cli_files.app, name="files", rich_help_panel=RUNS)
 
 app.command("queue", rich_help_panel=LOOK)(cli_admin.queue)
-app.add_typer(cli_admin.dead_app, name="dead", rich_help_panel=LOOK)
+app.add_typer(cli_dead.app, name="dead", rich_help_panel=LOOK)
+app.add_typer(cli_schedules.app, name="schedule", rich_help_panel=LOOK)
 app.command(
     "redis",
     rich_help_panel=LOOK,

@@ -1,4 +1,4 @@
-"""Client commands on the queue, the dead letters and the tokens, and `env` for the shell."""
+"""Client commands on the queue and the tokens, and `env` for the shell."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli_config import Json, RunId, Token, Url, connect, resolve, target
+from app.cli_config import Json, Token, Url, connect, target
 from app.cli_render import duration
 from app.cli_tables import fields, table
 
-dead_app = typer.Typer(help="List, retry and drop dead letters.", no_args_is_help=True)
 token_app = typer.Typer(help="Make, list and revoke tokens; needs an admin's token.", no_args_is_help=True)
 
 
@@ -51,6 +50,7 @@ def _print_queue(depths: dict[str, Any]) -> None:
             ("in flight", str(depths["in_flight"])),
             ("delayed", str(depths["delayed"])),
             ("dead", str(depths["dead"])),
+            ("ended", f"{depths['ended_per_min']} in the last minute"),
             ("workers", str(len(depths["workers"])) if depths["workers"] else "none: nothing will run"),
         ],
     )
@@ -61,51 +61,6 @@ def _print_queue(depths: dict[str, Any]) -> None:
     if rows:
         print()
         table(("WORKER", "IN FLIGHT", "LEASE LEFT"), rows)
-
-
-@dead_app.command("list")
-def dead_list(
-    *,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=200, help="At most so many.")] = 50,
-    as_json: Json = False,
-    url: Url = None,
-    token: Token = None,
-) -> None:
-    """List dead letters, newest first: runs that were given up, and entries that were none."""
-    with connect(url, token) as client:
-        page = client.dead(limit=limit)
-    if as_json:
-        print(json.dumps(page, indent=2))
-        return
-    table(("RUN", "REASON", "ERROR", "AT"), [_letter(item) for item in page["items"]])
-
-
-def _letter(item: dict[str, Any]) -> tuple[str, ...]:
-    error = item.get("error")
-    said = error.get("message", "") if isinstance(error, dict) else str(error or item.get("raw") or "")
-    return (item.get("run_id") or "-", item.get("reason") or "-", said[:200], item.get("at") or "-")
-
-
-@dead_app.command("retry")
-def dead_retry(run: RunId, *, as_json: Json = False, url: Url = None, token: Token = None) -> None:
-    """Make a new run like a dead one, and drop its letter."""
-    with connect(url, token) as client:
-        made = client.dead_retry(resolve(client, run))
-    print(json.dumps(made, indent=2) if as_json else made["run_id"])
-
-
-@dead_app.command("drop")
-def dead_drop(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The run id that stands in the letter.")],
-    *,
-    as_json: Json = False,
-    url: Url = None,
-    token: Token = None,
-) -> None:
-    """Drop a dead letter; the run's own record stays."""
-    with connect(url, token) as client:
-        client.dead_drop(run)
-    print(json.dumps({"dropped": run}) if as_json else f"dropped {run}")
 
 
 @token_app.command("create")

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 _SKIPPED = frozenset({".git", ".venv", "__pycache__", "node_modules", ".tailrun"})
 _MAX_FILES = 1000
+
+
+RetryOn = Annotated[
+    list[str] | None,
+    typer.Option("--retry-on", metavar="CODE", help="Try again after this error only; may be repeated."),
+]
+High = Annotated[bool, typer.Option("--high", help="To the front of the queue: taken next.")]
 
 
 class DashedCommand(TyperCommand):
@@ -72,6 +80,12 @@ def run(
         float | None, typer.Option(metavar="SECONDS", help="Longest time an attempt may take.")
     ] = None,
     attempts: Annotated[int | None, typer.Option(metavar="N", help="1 + retries after a failure.")] = None,
+    retry_on: RetryOn = None,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", metavar="TIME", help="Start not before 2026-11-20T18:00, here or with a zone."),
+    ] = None,
+    high: High = False,
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Print the run's lines as they come.")
     ] = True,
@@ -93,6 +107,9 @@ def run(
         "labels": pairs(label, "--label"),
         "timeout_s": timeout,
         "max_attempts": attempts,
+        "retry_on": retry_on,
+        "run_at": None if at is None else moment(at),
+        "priority": "high" if high else None,
     }
     body |= {name: value for name, value in given.items() if value is not None}
     with connect(url, token) as client:
@@ -173,6 +190,14 @@ def read_plan(file: str) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise CliError(f"{file} holds what JSON has not: {error}", 2) from error
     return {name: value for name, value in cast("dict[str, Any]", body).items() if name != "start"}
+
+
+def moment(text: str) -> str:
+    """Read a time; one without a zone is this machine's."""
+    try:
+        return datetime.fromisoformat(text).astimezone().isoformat()
+    except (ValueError, OverflowError) as error:
+        raise CliError(f"--at takes a time such as 2026-11-20T18:00, not {text!r}", 2) from error
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -183,7 +183,7 @@ class AsyncClient:
         """Remove a file."""
         await self._send(calls.file("DELETE", run_id, path))
 
-    # Queue, dead letters, tokens
+    # Queue, dead letters, schedules, tokens
 
     async def queue(self) -> Json:
         """Get the depths of the queue."""
@@ -193,6 +193,10 @@ class AsyncClient:
         """Get a page of dead letters, newest first."""
         return await self._json(calls.dead(limit, cursor))
 
+    async def dead_show(self, name: str, *, logs: int | None = None) -> Json:
+        """Get a dead letter by its id or its run's, with the run and its last `logs` events."""
+        return await self._json(calls.dead_show(name, logs))
+
     async def dead_retry(self, run_id: str) -> Json:
         """Make a new run of a dead letter."""
         return await self._json(calls.dead_retry(run_id))
@@ -200,6 +204,31 @@ class AsyncClient:
     async def dead_drop(self, run_id: str) -> None:
         """Remove a dead letter."""
         await self._send(calls.dead_drop(run_id))
+
+    async def dead_retry_many(self, run_ids: Sequence[str] | None = None) -> Json:
+        """Make new runs of the dead letters of these runs, or of all that you may see.
+
+        One call comes to 200 at most: while `left` is not 0, call again.
+        """
+        return await self._json(calls.dead_retry_many(None if run_ids is None else [*run_ids]))
+
+    async def dead_drop_many(self, names: Sequence[str] | None = None) -> int:
+        """Remove the dead letters with these ids (theirs or their runs'), or all; return how many."""
+        return (await self._json(calls.dead_drop_many(None if names is None else [*names])))["dropped"]
+
+    async def schedules(
+        self, *, limit: int | None = None, cursor: str | None = None, all_users: bool = False
+    ) -> Json:
+        """Get a page of schedules, newest first; `all_users` needs a token of scope admin."""
+        return await self._json(calls.schedules(limit, cursor, all_users=all_users))
+
+    async def create_schedule(self, *, cron: str, run: Json, timezone: str | None = None) -> Json:
+        """Make a schedule: `run` is made, as `create` takes it, whenever `cron` is due in `timezone`."""
+        return await self._json(calls.create_schedule({"cron": cron, "timezone": timezone, "run": run}))
+
+    async def delete_schedule(self, schedule_id: str) -> None:
+        """Delete a schedule; the runs that it made stay."""
+        await self._send(calls.delete_schedule(schedule_id))
 
     async def tokens(self) -> Items:
         """List the tokens, without their secrets."""

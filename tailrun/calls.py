@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +14,7 @@ class Call:
 
     method: str
     path: str
-    params: dict[str, str] = field(default_factory=dict[str, str])
+    params: Mapping[str, str | list[str]] = field(default_factory=dict[str, "str | list[str]"])
     json: dict[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -90,6 +91,11 @@ def dead(limit: int | None, cursor: str | None) -> Call:
     return Call("GET", "/v1/dead", _params(limit=limit, cursor=cursor))
 
 
+def dead_show(name: str, logs: int | None) -> Call:
+    """Get one dead letter, with its run and the end of its log."""
+    return Call("GET", f"/v1/dead/{quote(name, safe='')}", _params(logs=logs))
+
+
 def dead_retry(run_id: str) -> Call:
     """Make a new run of a dead letter."""
     return Call("POST", f"/v1/dead/{quote(run_id, safe='')}/retry")
@@ -98,6 +104,32 @@ def dead_retry(run_id: str) -> Call:
 def dead_drop(run_id: str) -> Call:
     """Remove a dead letter."""
     return Call("DELETE", f"/v1/dead/{quote(run_id, safe='')}")
+
+
+def dead_retry_many(run_ids: list[str] | None) -> Call:
+    """Make new runs of many dead letters, or of all."""
+    return Call("POST", "/v1/dead/retry", json={"all": True} if run_ids is None else {"run_ids": run_ids})
+
+
+def dead_drop_many(names: list[str] | None) -> Call:
+    """Remove many dead letters, or all."""
+    return Call("DELETE", "/v1/dead", {"all": "1"} if names is None else {"id": names})
+
+
+def schedules(limit: int | None, cursor: str | None, *, all_users: bool) -> Call:
+    """List schedules, newest first."""
+    everyone = "1" if all_users else None
+    return Call("GET", "/v1/schedules", _params(limit=limit, cursor=cursor, all=everyone))
+
+
+def create_schedule(body: dict[str, Any]) -> Call:
+    """Make a schedule."""
+    return Call("POST", "/v1/schedules", json=_some(**body))
+
+
+def delete_schedule(schedule_id: str) -> Call:
+    """Delete a schedule."""
+    return Call("DELETE", f"/v1/schedules/{quote(schedule_id, safe='')}")
 
 
 def tokens() -> Call:

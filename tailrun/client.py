@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -184,7 +184,7 @@ class Client:
         """Remove a file."""
         self._send(calls.file("DELETE", run_id, path))
 
-    # Queue, dead letters, tokens
+    # Queue, dead letters, schedules, tokens
 
     def queue(self) -> Json:
         """Get the depths of the queue."""
@@ -194,6 +194,10 @@ class Client:
         """Get a page of dead letters, newest first."""
         return self._json(calls.dead(limit, cursor))
 
+    def dead_show(self, name: str, *, logs: int | None = None) -> Json:
+        """Get a dead letter by its id or its run's, with the run and its last `logs` events."""
+        return self._json(calls.dead_show(name, logs))
+
     def dead_retry(self, run_id: str) -> Json:
         """Make a new run of a dead letter."""
         return self._json(calls.dead_retry(run_id))
@@ -201,6 +205,31 @@ class Client:
     def dead_drop(self, run_id: str) -> None:
         """Remove a dead letter."""
         self._send(calls.dead_drop(run_id))
+
+    def dead_retry_many(self, run_ids: Sequence[str] | None = None) -> Json:
+        """Make new runs of the dead letters of these runs, or of all that you may see.
+
+        One call comes to 200 at most: while `left` is not 0, call again.
+        """
+        return self._json(calls.dead_retry_many(None if run_ids is None else [*run_ids]))
+
+    def dead_drop_many(self, names: Sequence[str] | None = None) -> int:
+        """Remove the dead letters with these ids (theirs or their runs'), or all; return how many."""
+        return (self._json(calls.dead_drop_many(None if names is None else [*names])))["dropped"]
+
+    def schedules(
+        self, *, limit: int | None = None, cursor: str | None = None, all_users: bool = False
+    ) -> Json:
+        """Get a page of schedules, newest first; `all_users` needs a token of scope admin."""
+        return self._json(calls.schedules(limit, cursor, all_users=all_users))
+
+    def create_schedule(self, *, cron: str, run: Json, timezone: str | None = None) -> Json:
+        """Make a schedule: `run` is made, as `create` takes it, whenever `cron` is due in `timezone`."""
+        return self._json(calls.create_schedule({"cron": cron, "timezone": timezone, "run": run}))
+
+    def delete_schedule(self, schedule_id: str) -> None:
+        """Delete a schedule; the runs that it made stay."""
+        self._send(calls.delete_schedule(schedule_id))
 
     def tokens(self) -> Items:
         """List the tokens, without their secrets."""

@@ -40,7 +40,8 @@ walk(get_command(app), [])
     commands = dict(line.rsplit(" ", 1) for line in listed.stdout.splitlines())
     assert set(commands) == {
         *("run", "logs", "ls", "show", "cancel", "retry", "files ls", "files get", "files put"),
-        *("queue", "dead list", "dead retry", "dead drop", "redis", "env"),
+        *("queue", "dead list", "dead show", "dead retry", "dead drop", "redis", "env"),
+        *("schedule create", "schedule list", "schedule drop"),
         *("token create", "token list", "token revoke"),
         *("up", "down", "demo", "api", "worker", "migrate", "openapi"),
     }
