@@ -32,7 +32,6 @@ from app.worker.unwritten import Unwritten
 
 COMMIT_EVERY_S = 0.2
 COMMIT_EVENTS = 500
-_UNPUBLISHED_LIMIT = 20_000
 _RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 T = TypeVar("T")
@@ -239,14 +238,17 @@ class LogWriter:
     async def _breathe(self) -> None:
         """Wait while too much is held: this is the backpressure on the tool's pipe."""
         self._check()
-        if self._left.unpublished > _UNPUBLISHED_LIMIT:
-            self._left.published_to(
-                self._left.committed
-            )  # Redis is slow or away: hubs read these from the database
-        while self._left.bytes > self._policy.buffer_bytes:
+        while self._too_much():
             moved = self._moved
             await moved.wait()
             self._check()
+
+    def _too_much(self) -> bool:
+        """Whether one of the two ways lags; hubs read from the database what Redis, away, cannot take."""
+        limit = self._policy.buffer_bytes
+        if self._redis_away:
+            self._left.published_to(self._left.committed)
+        return self._left.unpublished_bytes > limit // 4 or self._left.bytes > limit
 
     def _check(self) -> None:
         if self._lost is not None:
@@ -290,12 +292,14 @@ class LogWriter:
         await self._redis.append(chunk, first, self._left.committed, ended=ended)
         self._redis_away = False
         self._left.published_to(first + len(chunk) - 1)
+        self._wake()
 
     async def _redis_failed(self, error: StorageError) -> None:
         if not self._redis_away:
             self._redis_away = True
             log.warning("redis away, lines go to the database", run_id=self._run.run_id, error=str(error))
         self._left.published_to(self._left.committed)
+        self._wake()
         await _wait(self._ended, _RETRY_S[2])
 
     # -- to the database ----------------------------------------------------------------

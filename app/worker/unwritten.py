@@ -8,7 +8,7 @@ from itertools import islice
 
 from app.line_batch import LineBatch, Written
 
-_CHUNK_EVENTS = 512
+_CHUNK_EVENTS = 1024
 _CHUNK_BYTES = 512_000
 
 
@@ -16,11 +16,11 @@ class Unwritten:
     """Events numbered so far that lack one of the two ways, from `seq` on.
 
     `seq` is the last number given, `published` and `committed` how far each way has come, and
-    `bytes` what those not committed hold, as they are encoded.
+    `bytes` what those not committed hold, as they are encoded; `unpublished_bytes` the others.
     """
 
     def __init__(self, seq: int) -> None:
-        self.bytes = 0
+        self.bytes = self.unpublished_bytes = 0
         self._unpublished: deque[bytes] = deque()
         self._uncommitted: deque[tuple[Written, int]] = deque()
         self.start(seq)
@@ -48,10 +48,12 @@ class Unwritten:
         self._uncommitted.append((written, size))
         if publish:
             self._unpublished.extend(raws)
+            self.unpublished_bytes += size
 
     def publish(self, raw: bytes) -> None:
         """Let an encoded event follow what waits for Redis."""
         self._unpublished.append(raw)
+        self.unpublished_bytes += len(raw)
 
     def chunk(self) -> list[bytes]:
         """Return what one call takes to Redis: events from `published + 1` on."""
@@ -66,7 +68,7 @@ class Unwritten:
     def published_to(self, seq: int) -> None:
         """Let go of what Redis has, or need not get any more."""
         for _ in range(min(seq - self.published, len(self._unpublished))):
-            self._unpublished.popleft()
+            self.unpublished_bytes -= len(self._unpublished.popleft())
             self.published += 1
 
     def batch(self, events: int | None) -> list[Written]:
