@@ -12,6 +12,10 @@ The bulk of the work is done per read, not per line: one search, one decode, one
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import repeat
+
 from app.execution.levels import level_of
 from app.models import Level, Line, Stream
 
@@ -19,6 +23,9 @@ MAX_LINE_BYTES = 1 << 20
 """Longer lines come in pieces, each but the last marked `split`."""
 UPDATE_S = 0.2
 """Least time between two progress updates of a stream."""
+_LINE: Callable[[tuple[Stream, str, Level, bool, bool]], Line] = partial(tuple.__new__, Line)
+"""What `Line` itself calls, without a Python frame for each line that is printed."""
+_NO = repeat(False)
 
 
 class LineSplitter:
@@ -92,8 +99,8 @@ class LineSplitter:
             parts = block.split(b"\n")
             if max(map(len, parts)) > self._max:
                 return [line for part in parts for line in self._long(part)]
-        stream, text = self._stream, _decode(block)
-        out = [Line(stream, line, level_of(line)) for line in map(str.rstrip, text.split("\n"))]
+        stream, texts = self._stream, list(map(str.rstrip, _decode(block).split("\n")))
+        out = list(map(_LINE, zip(repeat(stream), texts, map(level_of, texts), _NO, _NO, strict=False)))
         if self._open is not None:
             out[0] = Line(stream, out[0].content, self._open)
             self._open = None

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.execution import masking
 from app.execution.masking import LineMasker, Masker
 from app.execution.output import LineSplitter
 from app.models import Line, Stream
@@ -155,3 +156,11 @@ def test_batches_without_secrets_are_passed_on_as_they_are() -> None:
 def test_progress_updates_and_levels_are_kept() -> None:
     line = Line(OUT, f"{SECRET} 10%", cr=True)
     assert LineMasker(Masker([SECRET])).lines([line]) == [Line(OUT, "*** 10%", cr=True)]
+
+
+def test_no_literal_of_a_pattern_is_left_out_of_the_first_look() -> None:
+    """What a pattern needs to match is looked for before any line is; each literal, with what finds it."""
+    by_pattern = {literal for literals, _ in masking._BUILT_IN for literal in literals}
+    assert by_pattern == {literal for _, literals in masking._BUILT_IN_BY for literal in literals}
+    assert all(rare in literal for rare, literals in masking._BUILT_IN_BY for literal in literals)
+    assert all(Masker().suspects(f"a{literal}b") for literal in by_pattern)
