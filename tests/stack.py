@@ -97,7 +97,13 @@ class Stack:
         self.api = Process("main", self._env(PORT=str(self.port), **(api_settings or {})), folder / "api.log")
         self.workers = [self.add_worker(n) for n in range(workers)]
         self.http = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
-        self.wait_ready()
+        try:
+            self.wait_ready()
+        except BaseException as error:
+            error.add_note((folder / "api.log").read_text()[-2000:])
+            error.add_note("".join(worker.log.read_text()[-2000:] for worker in self.workers))
+            self.close()
+            raise
 
     def add_worker(self, n: int) -> Process:
         port = free_port()
