@@ -60,6 +60,7 @@ async def _drive_queue(clients: RedisClients, lease: LeaseClient) -> None:
     await clients.ping()
     for n, priority in enumerate(("normal", "high", "normal", "normal", "normal")):
         await queue.push(Job(f"r{n}", priority=priority), 0)
+    assert await queue.push_many([(Job("r0"), 0), (Job("r4", priority="high"), 0)]) == 0, "marked"
     await queue.push_delayed(Job("late", priority="high"), 1)
     await queue.push_delayed(Job("later"), 2)
     taken = [await claims.wait(), *(await claims.claim(4)).entries]

@@ -52,4 +52,4 @@ def test_no_script_computes_a_key() -> None:
         for call in _CALL.finditer(script.lua):
             first = (call["first"] or "").strip()
             free = call["what"].strip() in {"'TIME'", "'PUBLISH'", "'XINFO'"}
-            assert free or re.fullmatch(r"KEYS\[\d\]", first), f"{name}: {call.group()}"
+            assert free or re.fullmatch(r"KEYS\[(\d|i|#KEYS)\]", first), f"{name}: {call.group()}"
