@@ -14,7 +14,7 @@ from app.redis.clients import RedisClients
 from app.redis.lease import LeaseClient
 
 PREFIX = "{tailrun}:"
-_CALL = re.compile(r"redis\.call\(\s*(?P<what>[^,)]+)\s*(?:,\s*(?P<first>[^,)]+))?")
+_CALL = re.compile(r"redis\.p?call\(\s*(?P<what>[^,)]+)\s*(?:,\s*(?P<first>[^,)]+))?")
 
 
 def keys_of(client: redis.Redis, words: list[str]) -> list[str]:
