@@ -110,11 +110,12 @@ def api(
 
         raise typer.Exit(serve(chosen))
     from app.local_children import ChildSpec, Supervisor  # noqa: PLC0415
+    from app.local_leash import OWN_PYTHON  # noqa: PLC0415
 
     drain = chosen.drain_s + chosen.cancel_grace_s + 10
     with Supervisor(say) as supervisor:
         for stage, (name, stop_s) in enumerate({"api": 15.0, "worker": drain}.items()):
-            argv = [sys.executable, "-m", "app", name]
+            argv = [*OWN_PYTHON, "app", name]
             supervisor.start(ChildSpec(name, argv, os.environ, stop_s=stop_s, stage=stage))
         supervisor.run()
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import signal
-import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from http.client import HTTPConnection, HTTPException
 from app.config import Settings
 from app.local_children import Child, ChildSpec, LogTail, Say, Supervisor, last_lines
 from app.local_data import DataFolder, Refused, Serving
+from app.local_leash import OWN_PYTHON
 from app.local_redis import answers, choose_port, find_engine, free_port, require_free
 
 READY_S = 60.0
@@ -216,7 +216,7 @@ class _Machine:
         inherited.pop("API_TOKEN", None)  # only the API needs it
         spec = ChildSpec(
             name=name,
-            argv=[sys.executable, "-m", "app", command],
+            argv=[*OWN_PYTHON, "app", command],
             env=inherited | (env or {}),
             log=log,
             stop_s=stop_s,

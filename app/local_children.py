@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from app.local_leash import ignore, leashed, tie
+from app.local_leash import ROOT, ignore, leashed, tie
 
 HEALTHY_S = 10.0
 """A child that ran so long has recovered: its next restart is quick again."""
@@ -162,7 +162,7 @@ class Supervisor:
         try:
             child.process = subprocess.Popen(
                 argv,
-                env=dict(spec.env),
+                env=dict(spec.env) | {"PYTHONPATH": ROOT},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -13,9 +13,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+"""Where this very Tailrun was imported from; its children find it there, by PYTHONPATH."""
+
+OWN_PYTHON = (sys.executable, "-P", "-m")
+"""How a child begins: `-P`, or a folder named `app` where the user stands would take our place."""
 
 
 def ignore(signum: int, frame: FrameType | None) -> None:
@@ -40,7 +47,7 @@ def tie(signum: signal.Signals) -> Callable[[], None]:
 
 def leashed(argv: Sequence[str], signum: signal.Signals, pipe: int) -> list[str]:
     """Return the command that runs `argv` until the pipe, inherited as fd `pipe`, closes."""
-    return [sys.executable, "-m", "app.local_leash", str(pipe), str(int(signum)), *argv]
+    return [*OWN_PYTHON, "app.local_leash", str(pipe), str(int(signum)), *argv]
 
 
 def main(pipe: int, signum: int, argv: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import stat
@@ -16,6 +17,8 @@ from servers import free_port
 from up_process import Up, clean_environment, tailrun, until
 
 pytestmark = pytest.mark.timeout(300)
+
+from app.local_leash import OWN_PYTHON, ROOT
 
 
 @pytest.fixture
@@ -201,3 +204,11 @@ def test_the_redis_folder_carries_engine_and_version(up: Up) -> None:
     (folder,) = (up.data / "redis").iterdir()
     assert re.fullmatch(r"(valkey|redis)-\d+\.\d+\.\d+", folder.name)
     assert (folder / "appendonlydir").is_dir()
+
+
+def test_a_folder_named_app_where_one_stands_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("raise SystemExit('not ours')")
+    argv, env = [*OWN_PYTHON, "app", "--help"], {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
