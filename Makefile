@@ -9,10 +9,10 @@ DEV := $(VENV)/.ready-dev
 IMAGE ?= tailrun
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-deep check bench build clean lock
+.PHONY: help demo up down test test-deep check bench bench-stream bench-ingest build clean lock
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: $(RUNTIME) ## start everything, run one real job, show its lines and files, stop everything
 	@$(BIN)/tailrun demo
@@ -41,6 +41,12 @@ check: $(DEV) ## lint, format, types, layers, dependencies, locks, documents
 
 bench: $(DEV) ## measure latency, runs/s, lines/s and idle cost; writes docs/benchmarks.md
 	@$(BIN)/python bench/run.py
+
+bench-stream: $(DEV) ## compare the stream with other servers of streams; writes docs/benchmarks-stream.md
+	@$(BIN)/python bench/stream.py
+
+bench-ingest: $(DEV) ## measure from the pipe to database and watcher; writes docs/benchmarks-ingest.md
+	@$(BIN)/python bench/ingest.py
 
 build: ## build the container image (docker or buildah)
 	@sh tools/build_image.sh $(IMAGE)

