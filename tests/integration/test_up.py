@@ -16,9 +16,9 @@ import pytest
 from servers import free_port
 from up_process import Up, clean_environment, tailrun, until
 
-pytestmark = pytest.mark.timeout(300)
-
 from app.local_leash import OWN_PYTHON, ROOT
+
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
