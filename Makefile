@@ -58,6 +58,14 @@ clean: ## remove what was built or installed here; data stays
 lock: $(DEV) ## resolve the dependencies of pyproject.toml anew into the requirements files
 	@$(BIN)/python tools/lock.py
 
+.PHONY: bench-queue bench-runs
+
+bench-queue: $(DEV) ## compare the queue with raw Redis, BullMQ, saq, taskiq, arq; writes docs/benchmarks-queue.md
+	@$(BIN)/python bench/queues.py
+
+bench-runs: $(DEV) ## measure what each process spends on a run; writes docs/benchmarks-queue.md
+	@$(BIN)/python bench/runs.py
+
 $(RUNTIME): requirements.txt requirements-embedded.txt tools/setup.sh
 	@sh tools/setup.sh runtime
 

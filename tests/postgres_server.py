@@ -31,6 +31,7 @@ class PostgresServer:
             text=True,
             start_new_session=True,
         )
+        self.pid = self._guard.pid  # the server and its backends are below this process
         self.port = int(self._ask("init"))
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
