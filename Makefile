@@ -9,7 +9,7 @@ DEV := $(VENV)/.ready-dev
 IMAGE ?= tailrun
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-deep check bench bench-stream bench-ingest build clean lock
+.PHONY: help demo up down test test-deep chaos check bench bench-stream bench-ingest build clean lock
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -24,11 +24,14 @@ down: $(RUNTIME) ## stop the `make up` of this folder
 	@$(BIN)/tailrun down
 
 test: $(DEV) ## run the tests (minutes; nothing to install besides)
-	@$(BIN)/python -m pytest -m "not deep"
+	@$(BIN)/python -m pytest -m "not deep" -n 3 --dist worksteal
 
 test-deep: $(DEV) ## run the long tests; installs the Debian packages they need when missing
 	@sh tools/debian_packages.sh
 	@$(BIN)/python -m pytest -m deep
+
+chaos: $(DEV) ## a storm of kills, freezes and cuts (CHAOS_SEED, CHAOS_RUNS, CHAOS_SECONDS)
+	@$(BIN)/python -m pytest tests/chaos/test_storm.py -m deep -s
 
 check: $(DEV) ## lint, format, types, layers, dependencies, locks, documents
 	$(BIN)/ruff check .
