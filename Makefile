@@ -9,7 +9,7 @@ DEV := $(VENV)/.ready-dev
 IMAGE ?= tailrun
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-deep chaos check bench bench-stream bench-ingest build clean lock
+.PHONY: help demo up down test test-deep chaos check bench bench-stream bench-ingest bench-queue bench-runs build clean lock
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,12 @@ bench-stream: $(DEV) ## compare the stream with other servers of streams; writes
 bench-ingest: $(DEV) ## measure from the pipe to database and watcher; writes docs/benchmarks-ingest.md
 	@$(BIN)/python bench/ingest.py
 
+bench-queue: $(DEV) ## compare the queue with raw Redis, BullMQ, saq, taskiq, arq; writes docs/benchmarks-queue.md
+	@$(BIN)/python bench/queues.py
+
+bench-runs: $(DEV) ## measure what each process spends on a run; writes docs/benchmarks-queue.md
+	@$(BIN)/python bench/runs.py
+
 build: ## build the container image (docker or buildah)
 	@sh tools/build_image.sh $(IMAGE)
 
@@ -60,14 +66,6 @@ clean: ## remove what was built or installed here; data stays
 
 lock: $(DEV) ## resolve the dependencies of pyproject.toml anew into the requirements files
 	@$(BIN)/python tools/lock.py
-
-.PHONY: bench-queue bench-runs
-
-bench-queue: $(DEV) ## compare the queue with raw Redis, BullMQ, saq, taskiq, arq; writes docs/benchmarks-queue.md
-	@$(BIN)/python bench/queues.py
-
-bench-runs: $(DEV) ## measure what each process spends on a run; writes docs/benchmarks-queue.md
-	@$(BIN)/python bench/runs.py
 
 $(RUNTIME): requirements.txt requirements-embedded.txt tools/setup.sh
 	@sh tools/setup.sh runtime
