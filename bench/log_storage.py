@@ -3,7 +3,7 @@
     python bench/log_storage.py            prints ratios for docs/decisions/0006-log-storage.md
 
 Each way takes its turn in every round, on the same machine and database, and the median of its
-rounds counts; what is printed is the ratio to the way that is in use. Needs half a minute.
+rounds counts; what is printed is the ratio to the way that is in use. Needs a minute or two.
 """
 
 from __future__ import annotations

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from db_world import NOW
 from ended_runs import ended_run, pack_all, plain_lines, read_all
 from servers import RedisServer
+from stack import Stack, shell, wait_for
 from test_log_upkeep import counts
 
 from app.db.engine import Database
@@ -39,9 +43,8 @@ from app.db.log_upkeep import LogUpkeep
 async def main():
     upkeep = LogUpkeep(Database(sys.argv[1]))
     (run,) = await upkeep.ended(None, since=0, before=2**62, limit=9, min_lines=201)
-    print("ready", flush=True)
     while await upkeep.pack_next(run):
-        pass
+        print("packed", flush=True)
 
 asyncio.run(main())
 """
@@ -166,23 +169,43 @@ async def test_a_log_that_the_store_refuses_stays(janitor: MakeJanitor, database
 
 async def test_a_janitor_killed_at_any_moment_loses_no_line(database: Database, migrated_url: str) -> None:
     """SIGKILL, again and again, until the log is packed; it is whole after each."""
-    run = await ended_run(database, plain_lines(9000))
+    run = await ended_run(database, plain_lines(20_000))
     logs = LogStore(database)
     before = await read_all(logs, run.run_id)
     for _ in range(6):
-        command = [sys.executable, "-c", PACK, migrated_url]
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PACK, migrated_url), stdout=subprocess.PIPE
+        )
         assert process.stdout
-        assert await process.stdout.readline() == b"ready\n"
-        try:
-            await asyncio.wait_for(process.wait(), random.uniform(0.002, 0.06))
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        assert await process.stdout.readline() == b"packed\n"
+        await asyncio.sleep(random.uniform(0, 0.02))  # into the middle of any of the next transactions
+        process.kill()
+        await process.wait()
         assert await read_all(logs, run.run_id) == before
     rows, chunks = await counts(database, run.run_id)
-    assert chunks > 0
-    if rows > 2:
-        await pack_all(LogUpkeep(database), run)
+    assert chunks >= 6
+    assert rows > 2, "killed each time before it was through"
+    await pack_all(LogUpkeep(database), run)
     assert await read_all(logs, run.run_id) == before
-    assert await counts(database, run.run_id) == (2, 46)
+    assert await counts(database, run.run_id) == (2, 101)
+
+
+def test_a_worker_looks_after_logs(tmp_path: Path, sqlite_url: str) -> None:
+    """The whole of it, as processes: a run is packed after its end, and reads as it did."""
+    stack = Stack(tmp_path, sqlite_url, LOG_PACK_AFTER_S="0")
+    try:
+        run_id = stack.submit(shell("seq 1 700"))
+        stack.wait_end(run_id)
+        before = stack.events(run_id)
+        metrics = f"{stack.workers[0].url}/metrics"
+        wait_for(
+            lambda: 'tailrun_log_upkeep_total{work="packed"} 1.0' in httpx2.get(metrics).text,
+            "the janitor",
+        )
+        assert stack.events(run_id) == before
+        assert len(before) > 700
+        with sqlite3.connect(sqlite_url.removeprefix("sqlite:///")) as db:
+            assert db.execute("SELECT count(*) FROM log_lines").fetchone() == (2,)
+        db.close()
+    finally:
+        stack.close()
