@@ -47,6 +47,8 @@ class LineSplitter:
         self._waiting: bytes | None = None
         """An update that came too soon after the last one."""
         self._updated_at = float("-inf")
+        self.replaced = False
+        """Whether something was no text, and U+FFFD was put in its place."""
 
     def feed(self, data: bytes, now: float) -> list[Line]:
         """Take the next bytes; return the lines that they complete."""
@@ -99,7 +101,7 @@ class LineSplitter:
             parts = block.split(b"\n")
             if max(map(len, parts)) > self._max:
                 return [line for part in parts for line in self._long(part)]
-        stream, texts = self._stream, list(map(str.rstrip, _decode(block).split("\n")))
+        stream, texts = self._stream, list(map(str.rstrip, self._decode(block).split("\n")))
         out = list(map(_LINE, zip(repeat(stream), texts, map(level_of, texts), _NO, _NO, strict=False)))
         if self._open is not None:
             out[0] = Line(stream, out[0].content, self._open)
@@ -131,7 +133,7 @@ class LineSplitter:
         at = self._max
         while at > self._max - 3 and part[at] & 0xC0 == 0x80:  # noqa: PLR2004 - a continuation byte
             at -= 1
-        text = _decode(part[:at])
+        text = self._decode(part[:at])
         if self._open is None:
             self._open = level_of(text)
         return Line(self._stream, text, self._open, split=True), part[at:]
@@ -192,11 +194,17 @@ class LineSplitter:
 
     def _show(self, update: bytes, now: float) -> list[Line]:
         self._updated_at, self._waiting = now, None
-        text = _decode(update).rstrip()
+        text = self._decode(update).rstrip()
         return [Line(self._stream, text, level_of(text), cr=True)] if text else []
 
-
-def _decode(data: bytes) -> str:
-    """Decode UTF-8; what is none becomes U+FFFD, and so does NUL, which no database text holds."""
-    text = data.decode("utf-8", "replace")
-    return text.replace("\0", "\ufffd") if "\0" in text else text
+    def _decode(self, data: bytes) -> str:
+        """Decode UTF-8; what is none becomes U+FFFD, and so does NUL, which no database text holds."""
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            self.replaced = True
+            text = data.decode("utf-8", "replace")
+        if "\0" not in text:
+            return text
+        self.replaced = True
+        return text.replace("\0", "\ufffd")

@@ -13,7 +13,15 @@ from collections.abc import Callable
 
 from app.execution.executor import LineSink
 from app.execution.output import LineSplitter
-from app.models import Line, Stream
+from app.models import Level, Line, Stream
+
+NO_TEXT = Line(
+    Stream.SYSTEM,
+    "the program prints bytes that are no text (UTF-8); each shows as \ufffd, and is not kept as it was: "
+    "write binary data to a file",
+    Level.WARNING,
+)
+"""Said once by a pump, right behind the first such line."""
 
 _READ_BYTES = 64 * 1024
 """A read full of empty lines still holds the event loop for a moment only."""
@@ -24,7 +32,9 @@ class Pump:
 
     def __init__(self, outputs: dict[Stream, int], sink: LineSink) -> None:
         self._open = {fd: LineSplitter(stream) for stream, fd in outputs.items()}
+        self._splitters = tuple(self._open.values())
         self._sink = sink
+        self._said_no_text = False
         self._wake = asyncio.Event()
         self.blocked_s = 0.0
         """How long the sink was waited for, in seconds: time in which the program could not go on."""
@@ -76,6 +86,9 @@ class Pump:
         return lines, busy
 
     async def _give(self, lines: list[Line]) -> None:
+        if not self._said_no_text and any(splitter.replaced for splitter in self._splitters):
+            self._said_no_text = True
+            lines.append(NO_TEXT)
         before = time.monotonic()
         await self._sink(lines)
         self.blocked_s += time.monotonic() - before

@@ -13,6 +13,7 @@ from local_tools import beating, executor_at
 
 from app.execution.executor import StopReason, StopToken
 from app.execution.process import LocalExecutor
+from app.execution.pump import NO_TEXT
 from app.models import Level, Line, Stream
 
 
@@ -29,6 +30,35 @@ async def test_a_line_of_five_megabytes_comes_in_marked_pieces(
     _, sink = await ended(executor, tool(tmp_path, "python3", "-c", script))
     assert "".join(line.content for line in sink.lines) == "€" * 1_666_667 + "end"
     assert [line.split for line in sink.lines] == [True] * 4 + [False]
+
+
+@pytest.mark.parametrize(
+    ("script", "shown"),
+    [
+        (
+            r"printf 'ok\nb\377d\n'; sleep 0.3; printf '\376\n' >&2; echo end",
+            ["ok", "b\ufffdd", "\ufffd", "end"],
+        ),
+        (r"printf 'a\0b\n'", ["a\ufffdb"]),
+        (r"printf 'no line end \303'", ["no line end \ufffd"]),
+    ],
+)
+async def test_binary_output_is_replaced_with_one_warning(
+    executor: LocalExecutor, tmp_path: Path, script: str, shown: list[str]
+) -> None:
+    """Behind the first line that needed it, once for both pipes together."""
+    _, sink = await ended(executor, shell(tmp_path, script))
+    assert sorted(line.content for line in sink.lines if line != NO_TEXT) == sorted(shown)
+    assert sink.lines.count(NO_TEXT) == 1
+    assert all("\ufffd" not in line.content for line in sink.lines[: sink.lines.index(NO_TEXT) - 1])
+
+
+async def test_text_is_no_binary(executor: LocalExecutor, tmp_path: Path) -> None:
+    """Not even the replacement character itself, when a program prints it, or a character in two writes."""
+    _, sink = await ended(
+        executor, shell(tmp_path, r"printf '\357\277\275 \303'; sleep 0.2; printf '\244\n'")
+    )
+    assert [line.content for line in sink.lines] == ["\ufffd ä"]
 
 
 async def test_a_slow_progress_bar_shows_each_state_and_ends_as_a_line(
