@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     stream_ping_s: float = Field(15, gt=0)
     stream_limit: int = Field(2_000, ge=1)
     stream_send_timeout_s: float = Field(30, gt=0)
+    stream_linger_s: float = Field(0.02, ge=0, le=1)
 
     # Worker
     worker_concurrency: int = Field(10, ge=1, le=1000)

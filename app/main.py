@@ -233,7 +233,13 @@ def _open(settings: Settings, stack: AsyncExitStack) -> Services:
     run_store, tail, draining = RunStore(db), Tail(redis), asyncio.Event()
     history = LogHistory(LogStore(db), run_store, workspaces)
     hub = StreamHub(
-        redis, tail, history.page, run_store.heads, draining=draining, limit=settings.stream_limit
+        redis,
+        tail,
+        history.page,
+        run_store.heads,
+        draining=draining,
+        limit=settings.stream_limit,
+        linger_s=settings.stream_linger_s,
     )
     stack.push_async_callback(hub.close)
     return Services(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import orjson
@@ -43,7 +44,7 @@ _SUBPROTOCOL = "bearer"
 
 @router.websocket("/v1/runs/{run_id}/stream")
 async def stream(socket: WebSocket, run_id: str) -> None:
-    """Send events as JSON; take `STOP` or `{"signal": "STOP"}`."""
+    """Send events as JSON; take `STOP` or `{"signal": "STOP"}`, and `{"resume": <seq>}`."""
     await _serve(socket, run_id, "json")
 
 
@@ -65,52 +66,60 @@ async def _serve(socket: WebSocket, run_id: str, default: str) -> None:
     except (TailrunError, StorageError) as error:
         await socket.close(_CODES.get(type(error), FAILED), _reason(error))
         return
-    hub, ended = shared.hub, run.status.terminal
-    with (
-        hub.replay(run.run_id, after, run.last_seq, encode)
-        if ended
-        else hub.follow(run.run_id, after, encode)
-    ) as reader:
-        await _Session(socket, shared, principal, run, reader).run()
+    await _Session(socket, shared, principal, run, encode).run(after)
 
 
 class _Session:
-    """One open WebSocket: a task that listens, and the sending itself."""
+    """One open WebSocket: a task that listens, and the sending itself.
+
+    A client that asks to resume gets another reader, which begins where it said.
+    """
+
+    _reader: Reader
 
     def __init__(
-        self, socket: WebSocket, shared: Services, principal: Principal, run: Run, reader: Reader
+        self, socket: WebSocket, shared: Services, principal: Principal, run: Run, encode: Encoding
     ) -> None:
         self._socket = socket
         self._services = shared
         self._principal = principal
         self._run = run
-        self._reader = reader
+        self._encode = encode
+        self._resume: int | None = None
         self._gone = False
         self._close = (RESTART, "The server stops; connect again with ?after=.")
 
-    async def run(self) -> None:
-        """Serve until the run's end, the client's leave or the process's."""
-        listening = asyncio.ensure_future(self._listen())
-        watchdog = Watchdog(
-            None,
-            self._services.settings.stream_send_timeout_s,
-            on_idle=self._reader.poke,
-            on_stalled=self._cut,
-        )
+    async def run(self, after: int) -> None:
+        """Serve what follows `after`, until the run's end, the client's leave or the process's."""
+        stalled_s = self._services.settings.stream_send_timeout_s
+        watchdog = Watchdog(None, stalled_s, on_idle=lambda: None, on_stalled=self._cut)
+        self._resume = after
+        listening: asyncio.Future[None] | None = None
         try:
-            await self._send_all(watchdog)
+            while self._resume is not None and not self._gone:
+                with self._open(self._resume) as self._reader:
+                    self._resume = None
+                    listening = listening or asyncio.ensure_future(self._listen())
+                    await self._send_all(watchdog)
         except StorageError as error:
             self._close = (TRY_LATER, _reason(error))
         finally:
             watchdog.stop()
-            listening.cancel()
+            if listening is not None:
+                listening.cancel()
         if not self._gone:
             await self._socket.close(*((DONE, None) if self._reader.finished else self._close))
+
+    def _open(self, after: int) -> AbstractContextManager[Reader]:
+        hub, run = self._services.hub, self._run
+        if run.status.terminal:
+            return hub.replay(run.run_id, after, run.last_seq, self._encode)
+        return hub.follow(run.run_id, after, self._encode)
 
     async def _send_all(self, watchdog: Watchdog) -> None:
         while (payload := await self._reader.next()) is not None:
             for text in payload:
-                if self._gone:
+                if self._gone or self._resume is not None:
                     return
                 watchdog.sending()
                 await self._send(text)
@@ -129,8 +138,13 @@ class _Session:
             if message["type"] == "websocket.disconnect":
                 self._leave()
                 return
-            if _is_stop(message.get("text") or message.get("bytes")):
-                await self._stop()
+            match _body(message.get("text") or message.get("bytes")):
+                case {"signal": "STOP"}:
+                    await self._stop()
+                case {"resume": seq}:
+                    self._resume_after(seq)
+                case _:
+                    pass
 
     async def _stop(self) -> None:
         if self._principal.scope == "stream":
@@ -143,6 +157,13 @@ class _Session:
             _log.warning("STOP failed", run_id=self._run.run_id, error=str(error))
             self._close = (TRY_LATER, "STOP could not be taken; try again.")
             self._reader.close()
+
+    def _resume_after(self, seq: Any) -> None:
+        if type(seq) is int and 0 <= seq <= MAX_SEQ:
+            self._resume = seq
+        else:
+            self._close = (BAD_PARAMETER, "resume must be the `seq` of an event.")
+        self._reader.close()
 
     def _leave(self) -> None:
         self._gone = True
@@ -179,15 +200,15 @@ def _encoding(socket: WebSocket, default: str) -> Encoding:
     return stripped(encode) if ansi == "strip" else encode
 
 
-def _is_stop(message: Any) -> bool:
+def _body(message: Any) -> Any:
+    """Return what a client says: JSON, or the bare word STOP."""
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
     if text.strip() == "STOP":
-        return True
+        return {"signal": "STOP"}
     try:
-        body = orjson.loads(text)
+        return orjson.loads(text)
     except orjson.JSONDecodeError:
-        return False
-    return isinstance(body, dict) and body.get("signal") == "STOP"
+        return None
 
 
 def _reason(error: Exception) -> str:

@@ -80,6 +80,33 @@ async def test_after(run: LiveRun) -> None:
         assert await all_of(socket) == []
 
 
+async def test_resume_goes_on_behind_an_event(run: LiveRun) -> None:
+    """`{"resume": n}` on an open connection: what follows is n + 1 and so on, live and after the end."""
+    await run.lines(20)
+    async with events(run) as socket:
+        while orjson.loads(await socket.recv())["seq"] < run.seq:
+            pass
+        for after in (5, 0, run.seq):
+            await socket.send(f'{{"resume": {after}}}')
+            if after == run.seq:
+                await run.lines(1)
+            got = [orjson.loads(await socket.recv())["seq"] for _ in range(run.seq - after)]
+            assert got == list(range(after + 1, run.seq + 1))
+        await run.end()
+        assert [orjson.loads(text)["seq"] for text in await all_of(socket)] == [run.seq]
+    await until(lambda: hub_of(run.stores.api).readers == 0)
+
+
+@pytest.mark.parametrize("what", ["-1", "1.5", "true", "null", '"7"', str(2**60)])
+async def test_resume_with_nonsense_is_told(run: LiveRun, what: str) -> None:
+    """The close code says that the parameter is wrong, as it does for `?after=`."""
+    async with events(run) as socket:
+        await socket.send(f'{{"resume": {what}}}')
+        async with asyncio.timeout(5):
+            await socket.wait_closed()
+        assert socket.close_code == 4422
+
+
 @pytest.mark.parametrize(
     ("status", "error", "word"),
     [
