@@ -93,10 +93,10 @@ async def test_a_folder_swapped_for_a_link_leads_nowhere(run: Workspace, folder:
             except EXPECTED as error:
                 seen.add(type(error).__name__)
             assert {file.size for file in await run.list()} <= {6}
-            if {"written", "Unprocessable"} <= seen and n > 200:
+            if {"written", "InvalidPath"} <= seen and n > 200:
                 break
     assert {path.name: path.read_bytes() for path in outside.iterdir()} == {"file": b"secret"}
-    assert {"written", "Unprocessable"} <= seen
+    assert {"written", "InvalidPath"} <= seen
 
 
 async def test_a_file_swapped_for_a_link_or_a_fifo_is_never_followed(
