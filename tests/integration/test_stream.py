@@ -17,8 +17,8 @@ from app.models import Level, RunStatus, Stream
 
 
 @pytest.fixture
-def api(tmp_path: Path, redis_server: RedisServer, sqlite_url: str) -> Iterator[Api]:
-    settings = settings_for(tmp_path / "data", redis_server.url, sqlite_url, stream_ping_s=0.3)
+def api(tmp_path: Path, redis_server: RedisServer, database_url: str) -> Iterator[Api]:
+    settings = settings_for(tmp_path / "data", redis_server.url, database_url, stream_ping_s=0.3)
     with serving(settings) as api:
         yield api
 
