@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.models import Line
 
@@ -36,6 +36,7 @@ class StopToken:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._asked: set[asyncio.Future[None]] = set()
         self.reason: StopReason | None = None
 
     def stop(self, reason: StopReason) -> None:
@@ -43,6 +44,9 @@ class StopToken:
         if self.reason is None or reason is StopReason.LOST:
             self.reason = reason
         self._event.set()
+        for asked in self._asked:
+            if not asked.done():
+                asked.set_result(None)
 
     @property
     def stopped(self) -> bool:
@@ -54,6 +58,18 @@ class StopToken:
         await self._event.wait()
         assert self.reason is not None  # noqa: S101 - set before the event
         return self.reason
+
+    async def race(self, task: asyncio.Task[Any], timeout_s: float | None = None) -> None:
+        """Wait until `task` is done, somebody asks to stop, or the time is over; cancel nothing."""
+        if self.stopped:
+            return
+        asked = asyncio.get_running_loop().create_future()
+        self._asked.add(asked)
+        try:
+            await asyncio.wait((task, asked), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._asked.discard(asked)
+            asked.cancel()
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,16 +140,14 @@ class JobProcessor:
 
     async def _bounded(self, work: asyncio.Task[int | None]) -> int | None:
         """Wait for the work; once it is asked to stop, not longer than grace + kill + margin."""
-        stopped = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+            await self._stop.race(work)
             if not work.done():
                 await asyncio.wait((work,), timeout=self._bench.settings.cancel_grace_s + _STOP_MARGIN_S)
             if not work.done():
                 return await self._break_off(work)
             return work.result()
         finally:
-            stopped.cancel()
             if not work.done():
                 work.cancel()
 

@@ -67,16 +67,16 @@ async def _interruptible(
     stop: StopToken,
 ) -> ToolOutcome:
     """Do `work` until it is done, its time is over or somebody asks to stop."""
-    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    task = asyncio.create_task(work)
     try:
-        await asyncio.wait({task, stopped}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await stop.race(task, timeout_s)
         if task.done():
             return task.result()
         return ToolOutcome(stopped=stop.reason or StopReason.TIMEOUT)
     finally:
-        task.cancel()
-        stopped.cancel()
-        await asyncio.gather(task, stopped, return_exceptions=True)
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def _failure(error: TailrunError | StorageError) -> RunFailure:
