@@ -87,6 +87,8 @@ class LocalWorkspace:
     async def write(self, path: str, content: AsyncIterator[bytes] | bytes) -> FileInfo:
         """Store a file, whole or not at all."""
         path = normalise(path)
+        if isinstance(content, bytes):
+            return await self._run(self._write, content, path)
         budget = await self._run(self._budget)
         room = budget.room(path)
         async with self._threads.opened(self._temporary, _discard, path) as (fd, temp):
@@ -142,6 +144,18 @@ class LocalWorkspace:
             yield checkout
 
     # Blocking from here on.
+
+    def _write(self, content: bytes, path: str) -> FileInfo:
+        """Write what is in memory in one trip to a thread: of a small file it is the dearest part."""
+        budget = self._budget()
+        if len(content) > (room := budget.room(path)):
+            raise budget.too_large(path, room)
+        temporary = self._temporary(path)
+        try:
+            _append(temporary[0], content, path)
+            return self._commit(*temporary, path)
+        finally:
+            _discard(temporary)
 
     def _make(self) -> Snapshot:
         with explained(_FOLDER), opened_folder(self._home.root, self._key.split("/"), create=True):
