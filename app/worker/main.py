@@ -61,6 +61,8 @@ from app.worker.scheduler import Scheduler
 from app.worker.secrets import Secrets
 
 _RETRY_S = 1.0
+_FEW, _GATHER_S = 3, 0.002
+"""While more runs wait, a third of the slots is claimed for at once, if it comes free within 2 ms."""
 
 T = TypeVar("T")
 
@@ -82,6 +84,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._draining = asyncio.Event()
+        self._more = False
         self._trouble = "starting"
         self._redis = RedisClients.for_worker(settings)
         self._db = Database(settings.effective_database_url)
@@ -253,6 +256,10 @@ class Worker:
             if self._resources.lack():
                 await _wait(self._draining, FRESH_S)
                 continue
+            if self._more and free < self._settings.worker_concurrency // _FEW:
+                self._more = False
+                await asyncio.sleep(_GATHER_S)
+                continue
             try:
                 await self._claim(free)
             except StorageError as error:
@@ -261,6 +268,7 @@ class Worker:
     async def _claim(self, free: int) -> None:
         """Claim what there is; if there is nothing, wait a few seconds for the next entry."""
         claimed = await self._queue.claim(free)
+        self._more = len(claimed) == free
         self._trouble = ""
         if not claimed:
             entry = await self._unless_draining(self._queue.wait())
