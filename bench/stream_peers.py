@@ -251,12 +251,12 @@ def tailrun(server: Server) -> str:
 
 
 PEERS_IN_ORDER = (
-    Peer("limit: uvloop TCP, joined writes", limit, (300_000, 1_000_000, 4_000_000, 8_000_000)),
+    Peer("limit: uvloop TCP, joined writes", limit, (300_000, 1_000_000, 4_000_000, 6_000_000)),
     Peer("nchan (nginx), memory", nchan, (30_000, 100_000, 150_000, 150_000)),
     Peer("Node better-sse", better_sse, (50_000, 150_000, 250_000, 250_000)),
     Peer("FastAPI's own SSE", own_sse, (12_000, 15_000, 15_000, 10_000)),
     Peer("naive: sse-starlette, a subscription each", naive, (12_000, 15_000, 15_000, 15_000)),
-    Peer("**Tailrun**, its endpoint with auth", tailrun, (150_000, 1_000_000, 4_000_000, 8_000_000)),
+    Peer("**Tailrun**, its endpoint with auth", tailrun, (150_000, 1_000_000, 2_500_000, 2_500_000)),
 )
 
 
