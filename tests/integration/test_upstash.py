@@ -87,6 +87,7 @@ async def test_every_short_command_answers_as_the_redis_protocol_does(
             await clients.commands.lrange("none", 0, -1),
         ]
 
+    await direct.commands.script_flush()
     assert await seen(rest) == await seen(direct)
     assert await Publisher(rest).append("r1", 7, 4, [b"{}"], keep_from=0) == Refused(1)
     await Publisher(rest).finish("r1")
