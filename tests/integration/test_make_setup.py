@@ -83,6 +83,8 @@ def in_terminal(folder: Path, child: str) -> tuple[int, int]:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder)
+        for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # `make test` is not the make of this test
+            os.environ.pop(name, None)
         os.execvp("make", ["make", "up"])
     return pid, terminal
 
