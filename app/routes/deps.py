@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import re
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -96,20 +97,7 @@ async def _shared(conn: HTTPConnection) -> Services:
     return services(conn)
 
 
-class _Bearer(SecurityBase):
-    """`Authorization: Bearer <token>`, as OpenAPI knows it; None when there is no such header."""
-
-    def __init__(self) -> None:
-        self.model = BearerModel(description="A token of `tailrun token create`, or `API_TOKEN`.")
-        self.scheme_name = "bearer"
-
-    async def __call__(self, conn: HTTPConnection) -> str | None:
-        scheme, _, token = conn.headers.get("authorization", "").partition(" ")
-        return token.strip() or None if scheme.lower() == "bearer" else None
-
-
 CurrentServices = Annotated[Services, Depends(_shared)]
-_Header = Annotated[str | None, Depends(_Bearer())]
 
 
 async def _principal(token: str, services: Services) -> Principal:
@@ -125,7 +113,7 @@ async def _principal(token: str, services: Services) -> Principal:
     return Principal(found.user_id, found.scope, found.token_id, found.run_id)
 
 
-async def current_user(token: _Header, services: CurrentServices) -> Principal:
+async def current_user(_conn: HTTPConnection, token: str | None, services: Services) -> Principal:
     """Return the caller; `Unauthorized` without a valid token of scope user or admin."""
     if token is None:
         raise Unauthorized("Send a token: `Authorization: Bearer <token>`.")
@@ -135,7 +123,7 @@ async def current_user(token: _Header, services: CurrentServices) -> Principal:
     return principal
 
 
-async def stream_user(conn: HTTPConnection, token: _Header, services: CurrentServices) -> Principal:
+async def stream_user(conn: HTTPConnection, token: str | None, services: Services) -> Principal:
     """Return the caller of a stream route, where `?access_token=` may carry a stream token."""
     if token is not None:
         return await _principal(token, services)
@@ -148,16 +136,36 @@ async def stream_user(conn: HTTPConnection, token: _Header, services: CurrentSer
     return principal
 
 
-async def admin(principal: Annotated[Principal, Depends(current_user)]) -> Principal:
+class _Bearer(SecurityBase):
+    """`Authorization: Bearer <token>`, as OpenAPI knows it, and who that is: `who` gets None without one.
+
+    One dependency instead of one each for header, services and caller: FastAPI works on each of
+    them anew with every request, which cost more than the check of a token.
+    """
+
+    def __init__(self, who: Callable[[HTTPConnection, str | None, Services], Awaitable[Principal]]) -> None:
+        self.model = BearerModel(description="A token of `tailrun token create`, or `API_TOKEN`.")
+        self.scheme_name = "bearer"
+        self._who = who
+
+    async def __call__(self, conn: HTTPConnection) -> Principal:
+        scheme, _, token = conn.headers.get("authorization", "").partition(" ")
+        bearer = token.strip() or None if scheme.lower() == "bearer" else None
+        return await self._who(conn, bearer, services(conn))
+
+
+CurrentUser = Annotated[Principal, Depends(_Bearer(current_user))]
+StreamUser = Annotated[Principal, Depends(_Bearer(stream_user))]
+"""Like `CurrentUser`, also a stream token: check `scope` before anything but reading."""
+
+
+async def admin(principal: CurrentUser) -> Principal:
     """Return the caller if they are an admin; `Forbidden` otherwise."""
     if not principal.admin:
         raise Forbidden("This needs a token of scope admin.")
     return principal
 
 
-CurrentUser = Annotated[Principal, Depends(current_user)]
-StreamUser = Annotated[Principal, Depends(stream_user)]
-"""Like `CurrentUser`, also a stream token: check `scope` before anything but reading."""
 Admin = Annotated[Principal, Depends(admin)]
 
 
