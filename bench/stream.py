@@ -210,7 +210,7 @@ How it is taken:
   every watcher has counted all of them.
 - **CPU**: of the server's processes, over a steady 200 lines/s to each of 100 watchers.
 - **p50 / p99**: from before a line is sent to when the watcher has read it, of 50 of the watchers.
-- **RSS**: resident memory of the server with 500 open, silent streams.
+- **RSS**: resident memory of the server with 500 open, silent streams, after the bursts.
 - **Stalled**: 20 connections with the smallest receive buffers never read, ten others do. The memory that
   grew is the server's and, where it has one, its Redis's.
 - **The clients are not the bottleneck**: one process with epoll and one buffer counts one byte per line; its
