@@ -185,6 +185,24 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Wants:
+    """Where and with how much a step's program is to run; None: as the deployment says.
+
+    `image` is a container image, `cpu` and `memory` are Kubernetes quantities, `network` is
+    `none` or `internet`.
+    """
+
+    image: str | None = None
+    cpu: str | None = None
+    memory: str | None = None
+    network: str | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is wanted."""
+        return any((self.image, self.cpu, self.memory, self.network))
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One step of a plan, already checked against the catalogue."""
 
@@ -193,6 +211,7 @@ class Step:
     args: dict[str, Any]
     timeout_s: float | None = None
     continue_on_error: bool = False
+    wants: Wants = field(default_factory=Wants)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class Place:
 
     @property
     def router(self) -> ToolRouter:
-        return ToolRouter(self.workspace, self.executor, self.run, self.log, tmp_dir=self.tmp)
+        return ToolRouter(self.workspace, self.executor, self.run, self.log)
 
     async def call(self, tool: str, timeout_s: float | None = None, **args: Any) -> program.ToolOutcome:
         """Run one step as the API would have accepted it."""

@@ -25,7 +25,7 @@ _SYSTEM_PATH = (
 )
 
 
-def build_env(tool: ToolRun, tmp: Path) -> dict[str, str]:
+def build_env(tool: ToolRun, cwd: Path, tmp: Path) -> dict[str, str]:
     """Return the whole environment of `tool`, whose own `env` adds to it and may change LANG, TZ and TERM.
 
     Raises:
@@ -33,8 +33,8 @@ def build_env(tool: ToolRun, tmp: Path) -> dict[str, str]:
     """
     check_env(tool.env)
     return {
-        "PATH": _path(),
-        "HOME": str(tool.cwd),
+        "PATH": search_path(),
+        "HOME": str(cwd),
         "TMPDIR": str(tmp),
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
@@ -47,7 +47,7 @@ def build_env(tool: ToolRun, tmp: Path) -> dict[str, str]:
     }
 
 
-def _path() -> str:
+def search_path() -> str:
     """Put this interpreter's folder first, so that `python` is there; then the system's folders."""
     mine = str(Path(sys.executable).parent)
     given = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder in _SYSTEM_PATH]

@@ -1,21 +1,32 @@
-"""The executor interface: run one program, hand over its lines, say how it ended.
+"""The executor interface: run one program in a run's files, hand over its lines, say how it ended.
 
-The local process and the Kubernetes Job implement it; one conformance suite holds both.
+The local process and the Kubernetes Job implement it; one conformance suite holds both. How the
+files reach the program, and what it changed comes back, is the executor's business: a process of
+this machine works in a checkout, a pod elsewhere gets an archive.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Protocol
 
-from app.models import Line
+from app.models import Line, Wants
+from app.storage.workspace import FileInfo, Workspace
 
-LineSink = Callable[[Sequence[Line]], Awaitable[None]]
-"""Takes lines in order; awaiting it is the backpressure that leaves the pipe unread."""
+
+class LineSink(Protocol):
+    """Takes lines in order; awaiting it is the backpressure that leaves the pipe unread."""
+
+    async def __call__(self, lines: Sequence[Line], /) -> None:
+        """Take lines."""
+        ...
+
+    async def gap(self, lost: int, why: str) -> None:
+        """Say that `lost` lines (0: an unknown number) are missing here."""
+        ...
 
 
 class StopReason(StrEnum):
@@ -73,16 +84,40 @@ class StopToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A program given as text: it stands in a file `name` outside of the run's files, then `args`."""
+
+    name: str
+    text: str
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ToolRun:
-    """One program to run. `timeout_s` None: only the run's own time limit holds."""
+    """One program to run in the files of `workspace`.
+
+    With a `source`, `argv` is its interpreter. `timeout_s` None: only the run's own limit holds,
+    `run_timeout_s`. `step_run` counts how often the step started afresh; `cursor` is the `src` of
+    the last line that is committed of this one, where an earlier attempt saw a part of it.
+    """
 
     run_id: str
     attempt: int
     step_id: str
     argv: tuple[str, ...]
-    cwd: Path
+    workspace: Workspace
     env: dict[str, str] = field(default_factory=dict[str, str])
     timeout_s: float | None = None
+    source: Source | None = None
+    tool: str = "argv"
+    wants: Wants = field(default_factory=Wants)
+    run_timeout_s: float = 3600
+    step_run: int = 1
+    cursor: str | None = None
+
+    def command(self, source: str) -> tuple[str, ...]:
+        """Return the whole command line, for a source text in a file of this path."""
+        return self.argv if self.source is None else (*self.argv, source, *self.source.args)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,35 +133,55 @@ class Usage:
 class ToolResult:
     """How a program ended. `exit_code` is 128 + n after signal n, as shells count.
 
-    `stopped` is set when it ended because it was asked to (TIMEOUT is also its own `timeout_s`).
+    `stopped` is set when it ended because it was asked to (TIMEOUT is also its own `timeout_s`);
+    DRAIN and LOST come without an exit code where the program goes on for the next worker.
+    `changed`: what it wrote, changed or (size -1) removed; `skipped`: what can't be kept.
+    `stages`: where it was when, in microseconds since the epoch, if the executor has stages.
     """
 
-    exit_code: int
+    exit_code: int | None
     signal: int | None = None
     stopped: StopReason | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage | None = field(default_factory=Usage)
+    changed: Sequence[FileInfo] = ()
+    skipped: Sequence[str] = ()
+    stages: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class Executor(Protocol):
     """Runs programs.
 
-    Returns only when the program and all its descendants are gone and every line was handed
-    to `sink`. Raises `RunFailure` (START_FAILED, EXECUTOR_UNAVAILABLE, RESOURCE_LIMIT) when the
-    program never ran. If `sink` raises, the program is killed and the error goes on. When the
-    calling task is cancelled, the program is killed before CancelledError is raised again.
+    Returns only when the program and all its descendants are gone, every line was handed to
+    `sink` and every change was written to the workspace. Raises `RunFailure` (START_FAILED,
+    EXECUTOR_UNAVAILABLE, RESOURCE_LIMIT …) when the program never ran or was ended from outside,
+    and the workspace's errors. If `sink` raises, the program is killed and the error goes on.
+    When the calling task is cancelled, the program is killed before CancelledError is raised again.
+    After LOST nothing is written to the workspace.
     """
 
+    reattaches: bool
+    """Whether a program goes on without its worker: DRAIN and LOST leave it running, and a `run`
+    with the same run, step and `step_run` finds it."""
+
     async def run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
-        """Run `tool` to its end."""
+        """Run `tool` to its end, or go on with it."""
+        ...
+
+    def finds(self, program: str, wants: Wants) -> bool:
+        """Whether a program can be started by this name; True where nobody can know."""
+        ...
+
+    async def settled(self, tool: ToolRun) -> None:
+        """Take note that the result of `tool` is committed: nothing of it is needed any more."""
         ...
 
     def heartbeat(self) -> None:
         """Say that the worker still owns its runs; called from any thread, once a second.
 
-        Without a word for `LEASE_S` − 1 s every program is killed.
+        Without a word for `LEASE_S` − 1 s every program is killed that can't be re-attached to.
         """
         ...
 
     async def close(self) -> None:
-        """Kill what still runs and let go of everything."""
+        """Kill what still runs and can't be re-attached to, and let go of everything."""
         ...

@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from app.errors import ErrorCode, RunFailure, TailrunError
+from app.errors import ErrorCode, LostOwnership, RunFailure, TailrunError
 from app.execution import guard, start_failure
-from app.execution.environment import build_env
+from app.execution.environment import build_env, search_path
 from app.execution.executor import LineSink, StopReason, StopToken, ToolResult, ToolRun, Usage
 from app.execution.guarded import Guarded, Request
 from app.execution.orphans import kill_orphans
 from app.execution.pump import Pump
-from app.models import Level, Line, Stream
+from app.execution.source_file import source_file
+from app.models import Level, Line, Stream, Wants
 
 _LEFTOVERS_S = 0.5
 """How long what a tool left behind may go on (`cmd > >(tee log)`), not counting a slow sink."""
@@ -35,6 +38,8 @@ class LocalExecutor:
     Without a `heartbeat` for `silence_s` every tool is killed. Each has a temporary folder below
     `tmp_dir`, which is gone when the tool is.
     """
+
+    reattaches = False
 
     def __init__(self, *, tmp_dir: Path, silence_s: float = 4, grace_s: float = 5) -> None:
         self._tmp_dir = tmp_dir
@@ -65,6 +70,13 @@ class LocalExecutor:
                 task.exception()  # looked at: the cancellation goes on instead
             raise
 
+    def finds(self, program: str, wants: Wants) -> bool:
+        """Whether this machine has a program of this name where tools look."""
+        return shutil.which(program, path=search_path()) is not None
+
+    async def settled(self, tool: ToolRun) -> None:
+        """Nothing of a process is left when its result is there."""
+
     def heartbeat(self) -> None:
         """Tell every guard that the worker still owns its runs; any thread, never blocks."""
         for guarded in tuple(self._running.values()):
@@ -81,7 +93,30 @@ class LocalExecutor:
             await asyncio.wait(self._running)
 
     async def _run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
-        request = self._request(tool)
+        """Run `tool` in a checkout; what it changed is written back, unless the run is somebody else's."""
+        if tool.wants:
+            raise RunFailure(
+                ErrorCode.START_FAILED,
+                "This worker runs programs as local processes, which have no image, cpu, memory or network "
+                "of their own: leave these fields out, or use TOOL_EXECUTOR=kubernetes.",
+                retried=False,
+            )
+        try:
+            async with tool.workspace.checkout() as checkout:
+                result = await self._run_in(checkout.path, tool, sink, stop)
+                _unless_lost(result)
+        except _Lost as lost:
+            return lost.result
+        return replace(result, changed=tuple(checkout.changed), skipped=tuple(checkout.skipped))
+
+    async def _run_in(self, cwd: Path, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
+        if self._closed:
+            raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, "The worker is shutting down.")
+        with source_file(self._tmp_dir, tool.source) as source:
+            request = self._request(tool, cwd, source)
+            return await self._attend(request, tool, sink, stop)
+
+    async def _attend(self, request: Request, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
         guarded = await self._start(request, f"{tool.run_id}/{tool.step_id}")
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a coroutine of one
@@ -93,15 +128,15 @@ class LocalExecutor:
             if "done" not in guarded.report and "failed" not in guarded.report:
                 await asyncio.to_thread(kill_orphans, guarded.pid, request.tmp)
 
-    def _request(self, tool: ToolRun) -> Request:
-        tmp = self._tmp_dir / f"tool-{secrets.token_hex(6)}"
+    def _request(self, tool: ToolRun, cwd: Path, source: str) -> Request:
+        argv, tmp = tool.command(source), self._tmp_dir / f"tool-{secrets.token_hex(6)}"
         try:
-            env = build_env(tool, tmp)
+            env = build_env(tool, cwd, tmp)
         except TailrunError as error:
             raise RunFailure(ErrorCode.START_FAILED, error.message, retried=False) from None
-        if any("\0" in arg for arg in tool.argv):
+        if any("\0" in arg for arg in argv):
             raise RunFailure(ErrorCode.START_FAILED, "An argument holds a NUL character.", retried=False)
-        return Request(tool.argv, tool.cwd, env, tmp, self._silence_s, self._grace_s)
+        return Request(argv, cwd, env, tmp, self._silence_s, self._grace_s)
 
     async def _start(self, request: Request, name: str) -> Guarded:
         """Start the guard in a thread: a fork takes milliseconds that the loop is needed in."""
@@ -122,6 +157,19 @@ class LocalExecutor:
         except UnicodeEncodeError:
             text = "An argument or a variable holds a lone surrogate, which no program can be given."
             raise RunFailure(ErrorCode.START_FAILED, text, retried=False) from None
+
+
+class _Lost(LostOwnership):
+    """Leaves a checkout without writing anything back."""
+
+    def __init__(self, result: ToolResult) -> None:
+        super().__init__("the run was taken over while its program ran")
+        self.result = result
+
+
+def _unless_lost(result: ToolResult) -> None:
+    if result.stopped is StopReason.LOST:
+        raise _Lost(result)
 
 
 class _Attendance:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -55,7 +54,6 @@ class Bench:
     log_policy: LogPolicy
     backoff: Backoff
     secrets: Secrets
-    tmp_dir: Path
     settings: Settings
 
 
@@ -130,7 +128,7 @@ class JobProcessor:
             await writer.say(Level.INFO, f"workspace starts with {count} files of run {run.workspace_from}")
         steps = plan(run)
         writer.set_planner(steps.planner)
-        tools = ToolRouter(workspace, self._bench.executor, run, writer, tmp_dir=self._bench.tmp_dir)
+        tools = ToolRouter(workspace, self._bench.executor, run, writer)
         return await supervise(
             run, steps, done=done, log=writer, tools=tools, stop=self._stop, clock=self._bench.clock
         )

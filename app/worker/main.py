@@ -150,7 +150,6 @@ class Worker:
             ),
             backoff=Backoff(settings.retry_base_s, settings.retry_max_s, Random()),  # noqa: S311 - jitter
             secrets=Secrets(settings),
-            tmp_dir=self._scratch.folder(),
             settings=settings,
         )
 

@@ -53,9 +53,11 @@ import asyncio, sys, threading, time
 from pathlib import Path
 from app.execution.executor import StopToken, ToolRun
 from app.execution.process import LocalExecutor
+from app.storage.local_workspace import LocalWorkspaces
+from app.storage.workspace import UNLIMITED
 
 run_id, folder, script = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-executor = LocalExecutor(tmp_dir=folder / "tmp", silence_s=1.5, grace_s=30)
+executor = LocalExecutor(tmp_dir=folder / "tmp", silence_s=3, grace_s=30)
 
 def beat():
     while True:
@@ -67,7 +69,8 @@ async def sink(lines):
         print(line.content, flush=True)
 
 threading.Thread(target=beat, daemon=True).start()
-asyncio.run(executor.run(ToolRun(run_id, 1, "s", (sys.executable, "-c", script), folder), sink, StopToken()))
+files = LocalWorkspaces(folder / "files", UNLIMITED).open("u", "r")
+asyncio.run(executor.run(ToolRun(run_id, 1, "s", (sys.executable, "-c", script), files), sink, StopToken()))
 """
 
 
@@ -109,41 +112,43 @@ def is_empty(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("script", [TREE, HOPPER], ids=["double fork", "ever new sessions"])
-def test_a_killed_worker_takes_its_tools_tree_along(tmp_path: Path, script: str) -> None:
+def test_a_killed_worker_takes_its_tools_tree_along(tmp_path: Path, script: str, slack: float) -> None:
     run_id = f"killed-{tmp_path.name}"
     with worker(run_id, tmp_path, script, "daemon" if script is TREE else "hopping") as process:
         assert guards_of(run_id)
         process.kill()
-        wait_for(lambda: not guards_of(run_id), within_s=1)
-        wait_for(lambda: not programs_of(run_id), within_s=1)
-        wait_for(lambda: is_empty(tmp_path / "tmp"), within_s=1)
+        wait_for(lambda: not guards_of(run_id), within_s=1 * slack)
+        wait_for(lambda: not programs_of(run_id), within_s=1 * slack)
+        wait_for(lambda: is_empty(tmp_path / "tmp"), within_s=1 * slack)
 
 
-def test_a_frozen_worker_loses_its_tool_within_the_lease(tmp_path: Path) -> None:
+def test_a_frozen_worker_loses_its_tool_within_the_lease(tmp_path: Path, slack: float) -> None:
     run_id = f"frozen-{tmp_path.name}"
     with worker(run_id, tmp_path, TREE, "daemon") as process:
-        time.sleep(2)  # longer than the lease: the heartbeats were what kept it
+        time.sleep(4)  # longer than the lease: the heartbeats were what kept it
         assert programs_of(run_id)
         process.send_signal(signal.SIGSTOP)
         try:
-            took_s = wait_for(lambda: not programs_of(run_id), within_s=2.5)
-            assert took_s > 1
-            wait_for(lambda: is_empty(tmp_path / "tmp"), within_s=1)
+            took_s = wait_for(lambda: not programs_of(run_id), within_s=4 * slack)
+            assert took_s > 2
+            wait_for(lambda: is_empty(tmp_path / "tmp"), within_s=1 * slack)
         finally:
             process.send_signal(signal.SIGCONT)
 
 
-async def test_the_grace_is_counted_by_the_guard_whatever_becomes_of_the_worker(tmp_path: Path) -> None:
+async def test_the_grace_is_counted_by_the_guard_whatever_becomes_of_the_worker(
+    tmp_path: Path, slack: float
+) -> None:
     argv = (sys.executable, "-c", IGNORES_SIGTERM)
     request = Request(argv, tmp_path, {}, tmp_path / "tmp", lease_s=30, grace_s=0.5)
     guarded, ended = Guarded.start(request, "grace/s"), asyncio.Event()
     guarded.listen(lambda: ended.set() if guarded.gone else None)
-    wait_for(lambda: _readable(guarded.outputs[Stream.STDOUT]), within_s=10)
+    wait_for(lambda: _readable(guarded.outputs[Stream.STDOUT]), within_s=60)
     began = time.monotonic()
     guarded.say(guard.TERMINATE)  # the last word it hears
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await ended.wait()
-    assert 0.5 <= time.monotonic() - began < 2
+    assert 0.5 <= time.monotonic() - began < 2 * slack
     assert guarded.report["signal"] == signal.SIGKILL
     await guarded.close()
 
@@ -154,12 +159,12 @@ def _readable(fd: int) -> bool:
 
 @pytest.mark.parametrize("reason", [StopReason.CANCEL, StopReason.DRAIN])
 async def test_a_stop_reaches_every_descendant(
-    executor: LocalExecutor, tmp_path: Path, reason: StopReason
+    executor: LocalExecutor, tmp_path: Path, reason: StopReason, slack: float
 ) -> None:
     what = tool(tmp_path, "python3", "-c", TREE)
     result, took_s = await stopped_at(executor, what, "daemon", reason)
     assert result.stopped is reason
-    assert took_s < 1.5
+    assert took_s < 1.5 * slack
     assert programs_of(what.run_id) == []
 
 
@@ -170,22 +175,24 @@ async def test_what_a_program_leaves_behind_is_ended_soon(
     executor: LocalExecutor,
     tmp_path: Path,
     script: str,
+    slack: float,
 ) -> None:
     what, began = tool(tmp_path, "python3", "-c", script), time.monotonic()
     result, _ = await ended(executor, what)
     assert (result.exit_code, result.stopped) == (0, None)
-    assert 0.5 <= time.monotonic() - began < 2.5
+    assert 0.5 <= time.monotonic() - began < 2.5 * slack
     assert programs_of(what.run_id) == []
 
 
 async def test_a_background_program_that_floods_the_pipe_is_ended_too(
     executor: LocalExecutor,
     tmp_path: Path,
+    slack: float,
 ) -> None:
     what, began = shell(tmp_path, "yes & sleep 0.1"), time.monotonic()
     result, _ = await ended(executor, what)
     assert result.exit_code == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 10 * slack
     assert programs_of(what.run_id) == []
 
 
@@ -282,12 +289,12 @@ async def test_a_polite_signal_to_the_guard_ends_the_program_politely(
     assert (result.exit_code, result.stopped, sink.of(Stream.STDOUT)) == (3, None, ["ready", "bye"])
 
 
-def test_a_guard_without_a_worker_ends_at_once(tmp_path: Path) -> None:
+def test_a_guard_without_a_worker_ends_at_once(tmp_path: Path, slack: float) -> None:
     read, write = os.pipe()
     argv = [sys.executable, "-I", "-S", guard.__file__, str(write), str(tmp_path / "t")]
     began = time.monotonic()
-    subprocess.run(argv, input=b"", pass_fds=(write,), check=True, timeout=10)
-    assert time.monotonic() - began < 2
+    subprocess.run(argv, input=b"", pass_fds=(write,), check=True, timeout=60)
+    assert time.monotonic() - began < 2 * slack
     assert not (tmp_path / "t").exists()
     os.close(read)
     os.close(write)

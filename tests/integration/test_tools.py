@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from agent_place import Place, open_place
 
-from app.agent.tools import code, program
+from app.agent.tools import code
 from app.catalogue import argv_step
 from app.errors import ErrorCode, LostOwnership, RunFailure
 from app.execution.executor import StopReason
@@ -43,7 +43,7 @@ async def test_a_command_line_is_bash_where_there_is_bash(place: Place) -> None:
 
 
 async def test_without_bash_a_command_line_is_for_sh(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program.Bench, "finds", lambda _, name: name != "bash")
+    monkeypatch.setattr(place.executor, "finds", lambda name, _: name != "bash")
     await place.call("shell", command="echo $0")
     assert place.log.stdout == ["sh"]
 

@@ -11,12 +11,15 @@ import pytest
 from app.errors import Unprocessable
 from app.execution.environment import build_env
 from app.execution.executor import ToolRun
+from app.storage.local_workspace import LocalWorkspaces
+from app.storage.workspace import UNLIMITED
 
 TMP = Path("/scratch")
 
 
 def built(**env: str) -> dict[str, str]:
-    return build_env(ToolRun("r1", 3, "s2", ("true",), Path("/work"), env), TMP)
+    nowhere = LocalWorkspaces(TMP, UNLIMITED).open("u1", "r1")
+    return build_env(ToolRun("r1", 3, "s2", ("true",), nowhere, env), Path("/work"), TMP)
 
 
 def test_it_holds_what_a_tool_needs_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,12 @@
-"""The tool `code`: a program given as source text.
-
-The source goes into a file of its own outside of the workspace, so that tracebacks show its
-real line numbers and the run's files stay the run's.
-"""
+"""The tool `code`: a program given as source text."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from app.agent.tools.program import Bench, ToolOutcome, run_program
 from app.errors import ErrorCode, RunFailure
-from app.execution.executor import StopToken
+from app.execution.executor import Source, StopToken
 from app.models import Step
 
 
@@ -37,39 +29,16 @@ _SEES_WORKSPACE = {"PYTHONPATH": "."}
 async def run_code(bench: Bench, step: Step, stop: StopToken) -> ToolOutcome:
     """Run a source text with its interpreter, in the run's files."""
     language = _LANGUAGES[step.args["language"]]
-    _require(language.interpreter[0], bench)
-    with _source_file(bench.tmp_dir, language.file_name, step.args["source"]) as source:
-        argv = [*language.interpreter, str(source), *step.args["args"]]
-        return await run_program(
-            bench, step, argv, stop, {**_SEES_WORKSPACE, **bench.run.spec.get("env", {})}
-        )
+    _require(language.interpreter[0], bench, step)
+    source = Source(language.file_name, step.args["source"], tuple(step.args["args"]))
+    return await run_program(bench, step, language.interpreter, stop, env=_SEES_WORKSPACE, source=source)
 
 
-def _require(program: str, bench: Bench) -> None:
-    if not bench.finds(program):
+def _require(program: str, bench: Bench, step: Step) -> None:
+    if not bench.executor.finds(program, step.wants):
         raise RunFailure(
             ErrorCode.START_FAILED,
             f"{program} is not installed where this worker runs its programs: "
             "install it there, or write the step in another language",
             retried=False,
         )
-
-
-@contextmanager
-def _source_file(tmp_dir: Path, name: str, source: str) -> Generator[Path]:
-    try:
-        tmp_dir.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix="code-", dir=tmp_dir, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise _no_room(error) from error
-    with folder:
-        path = Path(folder.name, name)
-        try:
-            path.write_text(source, encoding="utf-8", newline="")
-        except OSError as error:
-            raise _no_room(error) from error
-        yield path
-
-
-def _no_room(error: OSError) -> RunFailure:
-    return RunFailure(ErrorCode.RESOURCE_LIMIT, f"the program could not be written to disk: {error.strerror}")

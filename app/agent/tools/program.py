@@ -6,17 +6,14 @@ when it ends, however it ends.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from app.agent.run_log import RunLog
 from app.errors import LostOwnership
-from app.execution.environment import build_env
-from app.execution.executor import Executor, StopReason, StopToken, ToolResult, ToolRun, Usage
-from app.models import Level, Line, Run, Step
+from app.execution.executor import Executor, Source, StopReason, StopToken, ToolResult, ToolRun, Usage
+from app.models import EventType, Level, Line, Run, Step
 from app.storage.workspace import FileInfo, Workspace
 
 _NAMED = 5
@@ -24,21 +21,12 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What the tools of one run work with.
-
-    `tmp_dir` is a folder outside of the workspace.
-    """
+    """What the tools of one run work with."""
 
     run: Run
     workspace: Workspace
     executor: Executor
     log: RunLog
-    tmp_dir: Path
-
-    def finds(self, program: str) -> bool:
-        """Whether programs of this run can be started by this name."""
-        nothing = ToolRun(self.run.run_id, self.run.attempt, "", (program,), self.tmp_dir)
-        return shutil.which(program, path=build_env(nothing, self.tmp_dir)["PATH"]) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,38 +41,55 @@ class ToolOutcome:
     files: Sequence[FileInfo] = field(default_factory=tuple[FileInfo, ...])
 
 
+@dataclass(frozen=True, slots=True)
+class _Sink:
+    """Puts a step's lines into the run's log."""
+
+    log: RunLog
+    step_id: str
+
+    async def __call__(self, lines: Sequence[Line], /) -> None:
+        await self.log.lines(lines, self.step_id)
+
+    async def gap(self, lost: int, why: str) -> None:
+        await self.log.event(
+            EventType.GAP, level=Level.WARNING, step=self.step_id, content=why, data={"lost": lost}
+        )
+
+
 async def run_program(
     bench: Bench,
     step: Step,
     argv: Sequence[str],
     stop: StopToken,
+    *,
     env: Mapping[str, str] | None = None,
+    source: Source | None = None,
 ) -> ToolOutcome:
     """Run `argv` in the run's files and wait for its end; the run's own `env` goes before `env`.
 
     Raises:
-        RunFailure: the program never ran.
+        RunFailure: the program never ran, or was ended from outside.
         LostOwnership: the run goes on elsewhere; nothing is written back.
     """
-
-    async def sink(lines: Sequence[Line]) -> None:
-        await bench.log.lines(lines, step.id)
-
-    async with bench.workspace.checkout() as checkout:
-        tool = ToolRun(
-            run_id=bench.run.run_id,
-            attempt=bench.run.attempt,
-            step_id=step.id,
-            argv=tuple(argv),
-            cwd=checkout.path,
-            env={**(env or {}), **(bench.run.spec.get("env") or {})},
-            timeout_s=step.timeout_s,
-        )
-        ended = await bench.executor.run(tool, sink, stop)
-        if ended.stopped is StopReason.LOST:
-            raise LostOwnership("the run was taken over while its program ran")
-    await _tell_skipped(bench, step, checkout.skipped)
-    return _outcome(ended, checkout.changed)
+    tool = ToolRun(
+        run_id=bench.run.run_id,
+        attempt=bench.run.attempt,
+        step_id=step.id,
+        argv=tuple(argv),
+        workspace=bench.workspace,
+        env={**(env or {}), **(bench.run.spec.get("env") or {})},
+        timeout_s=step.timeout_s,
+        source=source,
+        tool=step.tool,
+        wants=step.wants,
+        run_timeout_s=bench.run.timeout_s,
+    )
+    ended = await bench.executor.run(tool, _Sink(bench.log, step.id), stop)
+    if ended.stopped is StopReason.LOST:
+        raise LostOwnership("the run was taken over while its program ran")
+    await _tell_skipped(bench, step, ended.skipped)
+    return _outcome(ended)
 
 
 async def _tell_skipped(bench: Bench, step: Step, skipped: Sequence[str]) -> None:
@@ -95,13 +100,13 @@ async def _tell_skipped(bench: Bench, step: Step, skipped: Sequence[str]) -> Non
         await bench.log.say(Level.WARNING, note, step.id)
 
 
-def _outcome(ended: ToolResult, changed: Sequence[FileInfo]) -> ToolOutcome:
-    removed = sum(1 for file in changed if file.size < 0)
+def _outcome(ended: ToolResult) -> ToolOutcome:
+    removed = sum(1 for file in ended.changed if file.size < 0)
     return ToolOutcome(
         exit_code=ended.exit_code,
-        result={"changed": len(changed) - removed, "removed": removed},
+        result={"changed": len(ended.changed) - removed, "removed": removed},
         signal=ended.signal,
         stopped=ended.stopped,
         usage=ended.usage,
-        files=tuple(changed),
+        files=tuple(ended.changed),
     )

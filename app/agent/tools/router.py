@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 from app.agent.run_log import RunLog
@@ -33,18 +31,10 @@ _FILE_TOOLS: dict[str, Callable[[Bench, Step], Coroutine[Any, Any, ToolOutcome]]
 
 
 class ToolRouter:
-    """Runs the tools of one attempt. `tmp_dir` takes source files; None: where the system keeps such."""
+    """Runs the tools of one attempt."""
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        executor: Executor,
-        run: Run,
-        log: RunLog,
-        *,
-        tmp_dir: Path | None = None,
-    ) -> None:
-        self._bench = Bench(run, workspace, executor, log, tmp_dir or Path(tempfile.gettempdir()))
+    def __init__(self, workspace: Workspace, executor: Executor, run: Run, log: RunLog) -> None:
+        self._bench = Bench(run, workspace, executor, log)
 
     async def call(self, step: Step, stop: StopToken) -> ToolOutcome:
         """Run one step's tool to its end; a request to stop it shows in the outcome.

@@ -9,7 +9,7 @@ from app.models import Step
 
 async def run_shell(bench: Bench, step: Step, stop: StopToken) -> ToolOutcome:
     """Run a command line with bash, or with sh where there is no bash."""
-    shell = "bash" if bench.finds("bash") else "sh"
+    shell = "bash" if bench.executor.finds("bash", step.wants) else "sh"
     return await run_program(bench, step, [shell, "-c", step.args["command"]], stop)
 
 
