@@ -1,0 +1,62 @@
+# Tailrun's images. Build with docker, or without a daemon:
+#
+#   docker build --target app -t tailrun .
+#   buildah bud --isolation=chroot --target app -t tailrun .
+#
+# BASE       any Debian with Python 3.11 or newer and its venv module; the same one for building and running.
+# VERSION, REVISION   what the image's labels say.
+# A package index of your own: --secret id=pip.conf,src=pip.conf; it reaches no layer.
+
+ARG BASE=python:3.13-slim
+
+# ---- app-build: a virtual environment with exactly what requirements.txt locks ------------------------
+FROM ${BASE} AS app-build
+COPY requirements.txt /build/requirements.txt
+RUN python3 -m venv /opt/tailrun
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    /opt/tailrun/bin/python -m pip install --disable-pip-version-check --no-input --no-cache-dir --no-compile \
+        --require-hashes --only-binary :all: --no-deps -r /build/requirements.txt \
+    && /opt/tailrun/bin/python -m pip uninstall --yes --quiet pip setuptools 2>/dev/null
+# strip takes the debugging symbols out of the libraries, about 60 MB of them.
+RUN command -v strip >/dev/null \
+    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends binutils >/dev/null; }
+COPY tools/slim_packages.py /build/slim_packages.py
+RUN /opt/tailrun/bin/python /build/slim_packages.py /opt/tailrun
+COPY app /app/app
+COPY tailrun /app/tailrun
+COPY LICENSE tools/container_health.py /app/
+COPY tools/container_launcher.sh /opt/tailrun/bin/tailrun
+# What is imported is compiled now: at run time the file system is read-only.
+RUN /opt/tailrun/bin/python -c 'import sysconfig; open(sysconfig.get_path("purelib") + "/tailrun.pth", "w").write("/app\n")' \
+    && /opt/tailrun/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/tailrun/lib /app \
+    && chmod -R go=u,go-w /app /opt/tailrun && chmod 0755 /opt/tailrun/bin/tailrun
+
+# ---- app: API, worker, migrate and the command line ---------------------------------------------------
+FROM ${BASE} AS app
+ARG VERSION=0.0.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tailrun" \
+      org.opencontainers.image.description="Runs agent jobs and streams their lines: API, worker and command line" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+RUN echo 'tailrun:x:10001:10001:Tailrun:/data:/usr/sbin/nologin' >> /etc/passwd \
+    && echo 'tailrun:x:10001:' >> /etc/group \
+    && mkdir -p /data && chown 10001:10001 /data
+COPY --from=app-build /opt/tailrun /opt/tailrun
+COPY --from=app-build /app /app
+ENV PATH=/opt/tailrun/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/data \
+    DATA_DIR=/data \
+    HOST=0.0.0.0 \
+    WORKER_HOST=0.0.0.0
+WORKDIR /app
+# By number, so that Kubernetes can tell that it is not root.
+USER 10001:10001
+EXPOSE 8080 9090
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "/app/container_health.py"]
+ENTRYPOINT ["tailrun"]
+CMD ["--help"]
