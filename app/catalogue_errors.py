@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import date
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -58,6 +58,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return _sentence(found[0], model) + more
 
 
+def slips(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[int | str, ...], str]]:
+    """Return every slip: where it is, and a sentence on it."""
+    found = error.errors(include_url=False)
+    return [(slip["loc"], _sentence(slip, model).replace(".[key]", "", 1)) for slip in found]
+
+
 def _sentence(slip: ErrorDetails, model: type[BaseModel]) -> str:
     if slip["type"] == "extra_forbidden":
         return _unknown_field(slip, model)
@@ -89,9 +95,12 @@ def _unknown_field(slip: ErrorDetails, model: type[BaseModel]) -> str:
 
 def _owner(model: type[BaseModel], parents: Sequence[int | str]) -> type[BaseModel] | None:
     """Return the model in which `parents` ends; None where the way leads through lists or unions."""
-    for parent in parents:
+    way = iter(parents)
+    for parent in way:
         field = model.model_fields.get(str(parent))
         inner = field.annotation if field else None
+        if get_origin(inner) is dict and next(way, None) is not None:
+            inner = get_args(inner)[1]
         if not isinstance(inner, type) or not issubclass(inner, BaseModel):
             return None
         model = inner
