@@ -36,7 +36,7 @@ class Api:
 
     def client(self, token: str | None = None) -> httpx2.Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        client = httpx2.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+        client = httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
         self.clients.append(client)
         return client
 
@@ -77,7 +77,7 @@ class Api:
         for client in self.clients:
             client.close()
         self.server.handle_exit(15, None)
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive(), "the server did not stop"
 
 
@@ -101,7 +101,7 @@ def serving(settings: Settings, *, migrated: bool = True) -> Generator[Api]:
     server = Server(create_app(settings), ready.set)
     thread = threading.Thread(target=server.serve_on, args=(sock,), name="api")
     thread.start()
-    assert ready.wait(20), "the server did not start"
+    assert ready.wait(60), "the server did not start"
     api = Api(f"http://127.0.0.1:{sock.getsockname()[1]}", settings, server, thread)
     try:
         yield api

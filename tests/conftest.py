@@ -104,6 +104,16 @@ async def database(migrated_url: str) -> AsyncIterator[Database]:
     await db.close()
 
 
+@pytest.fixture(params=[pytest.param(20, id="soon"), pytest.param(1, id="in time", marks=pytest.mark.deep)])
+def slack(request: pytest.FixtureRequest) -> float:
+    """What a test multiplies a promised time with.
+
+    `make test` may share a slow machine with others, so there it only tells "soon" from "never"; the
+    promise itself is held by `make test-deep`.
+    """
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Async tests run on asyncio."""

@@ -20,6 +20,8 @@ from app.redis.publisher import Publisher
 from app.redis.subscriber import StreamHub
 
 WORKER = "test-worker"
+PATIENT: dict[str, Any] = {"proxy": None, "open_timeout": 60, "close_timeout": 60, "ping_timeout": 60}
+"""Options of a WebSocket client that takes a slow machine for what it is."""
 
 
 def hub_of(api: Api) -> StreamHub:
@@ -136,7 +138,7 @@ async def stores_of(api: Api) -> AsyncIterator[Stores]:
     limits = httpx2.Limits(max_connections=None)
     try:
         async with httpx2.AsyncClient(
-            base_url=api.url, headers=headers, timeout=20, trust_env=False, limits=limits
+            base_url=api.url, headers=headers, timeout=60, trust_env=False, limits=limits
         ) as http:
             yield Stores(api, RunStore(db), redis, Publisher(redis), http)
     finally:

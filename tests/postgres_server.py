@@ -54,7 +54,7 @@ class PostgresServer:
         assert self._guard.stdin
         assert self._guard.stdout
         self._guard.stdin.close()
-        self._guard.wait(30)
+        self._guard.wait(60)
         self._guard.stdout.close()
 
     def _ask(self, command: str) -> str:

@@ -23,7 +23,7 @@ class Recorder:
 
     async def printed(self, text: str) -> None:
         """Wait until a program has printed a line that holds `text`."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not any(text in line for line in self.text):
                 self._printed.clear()
                 await self._printed.wait()

@@ -44,7 +44,7 @@ async def drive(clients: RedisClients, lease: LeaseClient) -> None:
     """Call everything once; the caller owns the clients."""
     subscriptions, stand = Subscriptions(clients), asyncio.Event()
     subscriptions.add(clients.keys.logs("r1"), lambda _message: None, stand.set)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await stand.wait()
         signals = Signals(clients).listen()
         assert await anext(signals) is None
@@ -137,7 +137,7 @@ def monitored(server: RedisServer) -> Iterator[Monitor]:
         yield monitor
         with server.client() as client:
             client.execute_command("ECHO", "that is all")
-        monitor.join(10)
+        monitor.join(60)
         assert not monitor.is_alive()
     finally:
         monitor.close()

@@ -224,12 +224,12 @@ def tls_front(server: RedisServer, certificates: Certificates, *, client: bool) 
 
     thread = threading.Thread(target=body)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield started[0].sockets[0].getsockname()[1]
     finally:
         loop.call_soon_threadsafe(task[0].cancel)
-        thread.join(10)
+        thread.join(60)
 
 
 class TlsServer(RedisServer):
@@ -273,7 +273,7 @@ def cluster_of_one(folder: Path) -> RedisServer:
     return server
 
 
-def _until(condition: Any, what: str, timeout_s: float = 30) -> None:
+def _until(condition: Any, what: str, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"

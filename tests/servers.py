@@ -70,7 +70,7 @@ class RedisServer:
         return [redis_binary()], None
 
     def wait_ready(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         with redis.Redis(port=self.port, socket_timeout=1) as client:
             while True:
                 try:
@@ -90,7 +90,7 @@ class RedisServer:
         if self.process and self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGCONT)
             self.process.terminate()
-            self.process.wait(20)
+            self.process.wait(60)
 
     def freeze(self) -> None:
         assert self.process

@@ -45,6 +45,10 @@ class Process:
                 start_new_session=True,
             )
 
+    def get(self, path: str) -> httpx2.Response:
+        """Ask the port of a worker."""
+        return httpx2.get(self.url + path, timeout=60, trust_env=False)
+
     def signal(self, number: int) -> None:
         os.kill(self.popen.pid, number)
 
@@ -52,7 +56,7 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
-    def stop(self, timeout_s: float = 40) -> int:
+    def stop(self, timeout_s: float = 60) -> int:
         if self.popen.poll() is None:
             self.signal(signal.SIGCONT)
             self.popen.terminate()
@@ -96,7 +100,7 @@ class Stack:
         self.url = f"http://127.0.0.1:{self.port}"
         self.api = Process("main", self._env(PORT=str(self.port), **(api_settings or {})), folder / "api.log")
         self.workers = [self.add_worker(n) for n in range(workers)]
-        self.http = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
+        self.http = httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
         try:
             self.wait_ready()
         except BaseException as error:
@@ -239,7 +243,7 @@ class Watcher(threading.Thread):
         if self.events:
             headers["Last-Event-ID"] = str(self.events[-1]["seq"])
         url = f"{self.url}/v1/runs/{self.run_id}/stream"
-        with httpx2.stream("GET", url, headers=headers, timeout=30) as answer:
+        with httpx2.stream("GET", url, headers=headers, timeout=60) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: "):
                     self.events.append(json.loads(line[6:]))
@@ -252,7 +256,7 @@ class Watcher(threading.Thread):
     def lines(self) -> list[str]:
         return [event["content"] for event in self.events if event["type"] == "log"]
 
-    def wait_line(self, content: str, timeout_s: float = 30) -> None:
+    def wait_line(self, content: str, timeout_s: float = 60) -> None:
         wait_for(lambda: content in self.lines(), f"the line {content!r}", timeout_s)
 
 
@@ -264,7 +268,7 @@ def shell(command: str, **step: Any) -> dict[str, Any]:
     return {"tool": "shell", "args": {"command": command}, **step}
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> None:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"

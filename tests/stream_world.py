@@ -115,7 +115,7 @@ def seqs(entries: Sequence[Entry]) -> list[int]:
     return [seq for seq, _ in entries]
 
 
-async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], timeout_s: float = 10) -> None:
+async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]], timeout_s: float = 60) -> None:
     """Wait for a condition, with a deadline."""
     async with asyncio.timeout(timeout_s):
         while True:

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 from servers import free_port
 
-START_S = 90
+START_S = 180
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     """Wait for a condition; fail with its source line when it does not come true."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -42,7 +42,7 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 
 def tailrun(
-    *args: str, env: dict[str, str], cwd: Path, timeout_s: float = 60
+    *args: str, env: dict[str, str], cwd: Path, timeout_s: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of the CLI to its end."""
     return subprocess.run(
@@ -133,13 +133,13 @@ class Up:
         assert self.process
         if self.exit_code is None:
             self.process.send_signal(signum)
-        return self.process.wait(90)
+        return self.process.wait(120)
 
     def kill(self) -> None:
         assert self.process
         self.process.kill()
         self.process.wait()
 
-    def run(self, *args: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *args: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a client command against this `up`."""
         return tailrun(*args, env=self.env, cwd=self.folder, timeout_s=timeout_s)

@@ -18,7 +18,7 @@ from up_process import tailrun as run_tailrun
 
 from tailrun import Client
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import redis
 from up_process import Up, clean_environment, until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from up_process import clean_environment, tailrun, until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 def left_over(marker: str) -> list[str]:
@@ -43,7 +43,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_demo(tmp_path: Path, env: dict[str, str]) -> None:
-    done = tailrun("demo", env=env, cwd=tmp_path, timeout_s=200)
+    done = tailrun("demo", env=env, cwd=tmp_path, timeout_s=500)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert "succeeded" in lines[-1]

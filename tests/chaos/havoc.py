@@ -138,8 +138,8 @@ def _overlap_s(file: Path) -> float:
 def _nothing_left(stack: Stack) -> None:
     allowed = ("jobs:workers", "jobs:tick", "jobs:dead", "jobs:leader:", "jobs:mark:", "agent:")
     with stack.redis.client() as client:
-        wait_for(lambda: not client.keys("jobs:processing:*"), "nothing to be held", 30)
-        wait_for(lambda: client.llen("jobs:pending") == 0, "nothing to wait", 30)
+        wait_for(lambda: not client.keys("jobs:processing:*"), "nothing to be held")
+        wait_for(lambda: client.llen("jobs:pending") == 0, "nothing to wait")
         assert [key for key in client.keys("*") if not key.startswith(allowed)] == []
         letters = client.lrange("jobs:dead", 0, -1)
         assert all('"malformed"' in letter or '"unknown_run"' in letter for letter in letters)

@@ -26,15 +26,15 @@ def test_watchers_resume_after_the_api_was_killed(tmp_path: Path, sqlite_url: st
         stack.close()
 
 
-def test_sigterm_ends_open_streams_cleanly_and_soon(tmp_path: Path, sqlite_url: str) -> None:
+def test_sigterm_ends_open_streams_cleanly_and_soon(tmp_path: Path, sqlite_url: str, slack: float) -> None:
     stack = Stack(tmp_path, sqlite_url)
     try:
-        run_id = stack.submit(shell("echo up; sleep 60"))
+        run_id = stack.submit(shell("echo up; sleep 6000"))
         watchers = [stack.watch(run_id) for _ in range(50)]
         for watcher in watchers:
             watcher.wait_line("up")
         stack.api.signal(signal.SIGTERM)
-        wait_for(lambda: stack.api.popen.poll() is not None, "the API to end", 3)
+        wait_for(lambda: stack.api.popen.poll() is not None, "the API to end", 3 * slack)
         assert stack.api.popen.returncode == 0
         stack.api.start()
         stack.wait_ready()

@@ -30,22 +30,22 @@ def cancel_and_time(stack: Stack, run_id: str) -> float:
     return time.monotonic() - started
 
 
-def test_a_silent_program_is_gone_within_a_second(stack: Stack) -> None:
+def test_a_silent_program_is_gone_within_a_second(stack: Stack, slack: float) -> None:
     """With its grandchildren, and although it never prints."""
     run_id = stack.submit(shell("sleep 41001 & (setsid sleep 41002 &); echo up; sleep 41003"))
     watcher = stack.watch(run_id)
     watcher.wait_line("up")
-    assert cancel_and_time(stack, run_id) < 2
+    assert cancel_and_time(stack, run_id) < 2 * slack
     assert not processes_with("sleep\x004100")
     events = watcher.finish()
     assert events[-1]["status"] == "cancelled"
     assert seqs(events) == list(range(1, len(events) + 1))
 
 
-def test_a_program_that_ignores_sigterm_is_killed_after_the_grace(stack: Stack) -> None:
+def test_a_program_that_ignores_sigterm_is_killed_after_the_grace(stack: Stack, slack: float) -> None:
     run_id = stack.submit(shell("trap '' TERM; echo up; while true; do sleep 0.1; done"))
     stack.watch(run_id).wait_line("up")
-    assert GRACE_S <= cancel_and_time(stack, run_id) < GRACE_S + 5
+    assert GRACE_S <= cancel_and_time(stack, run_id) < GRACE_S + 5 * slack
 
 
 def test_a_held_run_is_cancelled_at_once(stack: Stack) -> None:
@@ -55,7 +55,7 @@ def test_a_held_run_is_cancelled_at_once(stack: Stack) -> None:
 
 
 def test_a_queued_run_never_starts(stack: Stack) -> None:
-    blockers = [stack.submit(shell("sleep 30")) for _ in range(2)]
+    blockers = [stack.submit(shell("sleep 3000")) for _ in range(2)]
     wait_for(lambda: all(stack.run(b)["status"] == "running" for b in blockers), "the slots to be taken")
     run_id = stack.submit(shell("echo never"))
     assert stack.cancel(run_id).json()["status"] == "cancelled"
@@ -70,7 +70,7 @@ def test_a_queued_run_never_starts(stack: Stack) -> None:
 
 def test_a_run_between_attempts_is_cancelled_at_once(stack: Stack) -> None:
     """Its tool's guard dies, which is tried again after a wait; the wait is cut short."""
-    run_id = stack.submit(shell("kill -9 $PPID; sleep 30"), max_attempts=10)
+    run_id = stack.submit(shell("kill -9 $PPID; sleep 3000"), max_attempts=10)
     wait_for(lambda: stack.run(run_id)["next_attempt_at"] is not None, "the first failure")
     assert stack.run(run_id)["error"]["code"] == "executor_unavailable"
     assert stack.cancel(run_id).json()["status"] == "cancelled"
@@ -85,20 +85,20 @@ def test_a_finished_run_stays_as_it_is(stack: Stack) -> None:
     assert stack.run(run_id) == before
 
 
-def test_a_cancel_whose_signal_is_lost_is_read_from_the_row(stack: Stack) -> None:
+def test_a_cancel_whose_signal_is_lost_is_read_from_the_row(stack: Stack, slack: float) -> None:
     """The worker's subscription is dead while the signal is sent."""
-    run_id = stack.submit(shell("echo up; sleep 60"))
+    run_id = stack.submit(shell("echo up; sleep 6000"))
     stack.watch(run_id).wait_line("up")
     with stack.redis.client() as client:
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    assert cancel_and_time(stack, run_id) < 6
+    assert cancel_and_time(stack, run_id) < 6 * slack
 
 
 def test_a_time_limit_ends_the_run_as_timed_out(stack: Stack) -> None:
-    run_id = stack.submit(shell("echo up; sleep 60"), timeout_s=1)
+    run_id = stack.submit(shell("echo up; sleep 6000"), timeout_s=1)
     run = stack.wait_end(run_id)
     assert (run["status"], run["error"]["code"], run["attempt"]) == ("timed_out", "timeout", 1)
-    assert not processes_with("sleep\x0060\x00")
+    assert not processes_with("sleep\x006000\x00")
 
 
 def test_an_orphan_is_cancelled_without_any_worker(tmp_path: Path, sqlite_url: str) -> None:
@@ -113,7 +113,7 @@ def test_an_orphan_is_cancelled_without_any_worker(tmp_path: Path, sqlite_url: s
             worker = client.zrange("jobs:workers", 0, 0)[0]
             wait_for(lambda: client.zscore("jobs:workers", worker) < time.time() * 1000, "the lease to die")
         stack.cancel(run_id)
-        run = stack.wait_end(run_id, 5)
+        run = stack.wait_end(run_id)
         assert run["status"] == "cancelled"
         assert seqs(watcher.finish()) == list(range(1, run["last_seq"] + 1))
         assert watcher.events == stack.events(run_id)
@@ -124,12 +124,12 @@ def test_an_orphan_is_cancelled_without_any_worker(tmp_path: Path, sqlite_url: s
 def test_a_cancel_reaches_a_frozen_worker_when_it_thaws(tmp_path: Path, sqlite_url: str) -> None:
     stack = Stack(tmp_path, sqlite_url, workers=2)
     try:
-        run_id = stack.submit(shell("echo up; sleep 60"))
+        run_id = stack.submit(shell("echo up; sleep 6000"))
         stack.watch(run_id).wait_line("up")
         frozen = stack.owner(run_id)
         frozen.signal(signal.SIGSTOP)
         stack.cancel(run_id)
-        assert stack.wait_end(run_id, 15)["status"] == "cancelled"
+        assert stack.wait_end(run_id)["status"] == "cancelled"
         frozen.signal(signal.SIGCONT)
         wait_for(lambda: "run lost" in frozen.log.read_text(), "the frozen worker to notice")
         assert stack.run(run_id)["status"] == "cancelled"

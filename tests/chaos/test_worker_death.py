@@ -39,12 +39,12 @@ def test_a_run_survives_kill_9_of_its_worker(stack: Stack) -> None:
     assert [line for line in second if line.startswith("tick")] == [f"tick {i}" for i in range(1, 31)]
 
 
-def test_redelivery_takes_no_longer_than_six_seconds(stack: Stack) -> None:
+def test_redelivery_takes_no_longer_than_six_seconds(stack: Stack, slack: float) -> None:
     run_id = stack.submit(counting("tick", 100, 0.05))
     watcher = stack.watch(run_id)
     watcher.wait_line("tick 3")
     stack.owner(run_id).kill()
-    wait_for(lambda: stack.run(run_id)["attempt"] == 2, "the second attempt", 7)
+    wait_for(lambda: stack.run(run_id)["attempt"] == 2, "the second attempt", 7 * slack)
     stack.cancel(run_id)
     watcher.finish()
 
@@ -56,7 +56,7 @@ def test_no_program_outlives_its_killed_worker(stack: Stack) -> None:
     assert len(processes_with("3133")) >= 3
     stack.owner(run_id).kill()
     stack.cancel(run_id)
-    wait_for(lambda: not processes_with("sleep\x003133"), "all programs to be gone", 10)
+    wait_for(lambda: not processes_with("sleep\x003133"), "all programs to be gone")
     assert stack.wait_end(run_id)["status"] == "cancelled"
 
 
@@ -67,7 +67,7 @@ def test_a_frozen_worker_that_comes_back_changes_nothing(stack: Stack) -> None:
     watcher.wait_line("tick 5")
     frozen = stack.owner(run_id)
     frozen.signal(signal.SIGSTOP)
-    wait_for(lambda: stack.run(run_id)["attempt"] == 2, "the second attempt", 10)
+    wait_for(lambda: stack.run(run_id)["attempt"] == 2, "the second attempt")
     frozen.signal(signal.SIGCONT)
     run = stack.wait_end(run_id)
     assert (run["status"], run["attempt"]) == ("succeeded", 2)
@@ -93,9 +93,9 @@ def test_a_run_that_kills_its_workers_is_given_up(tmp_path: Path, sqlite_url: st
     """Poison: after three redeliveries the run fails and its entry stands in the dead letters."""
     stack = Stack(tmp_path, sqlite_url, workers=1, JOB_MAX_REDELIVERIES="1", LEASE_S="4")
     try:
-        run_id = stack.submit(shell("echo up; sleep 600"))
+        run_id = stack.submit(shell("echo up; sleep 6000"))
         for attempt in (1, 2):
-            wait_for(lambda n=attempt: stack.run(run_id)["attempt"] == n, f"attempt {attempt}", 20)
+            wait_for(lambda n=attempt: stack.run(run_id)["attempt"] == n, f"attempt {attempt}")
             stack.workers[-1].kill()
             stack.workers.append(stack.add_worker(attempt))
         run = stack.wait_end(run_id)

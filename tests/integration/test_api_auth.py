@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,9 @@ from pathlib import Path
 import pytest
 from api_server import TOKEN, Api, error_of, serving, settings_for
 from servers import RedisServer
+
+from app.models import parse_ts
+from app.routes import deps
 
 PROMPT = {"prompt": "x"}
 RUN_ROUTES = [
@@ -135,15 +137,14 @@ def test_a_whole_token_does_not_work_in_a_url(api: Api) -> None:
     assert error_of(response) == (401, "unauthorized")
 
 
-def test_a_stream_token_expires(tmp_path: Path, redis_server: RedisServer, sqlite_url: str) -> None:
+def test_a_stream_token_expires(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its time it opens nothing."""
-    settings = settings_for(tmp_path, redis_server.url, sqlite_url, stream_token_ttl_s=1)
-    with serving(settings) as api:
-        run_id = api.admin.post("/v1/runs", json=PROMPT).json()["run_id"]
-        url = api.admin.post(f"/v1/runs/{run_id}/stream-token").json()["url"] + "&follow=0"
-        stranger = api.client()
-        assert stranger.get(url).status_code == 200
-        deadline = time.monotonic() + 10
-        while (response := stranger.get(url)).status_code == 200:
-            assert time.monotonic() < deadline
-        assert error_of(response) == (401, "unauthorized")
+    run_id = api.admin.post("/v1/runs", json=PROMPT).json()["run_id"]
+    made = api.admin.post(f"/v1/runs/{run_id}/stream-token").json()
+    expires_at = parse_ts(made["expires_at"])
+    url = made["url"] + "&follow=0"
+    for now, status in ((expires_at - 1, 200), (expires_at, 401)):
+        monkeypatch.setattr(deps, "now_us", lambda now=now: now)
+        response = api.client().get(url)
+        assert response.status_code == status
+    assert error_of(response) == (401, "unauthorized")

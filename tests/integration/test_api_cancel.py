@@ -76,9 +76,9 @@ def test_a_running_run_is_asked_to_stop(api: Api, redis_server: RedisServer) -> 
     lease(redis_server, 60_000)
     with redis_server.client() as client, client.pubsub(ignore_subscribe_messages=True) as pubsub:
         pubsub.subscribe("agent:control")
-        pubsub.get_message(timeout=5)
+        pubsub.get_message(timeout=60)
         run = api.admin.post(f"/v1/runs/{run_id}/cancel").json()
-        message = pubsub.get_message(timeout=5)
+        message = pubsub.get_message(timeout=60)
     assert message
     assert orjson.loads(str(message["data"])) == {"run_id": run_id, "signal": "STOP"}
     assert run["status"] == "running"

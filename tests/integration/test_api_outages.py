@@ -30,12 +30,12 @@ def api(tmp_path: Path, own_redis: RedisServer, sqlite_url: str) -> Iterator[Api
         yield api
 
 
-def test_a_run_is_taken_while_redis_is_frozen(api: Api, own_redis: RedisServer) -> None:
+def test_a_run_is_taken_while_redis_is_frozen(api: Api, own_redis: RedisServer, slack: float) -> None:
     """The row is what counts: 201 within seconds, and at most one entry when Redis goes on."""
     own_redis.freeze()
     began = time.monotonic()
     response = api.admin.post("/v1/runs", json=PROMPT)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 8 * slack
     assert (response.status_code, response.json()["status"]) == (201, "queued")
     assert api.client().get("/readyz").json()["checks"]["redis"] != "ok"
     assert api.client().get("/metrics").status_code == 200

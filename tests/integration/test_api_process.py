@@ -46,14 +46,14 @@ class Process:
             base_url=f"http://127.0.0.1:{self.port}",
             headers={"Authorization": f"Bearer {TOKEN}"},
             trust_env=False,
-            timeout=10,
+            timeout=60,
         )
 
     @property
     def log(self) -> str:
         return self.log_file.read_text()
 
-    def wait_for(self, path: str, status: int, timeout_s: float = 20) -> httpx2.Response:
+    def wait_for(self, path: str, status: int, timeout_s: float = 60) -> httpx2.Response:
         """Ask until the answer has this status."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -61,12 +61,12 @@ class Process:
             assert self.process.poll() is None, self.log
             try:
                 response = self.client.get(path)
-            except httpx2.ConnectError:
+            except httpx2.TransportError:
                 continue
             if response.status_code == status:
                 return response
 
-    def wait_for_log(self, pattern: str, timeout_s: float = 10) -> None:
+    def wait_for_log(self, pattern: str, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while not re.search(pattern, self.log):
             assert time.monotonic() < deadline, self.log
@@ -96,7 +96,7 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_streams_cleanly_and_exits_with_0(
-    tmp_path: Path, redis_server: RedisServer, sqlite_url: str, sig: signal.Signals
+    tmp_path: Path, redis_server: RedisServer, sqlite_url: str, sig: signal.Signals, slack: float
 ) -> None:
     """A watcher's answer is complete, not cut; the process is soon gone."""
     migrate(sqlite_url)
@@ -109,8 +109,8 @@ def test_a_signal_ends_streams_cleanly_and_exits_with_0(
             began = time.monotonic()
             api.process.send_signal(sig)
             rest = list(lines)  # raises if the answer is cut
-        assert api.process.wait(10) == 0
-        assert time.monotonic() - began < 8  # 2 s on a quiet machine; a stream that holds it takes for ever
+        assert api.process.wait(60) == 0
+        assert time.monotonic() - began < 8 * slack  # 2 s on a quiet machine
         assert [orjson.loads(line)["seq"] for line in rest if line] == [2]
 
 
@@ -119,7 +119,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with api_process(tmp_path, PORT=port) as api:
-            assert api.process.wait(20) == 1
+            assert api.process.wait(60) == 1
     [line] = api.log.splitlines()
     assert f"cannot listen on 127.0.0.1:{port}" in line
     assert "set PORT" in line

@@ -31,7 +31,7 @@ def server() -> Iterator[PostgresServer]:
 
 
 async def until_it_works(call: Callable[[], Awaitable[Any]]) -> Any:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             return await call()

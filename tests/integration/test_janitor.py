@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from db_world import NOW
 from ended_runs import ended_run, pack_all, plain_lines, read_all
@@ -197,9 +196,8 @@ def test_a_worker_looks_after_logs(tmp_path: Path, sqlite_url: str) -> None:
         run_id = stack.submit(shell("seq 1 700"))
         stack.wait_end(run_id)
         before = stack.events(run_id)
-        metrics = f"{stack.workers[0].url}/metrics"
         wait_for(
-            lambda: 'tailrun_log_upkeep_total{work="packed"} 1.0' in httpx2.get(metrics).text,
+            lambda: 'tailrun_log_upkeep_total{work="packed"} 1.0' in stack.workers[0].get("/metrics").text,
             "the janitor",
         )
         assert stack.events(run_id) == before

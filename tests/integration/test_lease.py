@@ -32,7 +32,7 @@ async def main():
         on_renewed=lambda: None,
         on_held=lambda held: None,
         renew_every_s=0.1,
-        wedged_after_s=1.5,
+        wedged_after_s=4,
     )
     lease.start()
     block_s = float(sys.argv[2])
@@ -84,7 +84,7 @@ def holder(redis_server: RedisServer, block_s: float) -> Iterator[subprocess.Pop
 def test_a_worker_whose_loop_is_wedged_ends_and_says_so(redis_server: RedisServer) -> None:
     """Else it would renew for ever what nobody works on."""
     with holder(redis_server, 600) as process:
-        said = process.communicate(timeout=20)[1]
+        said = process.communicate(timeout=60)[1]
         assert process.returncode == EXIT_WEDGED
         assert "event loop has not answered" in said
     with redis_server.client() as client:

@@ -27,7 +27,7 @@ def test_what_ends_is_started_again_later_and_later() -> None:
     said: list[str] = []
     with Supervisor(said.append) as supervisor:
         child = supervisor.start(ChildSpec("job", ["false"], os.environ))
-        assert supervisor.wait_for(lambda: child.failures == 3, 20)
+        assert supervisor.wait_for(lambda: child.failures == 3, 60)
     assert said == [
         f"job ended with exit code 1; starting it again in {delay} s" for delay in ("0.25", "0.5", "1")
     ]
@@ -36,7 +36,7 @@ def test_what_ends_is_started_again_later_and_later() -> None:
 def test_what_is_not_kept_just_ends() -> None:
     with Supervisor(lambda _: None) as supervisor:
         child = supervisor.start(ChildSpec("job", ["sh", "-c", "exit 7"], os.environ), keep=False)
-        assert supervisor.wait_for(lambda: child.exit_code is not None, 20)
+        assert supervisor.wait_for(lambda: child.exit_code is not None, 60)
         assert (child.exit_code, child.process) == (7, None)
 
 
@@ -59,7 +59,7 @@ def test_a_higher_stage_is_stopped_first_and_a_stubborn_child_is_killed(tmp_path
             )
             supervisor.start(spec)
         ready = lambda: all((tmp_path / name).read_text() == "up\n" for name in "abcx")  # noqa: E731
-        assert supervisor.wait_for(ready, 20)
+        assert supervisor.wait_for(ready, 60)
     assert order.read_text() == "cba"
     assert said == ["x did not end in time: killed"]
 
@@ -86,7 +86,7 @@ def test_children_die_with_a_parent_that_was_killed(how: str, death: str) -> Non
         below = psutil.Process(parent.pid).children(recursive=True)
         assert len(below) == (2 if how == "leash" else 1)
         parent.kill()
-        until(lambda: not any(each.is_running() for each in below), 20)
+        until(lambda: not any(each.is_running() for each in below))
 
 
 def test_a_leash_passes_signals_on_and_has_the_childs_exit_code() -> None:
@@ -100,7 +100,7 @@ def test_a_leash_passes_signals_on_and_has_the_childs_exit_code() -> None:
             assert process.stdout
             assert process.stdout.readline() == b"up\n"
             process.terminate()
-            assert process.wait(20) == 9
+            assert process.wait(60) == 9
     finally:
         os.close(reading)
         os.close(writing)

@@ -13,7 +13,7 @@ import httpx2
 import orjson
 import pytest
 from api_server import TOKEN, Api, serving, settings_for
-from live_run import LiveRun, Stores, stores_of
+from live_run import PATIENT, LiveRun, Stores, stores_of
 from servers import RedisServer, free_port
 from stream_world import until
 from websockets.asyncio.client import connect
@@ -81,14 +81,14 @@ def nginx(api: Api, tmp_path: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @pytest.fixture
 async def http(nginx: str) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of nginx that asks for gzip, as browsers do."""
     headers = {**BEARER, "Accept-Encoding": "gzip"}
-    async with httpx2.AsyncClient(base_url=nginx, headers=headers, timeout=10, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=nginx, headers=headers, timeout=60, trust_env=False) as client:
 
         async def up() -> bool:
             try:
@@ -154,7 +154,7 @@ async def test_an_idle_stream_holds(run: LiveRun, http: httpx2.AsyncClient) -> N
 async def test_a_websocket_passes_and_takes_stop(run: LiveRun, nginx: str, http: httpx2.AsyncClient) -> None:
     """The upgrade goes through, lines come at once, STOP arrives, the close is clean."""
     url = nginx.replace("http", "ws", 1) + run.path
-    async with connect(url, additional_headers=BEARER, proxy=None) as socket:
+    async with connect(url, additional_headers=BEARER, **PATIENT) as socket:
         for _ in range(3):
             await run.lines(1)
             async with asyncio.timeout(1.5):

@@ -55,7 +55,7 @@ async def test_two_hundred_runs_leave_no_fd_and_no_zombie(
 async def test_usage_is_that_of_the_whole_tree(executor: LocalExecutor, cwd: Path) -> None:
     burn = "import time\nx = bytearray(60_000_000)\nwhile time.process_time() < 0.4: pass"
     result, _ = await ended(executor, shell(cwd, f"python3 -c '{burn}'"))
-    assert 0.4 <= result.usage.cpu_s < 3
+    assert 0.4 <= result.usage.cpu_s < 30
     assert result.usage.wall_s >= 0.4
     assert result.usage.max_rss_bytes > 60_000_000
 

@@ -97,7 +97,7 @@ async def test_watchers_get_messages(redis_server: RedisServer, batch: int, mess
     await pubsub.subscribe("agent:logs:r")
     await Publisher(clients, batch=batch).append("r", 1, 1, events(1, 3), keep_from=0, may_raise=True)
     got: list[bytes] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(got) < len(messages):
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
             if message is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from api_server import TOKEN, Api, serving, settings_for
-from live_run import LiveRun, Stores, hub_of, now_us, stores_of
+from live_run import PATIENT, LiveRun, Stores, hub_of, now_us, stores_of
 from servers import RedisServer
 from stream_world import until
 from websockets.asyncio.client import connect
@@ -64,7 +64,7 @@ async def by_download(run: LiveRun, query: str = "") -> Events:
 
 async def by_websocket(run: LiveRun, query: str = "") -> Events:
     url = run.stores.api.url.replace("http", "ws", 1) + run.path + query
-    async with connect(url, additional_headers=BEARER, proxy=None) as socket:
+    async with connect(url, additional_headers=BEARER, **PATIENT) as socket:
         return [orjson.loads(text) async for text in socket]
 
 
@@ -95,7 +95,7 @@ async def by_text(run: LiveRun, query: str = "") -> str:
 
 async def by_watch(run: LiveRun, query: str = "") -> str:
     url = run.stores.api.url.replace("http", "ws", 1) + f"/tasks/{run.run_id}/watch{query}"
-    async with connect(url, additional_headers=BEARER, proxy=None) as socket:
+    async with connect(url, additional_headers=BEARER, **PATIENT) as socket:
         lines = [str(text) async for text in socket]
     # Here updates of a progress bar are left out as soon as something replaces them.
     return "".join(f"{line}\n" for line in lines if not line.endswith("%"))

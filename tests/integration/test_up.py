@@ -18,7 +18,7 @@ from up_process import Up, clean_environment, tailrun, until
 
 from app.local_leash import OWN_PYTHON, ROOT
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
@@ -124,14 +124,15 @@ def test_down_leaves_a_stranger_alone(tmp_path: Path) -> None:
 
 
 def test_two_signals_stop_it_at_once(up: Up) -> None:
+    up.env["DRAIN_S"] = "600"
     up.start()
-    up.run("run", "--no-follow", "--", "sh", "-c", "trap '' TERM; echo up; sleep 60")
+    up.run("run", "--no-follow", "--", "sh", "-c", "trap '' TERM; echo up; sleep 600")
     until(lambda: "up" in up.run("logs", "last").stdout)
     assert up.process
     up.process.send_signal(signal.SIGINT)
     until(lambda: "Stopping" in up.said)
     up.process.send_signal(signal.SIGINT)
-    assert up.process.wait(15) == 0
+    assert up.process.wait(60) == 0
 
 
 def test_other_machines_need_a_token_that_somebody_chose(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import orjson
 import pytest
 import websockets
 from api_server import TOKEN, Api, serving, settings_for
-from live_run import LiveRun, Stores, hub_of, stores_of
+from live_run import PATIENT, LiveRun, Stores, hub_of, stores_of
 from servers import RedisServer
 from stream_world import until
 from websockets.asyncio.client import ClientConnection, connect
@@ -42,12 +42,12 @@ def url(stores: Stores, path: str) -> str:
 
 
 def events(run: LiveRun, query: str = "") -> connect:
-    return connect(url(run.stores, run.path + query), additional_headers=BEARER, proxy=None)
+    return connect(url(run.stores, run.path + query), additional_headers=BEARER, **PATIENT)
 
 
 def watch(run: LiveRun, query: str = "") -> connect:
     path = f"/tasks/{run.run_id}/watch{query}"
-    return connect(url(run.stores, path), additional_headers=BEARER, proxy=None)
+    return connect(url(run.stores, path), additional_headers=BEARER, **PATIENT)
 
 
 async def all_of(socket: ClientConnection) -> list[str]:
@@ -102,7 +102,7 @@ async def test_resume_with_nonsense_is_told(run: LiveRun, what: str) -> None:
     """The close code says that the parameter is wrong, as it does for `?after=`."""
     async with events(run) as socket:
         await socket.send(f'{{"resume": {what}}}')
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await socket.wait_closed()
         assert socket.close_code == 4422
 
@@ -158,7 +158,7 @@ async def test_stop_asks_for_the_end(run: LiveRun, signal: str) -> None:
 
 
 async def refusal(stores: Stores, path: str, **options: object) -> tuple[int | None, str | None]:
-    async with connect(url(stores, path), proxy=None, **options) as socket:  # pyright: ignore[reportArgumentType]
+    async with connect(url(stores, path), **PATIENT, **options) as socket:  # pyright: ignore[reportArgumentType]
         with pytest.raises(websockets.ConnectionClosed):
             await socket.recv()
         return socket.close_code, socket.close_reason
@@ -183,12 +183,12 @@ async def test_refusals_have_codes(run: LiveRun, stores: Stores, api: Api) -> No
 async def test_three_ways_to_bring_a_token(run: LiveRun, stores: Stores) -> None:
     """Header, subprotocol and (a stream token) the query open a stream; a stream token cannot STOP."""
     await run.lines(1)
-    async with connect(url(stores, run.path), subprotocols=["bearer", TOKEN], proxy=None) as socket:  # pyright: ignore[reportArgumentType]
+    async with connect(url(stores, run.path), subprotocols=["bearer", TOKEN], **PATIENT) as socket:  # pyright: ignore[reportArgumentType]
         assert socket.subprotocol == "bearer"
         assert await socket.recv()
     made = await stores.http.post(f"/v1/runs/{run.run_id}/stream-token")
     path = f"{run.path}?access_token={made.json()['token']}"
-    async with connect(url(stores, path), proxy=None) as socket:
+    async with connect(url(stores, path), **PATIENT) as socket:
         assert await socket.recv()
         await socket.send("STOP")
         await socket.wait_closed()
@@ -215,7 +215,7 @@ async def test_draining_says_connect_again(run: LiveRun, stores: Stores) -> None
         assert await socket.recv() == "line 3"
         stores.api.server.handle_exit(15, None)
         with pytest.raises(websockets.ConnectionClosed):
-            await asyncio.wait_for(socket.recv(), 5)
+            await asyncio.wait_for(socket.recv(), 60)
         assert socket.close_code == 1012
 
 
@@ -232,12 +232,12 @@ async def test_a_client_who_does_not_read_is_cut(
     tmp_path: Path, redis_server: RedisServer, sqlite_url: str
 ) -> None:
     """A WebSocket whose client never reads while 20 MB flow is let go; another gets all of it."""
-    settings = settings_for(tmp_path / "data", redis_server.url, sqlite_url, stream_send_timeout_s=1)
+    settings = settings_for(tmp_path / "data", redis_server.url, sqlite_url, stream_send_timeout_s=3)
     with serving(settings) as api:
         async with stores_of(api) as stores:
             run = await stores.live_run()
             async with connect(
-                url(stores, run.path), additional_headers=BEARER, proxy=None, compression=None, max_queue=1
+                url(stores, run.path), additional_headers=BEARER, **PATIENT, compression=None, max_queue=1
             ) as stalled:
                 reading = asyncio.create_task(stores.http.get(run.path + "?format=ndjson"))
                 await until(lambda: hub_of(api).readers == 2)
@@ -245,7 +245,7 @@ async def test_a_client_who_does_not_read_is_cut(
                     await run.lines(50, size=2_000)
                     await run.commit()
                 await run.end()
-                whole = (await asyncio.wait_for(reading, 20)).text.splitlines()
+                whole = (await asyncio.wait_for(reading, 60)).text.splitlines()
                 assert [orjson.loads(line)["seq"] for line in whole] == list(range(1, run.seq + 1))
                 await until(lambda: hub_of(api).readers == 0)
                 stalled.transport.abort()

@@ -8,7 +8,6 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 from servers import free_port
 from stack import Process, Stack, shell, wait_for
@@ -22,22 +21,22 @@ def stack(tmp_path: Path, sqlite_url: str) -> Iterator[Stack]:
 
 
 def test_it_answers_health_readiness_and_metrics(stack: Stack) -> None:
-    url = stack.workers[0].url
-    assert httpx2.get(f"{url}/healthz").text == "ok\n"
-    assert httpx2.get(f"{url}/readyz").text == "ready, 0 runs in flight\n"
-    assert httpx2.get(f"{url}/nothing").status_code == 404
+    worker = stack.workers[0]
+    assert worker.get("/healthz").text == "ok\n"
+    assert worker.get("/readyz").text == "ready, 0 runs in flight\n"
+    assert worker.get("/nothing").status_code == 404
     run_id = stack.submit(shell("echo x"))
     stack.wait_end(run_id)
-    metrics = httpx2.get(f"{url}/metrics").text
+    metrics = worker.get("/metrics").text
     assert re.search(r'^tailrun_attempts_total\{status="succeeded"\} 1\.0$', metrics, re.MULTILINE)
 
 
 def test_it_is_not_ready_while_redis_is_away_and_recovers(stack: Stack) -> None:
-    url = stack.workers[0].url
+    worker = stack.workers[0]
     stack.redis.kill()
-    wait_for(lambda: httpx2.get(f"{url}/readyz").status_code == 503, "the worker to notice")
+    wait_for(lambda: worker.get("/readyz").status_code == 503, "the worker to notice")
     stack.redis.start()
-    wait_for(lambda: httpx2.get(f"{url}/readyz").status_code == 200, "the worker to recover")
+    wait_for(lambda: worker.get("/readyz").status_code == 200, "the worker to recover")
     assert stack.wait_end(stack.submit(shell("echo x")))["status"] == "succeeded"
 
 
@@ -92,7 +91,7 @@ def test_a_taken_port_is_said_and_ends_it(stack: Stack, tmp_path: Path) -> None:
     env = {**os.environ, "REDIS_URL": stack.redis.url, "DATABASE_URL": stack.database_url}
     env |= {"DATA_DIR": str(tmp_path / "other"), "WORKER_PORT": port}
     worker = Process("worker.main", env, tmp_path / "second.log")
-    assert worker.popen.wait(30) == 1
+    assert worker.popen.wait(60) == 1
     said = worker.log.read_text()
     assert "worker could not start" in said
     assert f"WORKER_PORT {port}" in said

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 from stack import Stack, shell, wait_for
 
@@ -26,9 +25,9 @@ def test_it_waits_until_it_has_enough(stack: Stack) -> None:
     [worker] = stack.workers
     before = resource.prlimit(worker.popen.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(worker.popen.pid, resource.RLIMIT_NOFILE, (64, before[1]))
-    wait_for(lambda: httpx2.get(f"{worker.url}/readyz").status_code == 503, "the worker to notice")
-    assert "MIN_FREE_FDS" in httpx2.get(f"{worker.url}/readyz").text
-    assert 'tailrun_worker_lacks{resource="fds"} 1.0' in httpx2.get(f"{worker.url}/metrics").text
+    wait_for(lambda: worker.get("/readyz").status_code == 503, "the worker to notice")
+    assert "MIN_FREE_FDS" in worker.get("/readyz").text
+    assert 'tailrun_worker_lacks{resource="fds"} 1.0' in worker.get("/metrics").text
     run_id = stack.submit(shell("echo x"))
     second = stack.add_worker(9)
     stack.workers.append(second)

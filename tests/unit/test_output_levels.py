@@ -93,7 +93,7 @@ def test_any_text_has_a_level(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["k=v " * 100_000, "[" * 100_000, "{" + '"level"' * 100_000, "\x1b[0m" * 100_000]
 )
-@pytest.mark.timeout(5)
+@pytest.mark.timeout(60)
 def test_no_line_takes_long(text: str) -> None:
     for _ in range(100):
         level_of(text)

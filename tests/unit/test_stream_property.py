@@ -216,7 +216,7 @@ class Play:
         ticking = asyncio.ensure_future(self._tick_on())
         try:
             for after, viewer in self.viewers:
-                got = await asyncio.wait_for(viewer, 30)
+                got = await asyncio.wait_for(viewer, 60)
                 assert got == list(range(after + 1, len(world.events) + 1))
         finally:
             ticking.cancel()

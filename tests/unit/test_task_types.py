@@ -229,8 +229,10 @@ def test_every_mistake_of_a_file_is_named_with_its_line(tmp_path: Path) -> None:
             "declares p for all commands and again for c",
         ),
         (
-            "types:\n  a:\n    program: [x]\n    params:\n"
-            "      p: {position: 1}\n      q: {position: 2, required: true}",
+            (
+                "types:\n  a:\n    program: [x]\n    params:\n"
+                "      p: {position: 1}\n      q: {position: 2, required: true}"
+            ),
             "4",
             "what may be left out stands last",
         ),
