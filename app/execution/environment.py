@@ -28,6 +28,8 @@ _SYSTEM_PATH = (
 def build_env(tool: ToolRun, cwd: Path, tmp: Path) -> dict[str, str]:
     """Return the whole environment of `tool`, whose own `env` adds to it and may change LANG, TZ and TERM.
 
+    `cwd` is the folder with the run's files, also for a tool that runs elsewhere.
+
     Raises:
         Unprocessable: the run asks for a reserved name or for something that is no variable.
     """
@@ -42,6 +44,7 @@ def build_env(tool: ToolRun, cwd: Path, tmp: Path) -> dict[str, str]:
         "TAILRUN_RUN_ID": tool.run_id,
         "TAILRUN_ATTEMPT": str(tool.attempt),
         "TAILRUN_STEP": tool.step_id,
+        "TAILRUN_WORKSPACE": str(cwd),
         **_zone(),
         **tool.env,
     }

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from posixpath import join
 from typing import Any, Protocol
 
 from app.models import Line, Wants
@@ -99,6 +100,8 @@ class ToolRun:
     With a `source`, `argv` is its interpreter. `timeout_s` None: only the run's own limit holds,
     `run_timeout_s`. `step_run` counts how often the step started afresh; `cursor` is the `src` of
     the last line that is committed of this one, where an earlier attempt saw a part of it.
+    `cwd`: a folder to run in instead of the run's files, on the worker or in the image; then those
+    words of `argv` whose numbers are in `files`, paths in the run's files, are made absolute.
     """
 
     run_id: str
@@ -114,10 +117,19 @@ class ToolRun:
     run_timeout_s: float = 3600
     step_run: int = 1
     cursor: str | None = None
+    cwd: str | None = None
+    files: frozenset[int] = frozenset()
 
-    def command(self, source: str) -> tuple[str, ...]:
-        """Return the whole command line, for a source text in a file of this path."""
-        return self.argv if self.source is None else (*self.argv, source, *self.source.args)
+    def command(self, source: str, folder: str) -> tuple[str, ...]:
+        """Return the whole command line, for a source text in a file of this path.
+
+        `folder` is where the program finds the run's files.
+        """
+        if self.source is not None:
+            return (*self.argv, source, *self.source.args)
+        if self.cwd is None:
+            return self.argv
+        return tuple(join(folder, word) if n in self.files else word for n, word in enumerate(self.argv))
 
 
 @dataclass(frozen=True, slots=True)

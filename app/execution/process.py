@@ -129,14 +129,15 @@ class LocalExecutor:
                 await asyncio.to_thread(kill_orphans, guarded.pid, request.tmp)
 
     def _request(self, tool: ToolRun, cwd: Path, source: str) -> Request:
-        argv, tmp = tool.command(source), self._tmp_dir / f"tool-{secrets.token_hex(6)}"
+        argv, tmp = tool.command(source, str(cwd)), self._tmp_dir / f"tool-{secrets.token_hex(6)}"
         try:
             env = build_env(tool, cwd, tmp)
         except TailrunError as error:
             raise RunFailure(ErrorCode.START_FAILED, error.message, retried=False) from None
         if any("\0" in arg for arg in argv):
             raise RunFailure(ErrorCode.START_FAILED, "An argument holds a NUL character.", retried=False)
-        return Request(argv, cwd, env, tmp, self._silence_s, self._grace_s)
+        there = cwd if tool.cwd is None else Path(tool.cwd)
+        return Request(argv, there, env, tmp, self._silence_s, self._grace_s)
 
     async def _start(self, request: Request, name: str) -> Guarded:
         """Start the guard in a thread: a fork takes milliseconds that the loop is needed in."""

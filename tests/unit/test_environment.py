@@ -37,6 +37,7 @@ def test_it_holds_what_a_tool_needs_and_nothing_else(monkeypatch: pytest.MonkeyP
         "TAILRUN_RUN_ID": "r1",
         "TAILRUN_ATTEMPT": "3",
         "TAILRUN_STEP": "s2",
+        "TAILRUN_WORKSPACE": "/work",
     }
 
 
