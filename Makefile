@@ -38,7 +38,7 @@ check: $(DEV) ## lint, format, types, layers, dependencies, locks, documents
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/deptry app tailrun
+	$(BIN)/deptry app tailrun toolbox
 	$(BIN)/python tools/lock.py --check
 	$(BIN)/python -m pytest tests/unit/test_docs.py tests/unit/test_repository.py
 
@@ -62,7 +62,7 @@ build: ## build the container image (docker or buildah)
 
 clean: ## remove what was built or installed here; data stays
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	@find app tailrun tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find app tailrun toolbox tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock: $(DEV) ## resolve the dependencies of pyproject.toml anew into the requirements files
 	@$(BIN)/python tools/lock.py

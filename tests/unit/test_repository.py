@@ -31,7 +31,11 @@ def tracked() -> list[Path]:
 
 FILES = tracked()
 PYTHON = [path for path in FILES if path.suffix == ".py"]
-OURS = [path for path in PYTHON if path.relative_to(ROOT).parts[0] in {"app", "tailrun", "bench", "tools"}]
+OURS = [
+    path
+    for path in PYTHON
+    if path.relative_to(ROOT).parts[0] in {"app", "tailrun", "toolbox", "bench", "tools"}
+]
 
 
 def text_of(path: Path) -> str:

@@ -1,0 +1,28 @@
+"""`python -m toolbox exec -- argv… | ready`; what is not asked for is not imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_USAGE = "usage: toolbox exec -- program [argument …] | toolbox ready"
+_WRONG_USE = 125
+
+
+def main() -> int:
+    """Do what the arguments say; return the exit code."""
+    match sys.argv[1:]:
+        case ["exec", "--", program, *arguments]:
+            from toolbox.settings import Settings  # noqa: PLC0415
+            from toolbox.wrapper import Wrapper  # noqa: PLC0415
+
+            return Wrapper([program, *arguments], Settings.read(os.environ)).run()
+        case ["ready"]:
+            return 0 if os.access(os.environ.get("TOOLBOX_WAIT") or "/tailrun/ready", os.F_OK) else 1
+        case _:
+            sys.stderr.write(_USAGE + "\n")
+            return _WRONG_USE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

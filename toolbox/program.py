@@ -1,0 +1,84 @@
+"""The program that a tool pod is for: started in a process group of its own, and all of it ended.
+
+The wrapper is PID 1 of its container, so orphans become its children and are reaped here, and at
+the end nothing may be left: not of the program's group, and, where we really are PID 1, no other
+process either. Elsewhere (a shared process namespace, a test) only the group is ours to kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+from toolbox.signals import SIGCHLD, SIGINT, SIGKILL, SIGPIPE, SIGTERM, SIGXFSZ
+
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
+# What Python ignores would stay ignored in the program.
+_DEFAULTS = (SIGPIPE, SIGXFSZ, SIGTERM, SIGINT, SIGCHLD)
+
+
+class StartFailed(Exception):
+    """The program never ran; `code` is what a shell would exit with."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Program:
+    """One started program. Times in seconds, `max_rss` in bytes."""
+
+    def __init__(self, argv: list[str], env: dict[str, str], *, stdout: int, stderr: int) -> None:
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, stdout, 1),
+            (os.POSIX_SPAWN_DUP2, stderr, 2),
+        ]
+        try:
+            self.pid = os.posix_spawnp(
+                argv[0], argv, env, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=_DEFAULTS
+            )
+        except OSError as error:
+            code = NOT_FOUND if error.errno in _MISSING else NOT_EXECUTABLE
+            raise StartFailed(code, f"{argv[0]}: {error.strerror}") from None
+        except ValueError as error:  # a NUL in an argument, or an empty name
+            raise StartFailed(NOT_EXECUTABLE, f"{argv[0]}: {error}") from None
+        self.status: int | None = None
+        self.cpu_s = 0.0
+        self.max_rss = 0
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended it, if one did."""
+        return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else None
+
+    @property
+    def code(self) -> int:
+        """Its exit code, 128 + n after signal n."""
+        status = self.status or 0
+        return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+    def kill(self, number: int) -> None:
+        """Send a signal to the program's group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def reap(self) -> None:
+        """Bury whoever died. With the program itself goes everything that it left behind."""
+        with contextlib.suppress(ChildProcessError):
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if found.si_pid == self.pid:
+                    self._end_all()  # before its number is free for somebody else
+                _, status, usage = os.wait4(found.si_pid, 0)
+                self.cpu_s += usage.ru_utime + usage.ru_stime
+                self.max_rss = max(self.max_rss, usage.ru_maxrss * 1024)
+                if found.si_pid == self.pid:
+                    self.status = status
+
+    def _end_all(self) -> None:
+        self.kill(SIGKILL)
+        if os.getpid() == 1:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(-1, SIGKILL)
