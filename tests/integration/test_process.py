@@ -111,7 +111,7 @@ async def test_secrets_of_the_worker_do_not_reach_a_tool(
     names = {line.partition("=")[0] for line in sink.of(Stream.STDOUT)}
     assert names - {"TZ"} == {
         *("PATH", "HOME", "TMPDIR", "LANG", "PYTHONUNBUFFERED", "TERM"),
-        *("TAILRUN_RUN_ID", "TAILRUN_ATTEMPT", "TAILRUN_STEP"),
+        *("TAILRUN_RUN_ID", "TAILRUN_ATTEMPT", "TAILRUN_STEP", "TAILRUN_WORKSPACE"),
     }
 
 
