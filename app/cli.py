@@ -20,12 +20,12 @@ from app import (
     cli_run,
     cli_runs,
     cli_schedules,
+    cli_settings,
 )
 from app.cli_config import CliError
 
 app = typer.Typer(
     name="tailrun",
-    help="Run it, tail it: agent jobs on your own machines.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,6 +33,7 @@ app = typer.Typer(
 
 RUNS, LOOK, SERVE = "Runs", "Queue and access", "Processes"
 
+app.callback()(cli_settings.root)
 app.command("run", cls=cli_run.DashedCommand, rich_help_panel=RUNS)(cli_run.run)
 app.command("logs", rich_help_panel=RUNS)(cli_runs.logs)
 app.command("ls", rich_help_panel=RUNS)(cli_runs.ls)
@@ -51,6 +52,7 @@ app.command(
 )(cli_redis.redis)
 app.add_typer(cli_admin.token_app, name="token", rich_help_panel=LOOK)
 app.command("env", rich_help_panel=LOOK)(cli_admin.env)
+app.command("config", rich_help_panel=LOOK)(cli_settings.config)
 
 app.command("up", rich_help_panel=SERVE)(cli_processes.up)
 app.command("down", rich_help_panel=SERVE)(cli_processes.down)

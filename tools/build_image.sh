@@ -11,7 +11,7 @@ set -- --target "$target" --tag "$image" --build-arg "VERSION=$version" --build-
 for builder in docker buildah podman; do
     command -v "$builder" >/dev/null 2>&1 || continue
     case $builder in
-    docker) exec docker build "$@" ;;
+    docker) docker version >/dev/null 2>&1 && exec docker build "$@" ;; # without its daemon: the next one
     buildah) exec buildah bud --isolation=chroot --format docker "$@" ;;
     podman) exec podman build --format docker "$@" ;;
     esac
