@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from app.execution import guard
+from app.execution.pipes import FdPipe
 from app.models import Stream
 
 _PIPE_BYTES = 256 * 1024
@@ -52,6 +53,7 @@ class Guarded:
         self, process: subprocess.Popen[bytes], control: int, status: int, out: int, err: int
     ) -> None:
         self.outputs = {Stream.STDOUT: out, Stream.STDERR: err}
+        self.pipes = {stream: FdPipe(fd) for stream, fd in self.outputs.items()}
         self.started_at = time.monotonic()
         self.pid: int | None = None
         """The tool's process id, once it runs; its process group has the same number."""

@@ -11,25 +11,18 @@ import asyncio
 import contextlib
 import secrets
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
 from app.errors import ErrorCode, LostOwnership, RunFailure, TailrunError
 from app.execution import guard, start_failure
+from app.execution.attendance import Attendance
 from app.execution.environment import build_env, search_path
-from app.execution.executor import LineSink, StopReason, StopToken, ToolResult, ToolRun, Usage
+from app.execution.executor import LineSink, StopReason, StopToken, ToolResult, ToolRun
 from app.execution.guarded import Guarded, Request
 from app.execution.orphans import kill_orphans
-from app.execution.pump import Pump
 from app.execution.source_file import source_file
-from app.models import Level, Line, Stream, Wants
-
-_LEFTOVERS_S = 0.5
-"""How long what a tool left behind may go on (`cmd > >(tee log)`), not counting a slow sink."""
-_ORPHANED_PIPE_S = 0.5
-"""How long a pipe is read that somebody outside of the tool's tree holds open."""
-_WITH_GRACE = frozenset({StopReason.CANCEL, StopReason.TIMEOUT})
+from app.models import Wants
 
 
 class LocalExecutor:
@@ -122,7 +115,7 @@ class LocalExecutor:
         assert task is not None  # noqa: S101 - this is a coroutine of one
         self._running[task] = guarded
         try:
-            return await _Attendance(guarded, request, sink, stop).run(tool.timeout_s)
+            return await Attendance(guarded, request, sink, stop).run(tool.timeout_s)
         finally:
             await guarded.close()
             if "done" not in guarded.report and "failed" not in guarded.report:
@@ -171,89 +164,3 @@ class _Lost(LostOwnership):
 def _unless_lost(result: ToolResult) -> None:
     if result.stopped is StopReason.LOST:
         raise _Lost(result)
-
-
-class _Attendance:
-    """Stands by one tool from its start to its end."""
-
-    def __init__(self, guarded: Guarded, request: Request, sink: LineSink, stop: StopToken) -> None:
-        self._guarded, self._request, self._sink, self._stop = guarded, request, sink, stop
-        self._pump = Pump(guarded.outputs, sink)
-        self._timed_out = False
-        self._finish_at: float | None = None
-        self._leave_at: float | None = None
-
-    async def run(self, timeout_s: float | None) -> ToolResult:
-        self._guarded.listen(self._changed)
-        obeying = asyncio.create_task(self._obey())
-        timer = None
-        if timeout_s is not None:
-            timer = asyncio.get_running_loop().call_later(timeout_s, self._time_out)
-        try:
-            await self._pump.run(self._pause)
-        finally:
-            obeying.cancel()
-            if timer is not None:
-                timer.cancel()
-        return await self._result()
-
-    def _changed(self) -> None:
-        """Take note of what the guard reports."""
-        report, now = self._guarded.report, time.monotonic() - self._pump.blocked_s
-        self._guarded.pid = report.get("started")
-        if "exited" in report and self._finish_at is None:
-            self._finish_at = now + _LEFTOVERS_S
-        if self._guarded.gone:
-            self._leave_at = now + _ORPHANED_PIPE_S
-        self._pump.wake()
-
-    def _pause(self, busy: bool) -> float | None:
-        """Say when to look again; negative when all is over. Time spent in the sink does not count."""
-        now = time.monotonic() - self._pump.blocked_s
-        if self._leave_at is not None:
-            over = self._pump.ended or (now >= self._leave_at and not busy) or now >= self._leave_at + 5
-            return -1 if over else max(0.0, self._leave_at - now)
-        if self._finish_at is None:
-            return None
-        if now >= self._finish_at:
-            self._guarded.say(guard.FINISH)
-            self._finish_at = float("inf")
-        return None if self._finish_at == float("inf") else self._finish_at - now
-
-    async def _obey(self) -> None:
-        """Pass on the request to stop; what began with a grace can still become a kill."""
-        reason = await self._stop.wait()
-        if reason in _WITH_GRACE:
-            self._guarded.say(guard.TERMINATE)
-            while self._stop.reason in _WITH_GRACE:  # noqa: ASYNC110 - the token tells its first reason only
-                await asyncio.sleep(0.1)
-        self._guarded.say(guard.KILL)
-
-    def _time_out(self) -> None:
-        self._timed_out = True
-        self._guarded.say(guard.TERMINATE)
-
-    async def _result(self) -> ToolResult:
-        report = self._guarded.report
-        if "failed" in report:
-            raise start_failure.of_tool(report["failed"], report["at"], self._request)
-        if "exited" not in report:
-            raise RunFailure(
-                ErrorCode.EXECUTOR_UNAVAILABLE,
-                "The process that guards the program was killed, and the program with it.",
-            )
-        if report.get("left"):
-            text = "Some processes of this program could not be killed and may still run."
-            await self._sink([Line(Stream.SYSTEM, text, Level.WARNING)])
-        usage = Usage(report.get("cpu_s", 0.0), report["wall_s"], report.get("max_rss", 0))
-        return ToolResult(report["exited"], report["signal"], self._stopped(report["asked"]), usage)
-
-    def _stopped(self, asked: str) -> StopReason | None:
-        """Why the guard was stopping the tool when it ended; None if it ended by itself."""
-        if asked == "lease":
-            return StopReason.LOST
-        if asked not in ("request", "grace"):
-            return None
-        if self._stop.reason is not None:
-            return self._stop.reason
-        return StopReason.TIMEOUT if self._timed_out else StopReason.DRAIN

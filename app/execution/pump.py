@@ -7,12 +7,12 @@ log stops the program at its pipe instead of filling the worker's memory.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from app.execution.executor import LineSink
 from app.execution.output import LineSplitter
+from app.execution.pipes import Pipe
 from app.models import Level, Line, Stream
 
 NO_TEXT = Line(
@@ -23,15 +23,12 @@ NO_TEXT = Line(
 )
 """Said once by a pump, right behind the first such line."""
 
-_READ_BYTES = 64 * 1024
-"""A read full of empty lines still holds the event loop for a moment only."""
-
 
 class Pump:
     """Reads both pipes until somebody who knows the program says that it is over."""
 
-    def __init__(self, outputs: dict[Stream, int], sink: LineSink) -> None:
-        self._open = {fd: LineSplitter(stream) for stream, fd in outputs.items()}
+    def __init__(self, outputs: Mapping[Stream, Pipe], sink: LineSink) -> None:
+        self._open = {pipe: LineSplitter(stream) for stream, pipe in outputs.items()}
         self._splitters = tuple(self._open.values())
         self._sink = sink
         self._said_no_text = False
@@ -71,9 +68,9 @@ class Pump:
     def _read(self, now: float) -> tuple[list[Line], bool]:
         """Read what is there; return its lines, and whether there was anything."""
         lines, busy = list[Line](), False
-        for fd, splitter in tuple(self._open.items()):
+        for pipe, splitter in tuple(self._open.items()):
             try:
-                data = os.read(fd, _READ_BYTES)
+                data = pipe.read()
             except BlockingIOError:
                 lines += splitter.tick(now)
                 continue
@@ -82,7 +79,7 @@ class Pump:
                 lines += splitter.feed(data, now)
             else:
                 lines += splitter.finish()
-                del self._open[fd]
+                del self._open[pipe]
         return lines, busy
 
     async def _give(self, lines: list[Line]) -> None:
@@ -102,13 +99,13 @@ class Pump:
         if wait_s is not None:
             waits.append(wait_s)
         timer = loop.call_later(max(0.0, min(waits)), self._wake.set) if waits else None
-        for fd in self._open:
-            loop.add_reader(fd, self._wake.set)
+        for pipe in self._open:
+            pipe.watch(self._wake.set)
         try:
             await self._wake.wait()
             self._wake.clear()
         finally:
-            for fd in self._open:
-                loop.remove_reader(fd)
+            for pipe in self._open:
+                pipe.unwatch()
             if timer is not None:
                 timer.cancel()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
 from app.errors import ErrorCode, RunFailure
-from app.execution.guarded import Request
 
 _SHORT = frozenset(
     {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT},
@@ -14,20 +16,44 @@ _SHORT = frozenset(
 """The machine ran out of something: another attempt may find it."""
 
 
+class Command(Protocol):
+    """What was to be started."""
+
+    @property
+    def argv(self) -> Sequence[str]:
+        """The program and its arguments."""
+        ...
+
+    @property
+    def cwd(self) -> Path:
+        """Its working folder."""
+        ...
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """Its whole environment."""
+        ...
+
+
 def of_guard(error: OSError) -> RunFailure:
     """The worker could not start a guard."""
     return _of_machine(error.errno or 0)
 
 
-def of_tool(number: int, at: str, request: Request) -> RunFailure:
+def of_tool(number: int, at: str, command: Command) -> RunFailure:
     """The guard could not start the tool: error `number` while it was `at` some part of it."""
     if number in _SHORT or at not in ("exec", "chdir"):
         return _of_machine(number)
     if at == "chdir":
-        message = f"The working folder {request.cwd} can't be entered: {os.strerror(number)}."
+        message = f"The working folder {command.cwd} can't be entered: {os.strerror(number)}."
     else:
-        message = _of_program(number, request)
+        message = _of_program(number, command)
     return RunFailure(ErrorCode.START_FAILED, message, retried=False)
+
+
+def of_text(error: ValueError) -> RunFailure:
+    """The command holds what no program can be given: a NUL, or a lone surrogate."""
+    return RunFailure(ErrorCode.START_FAILED, f"The program can't be given this: {error}.", retried=False)
 
 
 def _of_machine(number: int) -> RunFailure:
@@ -35,14 +61,14 @@ def _of_machine(number: int) -> RunFailure:
     return RunFailure(code, f"This machine could not start another process: {os.strerror(number)}.")
 
 
-def _of_program(number: int, request: Request) -> str:
-    program = request.argv[0] if request.argv else ""
+def _of_program(number: int, command: Command) -> str:
+    program = command.argv[0] if command.argv else ""
     if number == errno.ENOENT and "/" not in program:
-        return f"No program {program!r} was found on PATH ({request.env.get('PATH', '')})."
+        return f"No program {program!r} was found on PATH ({command.env.get('PATH', '')})."
     if number == errno.ENOENT:
         return f"The program {program!r} or the interpreter that it names does not exist."
     if number == errno.EACCES:
-        where = "" if "/" in program else f" on PATH ({request.env.get('PATH', '')})"
+        where = "" if "/" in program else f" on PATH ({command.env.get('PATH', '')})"
         return f"The program {program!r}{where} may not be run: is it executable?"
     if number == errno.ENOEXEC:
         return f"{program!r} is no program for this machine; a script begins with `#!` and its interpreter."
