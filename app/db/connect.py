@@ -23,6 +23,12 @@ BUSY_TIMEOUT_S = 15.0
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 15.0
 """How long one PostgreSQL statement may take before the server counts as away."""
+IDLE_S = 5.0
+"""How long a PostgreSQL transaction may stand still: then its process is frozen or cut off, and the server
+rolls it back, so that its locks hold up nobody else."""
+LOCK_S = 10.0
+"""How long a statement waits for a lock. Longer than `IDLE_S`: who waits for a frozen
+process gets through."""
 
 _IGNORED = frozenset(
     {
@@ -69,12 +75,23 @@ def sqlite_engine(url: str, *, pool_size: int) -> Engine:
     return engine
 
 
-def postgres_engine(url: str, *, pool_size: int) -> AsyncEngine:
-    """Return an engine whose pool drops connections that the server has closed before they are used."""
+def postgres_engine(url: str, *, pool_size: int, bounded: bool = True) -> AsyncEngine:
+    """Return an engine whose pool drops connections that the server has closed before they are used.
+
+    `bounded` has the server itself end transactions and waits that take too long (see `server_limits`).
+    """
     arguments = asyncpg_arguments(url)
+    limits = server_limits(arguments["dsn"]) if bounded else ""
 
     async def connect() -> Any:
-        return await asyncpg.connect(**arguments)
+        connection = await asyncpg.connect(**arguments)
+        try:
+            if limits:
+                await connection.execute(limits)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
@@ -91,6 +108,23 @@ def postgres_engine(url: str, *, pool_size: int) -> AsyncEngine:
             raise InvalidatePoolError
 
     return engine
+
+
+def server_limits(dsn: str) -> str:
+    """Return the statements that bound locks and transactions, without those that the URL sets itself.
+
+    Not parameters of the start-up message: PgBouncer refuses those that it doesn't know.
+    """
+    query = dict(parse_qsl(urlsplit(dsn).query))
+    limits = {
+        "idle_in_transaction_session_timeout": IDLE_S,
+        "lock_timeout": LOCK_S,
+        "statement_timeout": COMMAND_TIMEOUT_S,
+    }
+    asked = {*query, *query.get("options", "").replace("=", " ").replace("-c", " ").split()}
+    return "; ".join(
+        f"SET {name} = {limit * 1000:.0f}" for name, limit in limits.items() if name not in asked
+    )
 
 
 def asyncpg_arguments(url: str) -> dict[str, Any]:

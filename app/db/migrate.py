@@ -93,7 +93,7 @@ def _run_sqlite(url: str, work: Callable[[Connection], T], begin: str) -> T:
 
 
 async def _run_postgres(url: str, work: Callable[[Connection], T]) -> T:
-    engine = postgres_engine(url, pool_size=1)
+    engine = postgres_engine(url, pool_size=1, bounded=False)
     try:
         async with engine.begin() as connection:
             return await connection.run_sync(work)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
+import psycopg
 import pytest
 from db_world import NOW, lines, new_run, running
 from postgres_server import PostgresServer
@@ -175,3 +178,52 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         migrate(f"sqlite:///{file}")
     with contextlib.suppress(StorageError):
         assert not is_current(f"sqlite:///{file}")
+
+
+async def test_the_lock_of_a_frozen_process_is_let_go(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands in the middle of a transaction; who waits for its lock gets through before it goes on."""
+    monkeypatch.setattr(connect, "IDLE_S", 1)
+    migrate(postgres_url)
+    db = Database(postgres_url)
+    run, _ = await running(RunStore(db))
+    locked, thawed = threading.Event(), threading.Event()
+
+    def stand(connection: Any) -> None:
+        connection.execute(text("UPDATE runs SET log_lines = 7"))
+        locked.set()
+        thawed.wait(60)
+        connection.execute(text("UPDATE runs SET log_lines = 8"))
+
+    async def frozen() -> None:
+        other = Database(postgres_url)
+        with pytest.raises(StorageError):
+            await other.write(stand)
+        await other.ping()
+        await other.close()
+
+    freezing = asyncio.create_task(asyncio.to_thread(anyio.run, frozen))
+    await asyncio.to_thread(locked.wait, 60)
+    await RunStore(db).request_cancel(run.run_id, NOW)
+    thawed.set()
+    await freezing
+    after = await RunStore(db).get(run.run_id)
+    assert after
+    assert (after.cancel_requested_at, after.log_lines) == (NOW, 0)
+    await db.close()
+
+
+async def test_a_lock_that_somebody_keeps_is_a_storage_error(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "LOCK_S", 0.2)
+    migrate(postgres_url)
+    db = Database(postgres_url)
+    run, _ = await running(RunStore(db))
+    with psycopg.connect(postgres_url) as holder:  # has no limits of ours
+        holder.execute("SELECT * FROM runs FOR UPDATE")
+        with pytest.raises(StorageError, match="lock timeout"):
+            await RunStore(db).request_cancel(run.run_id, NOW)
+    await RunStore(db).request_cancel(run.run_id, NOW)
+    await db.close()

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from app.db.connect import asyncpg_arguments, dialect_of, sqlite_path
+from app.db.connect import asyncpg_arguments, dialect_of, server_limits, sqlite_path
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,13 @@ def test_what_only_libpq_knows_is_translated_or_left_out() -> None:
 def test_a_promise_that_asyncpg_cannot_keep_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         asyncpg_arguments(f"postgresql://h/db?{name}=x")
+
+
+def test_the_server_bounds_what_a_frozen_process_could_hold() -> None:
+    """A limit that the URL sets, in either way, is the user's."""
+    dsn = "postgresql://h/db?statement_timeout=60s&options=-c%20lock_timeout%3D1s"
+    assert server_limits(dsn) == "SET idle_in_transaction_session_timeout = 5000"
+    assert server_limits("postgresql://h/db") == (
+        "SET idle_in_transaction_session_timeout = 5000; "
+        "SET lock_timeout = 10000; SET statement_timeout = 15000"
+    )
