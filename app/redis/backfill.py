@@ -31,7 +31,7 @@ _TAIL_TIMEOUT_S = 2.0
 _TAIL_PAUSE_S = 1.0
 _LOST_AFTER_S = 3.0
 _READERS = 4
-_PAGES_KEPT = 8
+_KEPT_BYTES = 8_000_000
 _PAGE_KEPT_S = 10.0
 
 
@@ -47,7 +47,7 @@ class Backfill:
         self._heads = heads
         self._readers = asyncio.Semaphore(_READERS)
         self._tail_rests_until = 0.0
-        self._pages: dict[tuple[str, int, int], tuple[float, list[Entry]]] = {}
+        self._kept = _Kept()
         self._holes: dict[tuple[str, int], float] = {}
 
     async def top(self, run_id: str) -> int:
@@ -69,13 +69,10 @@ class Backfill:
         """
         key = (run_id, after, limit)
         async with self._readers:
-            until, found = self._pages.pop(key, (0.0, []))
-            if _now() >= until:
-                until, found = _now() + _PAGE_KEPT_S, await self.fetch(run_id, after, limit)
-            if found and sum(len(raw) for _, raw in found) <= 2 * _PAGE_BYTES:
-                self._pages[key] = until, found
-                if len(self._pages) > _PAGES_KEPT:
-                    del self._pages[next(iter(self._pages))]
+            found = self._kept.get(key)
+            if found is None:
+                found = await self.fetch(run_id, after, limit)
+                self._kept.put(key, found)
             return found
 
     async def fetch(self, run_id: str, after: int, limit: int = PAGE_LINES) -> list[Entry]:
@@ -85,8 +82,7 @@ class Backfill:
         """
         first = await self._ask_tail(lambda: self._tail.read(run_id, after, 1))
         if first and contiguous(first, after):
-            page = await self._ask_tail(lambda: self._tail.read(run_id, after, limit))
-            return contiguous(page or first, after)
+            return contiguous(await self._more(run_id, first, limit), after)
         page = [(event.seq, event.encode()) for event in await self._history(run_id, after, limit)]
         found = contiguous(page, after)
         if found:
@@ -96,6 +92,14 @@ class Backfill:
         if beyond is None or first is None:
             return []
         return self._lost(run_id, after, beyond)
+
+    async def _more(self, run_id: str, first: list[Entry], limit: int) -> list[Entry]:
+        """Return `first` and what the tail has after it, at least `limit` if there are so many."""
+        missing, last, size = limit - len(first), first[-1][0], len(first)
+        if missing <= 0:
+            return first
+        more = await self._ask_tail(lambda: self._tail.read(run_id, last, missing, per_call=size))
+        return first + (more or [])
 
     async def tops(self, run_ids: Sequence[str]) -> dict[str, int]:
         """Return the tails' highest seqs; {} while Redis is away."""
@@ -140,10 +144,43 @@ class Backfill:
         return [(last, gap.encode()), beyond]
 
 
+class _Kept:
+    """Pages that were read lately, bounded in bytes, the oldest first."""
+
+    def __init__(self) -> None:
+        self._pages: dict[tuple[str, int, int], tuple[float, int, list[Entry]]] = {}
+        self._size = 0
+
+    def get(self, key: tuple[str, int, int]) -> list[Entry] | None:
+        """Return a page; None if it has to be read."""
+        until, _, found = self._pages.get(key, (0.0, 0, []))
+        return found if _now() < until else None
+
+    def put(self, key: tuple[str, int, int], page: list[Entry]) -> None:
+        """Keep a page for a while; not one that is empty or too large."""
+        self._drop(key)
+        size = sum(len(raw) for _, raw in page)
+        if not 0 < size <= 2 * _PAGE_BYTES:
+            return
+        self._pages[key] = _now() + _PAGE_KEPT_S, size, page
+        self._size += size
+        while self._size > _KEPT_BYTES:
+            self._drop(next(iter(self._pages)))
+
+    def _drop(self, key: tuple[str, int, int]) -> None:
+        self._size -= self._pages.pop(key, (0.0, 0, []))[1]
+
+
 def page_limit(entries: Sequence[Entry]) -> int:
-    """Return how many lines to ask for next, so that a page of long lines stays near 1 MB."""
+    """Return how many lines a page should have, so that one of long lines stays near 1 MB.
+
+    One of few values, so that those who read the same lines ask for the same pages.
+    """
     size = sum(len(raw) for _, raw in entries) or 1
-    return max(1, min(PAGE_LINES, len(entries) * _PAGE_BYTES // size))
+    limit = PAGE_LINES
+    while limit > 1 and limit * size > _PAGE_BYTES * len(entries):
+        limit //= 2
+    return limit
 
 
 def _now() -> float:

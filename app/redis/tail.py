@@ -19,21 +19,30 @@ class Tail:
         self._redis: Any = clients.commands
         self._keys = clients.keys
 
-    async def read(self, run_id: str, after: int, limit: int | None = None) -> list[Entry]:
-        """Return (seq, event as JSON) of what the tail has above `after`, in order."""
+    async def read(
+        self, run_id: str, after: int, limit: int | None = None, *, per_call: int = _USUAL
+    ) -> list[Entry]:
+        """Return (seq, event as JSON) of what the tail has above `after`, in order.
+
+        With a `limit`, up to the end of the first call to the publisher that brings so many, and
+        so wherever readers start, they meet at the same places. `per_call` is a guess.
+        """
         found: list[Entry] = []
-        last, count = after, None if limit is None else 1 + limit // _USUAL
+        last = after
         while True:
+            count = None if limit is None else 1 + (limit - len(found)) // per_call
             with guard():
-                rows = await self._redis.xrange(self._keys.tail(run_id), min=f"{last + 1}-0", count=count)
-            for _, fields in rows:
+                calls = await self._redis.xrange(self._keys.tail(run_id), min=f"{last + 1}-0", count=count)
+            for _, fields in calls:
                 for raw in fields[b"e"].split(b"\n"):
                     if (seq := seq_of(raw)) > last:  # a call that was repeated stands twice
                         last = seq
                         found.append((seq, raw))
-            if limit is None or count is None or len(rows) < count or len(found) >= limit:
-                return found[:limit]
-            count = min(limit, 1 + (limit - len(found)) * count // max(1, len(found)))
+                if limit is not None and len(found) >= limit:
+                    return found
+            if count is None or len(calls) < count:
+                return found
+            per_call = max(1, len(found) // count)
 
     async def top(self, run_id: str) -> int:
         """Return the highest seq in the tail, 0 if it is empty."""

@@ -50,7 +50,11 @@ class Reader(Protocol):
 
 
 class _Pages:
-    """History after a cursor, page by page, handed out in chunks."""
+    """History after a cursor, page by page, handed out in chunks.
+
+    Pages end at multiples of their length: those who read the same lines share them, wherever
+    each of them began.
+    """
 
     def __init__(self, run_id: str, backfill: Backfill) -> None:
         self._run_id = run_id
@@ -61,7 +65,7 @@ class _Pages:
     async def take(self, after: int) -> list[Entry]:
         """Return a chunk of what follows `after`; [] when there is nothing (yet)."""
         if not self._page:
-            page = await self._backfill.page(self._run_id, after, self._limit)
+            page = await self._backfill.page(self._run_id, after, self._limit - after % self._limit)
             self._limit = page_limit(page) if page else PAGE_LINES
             self._page.extend(page)
         chunk: list[Entry] = []

@@ -62,19 +62,21 @@ async def test_an_append_may_be_repeated(clients: RedisClients) -> None:
 
 
 async def test_a_call_is_one_entry_and_is_read_from_any_seq(clients: RedisClients) -> None:
-    """Whether a page begins in the middle of an entry or ends there; entries of one event or of many."""
+    """Entries of one event or of many, from the middle of one, too; a page ends where an entry does."""
     publisher, tail = Publisher(clients), Tail(clients)
-    seq = 1
+    seq, ends = 1, [0]
     for size in (1, 2, 300, 1, 1, 1, 200, 5):
         batch = events(seq, seq + size - 1)
         assert await publisher.append("r", 1, seq, batch, keep_from=0, may_raise=True) is None
         seq += size
+        ends.append(seq - 1)
     assert await clients.commands.xlen("agent:tail:r") == 8
     whole = list(enumerate(events(1, seq - 1), start=1))
     for after in (0, 1, 2, 3, 150, 303, 304, 510, 511, 600):
         assert await tail.read("r", after) == whole[after:]
         for limit in (1, 2, 199, 500):
-            assert await tail.read("r", after, limit) == whole[after:][:limit]
+            end = next((end for end in ends if end >= after + limit), seq)
+            assert await tail.read("r", after, limit) == whole[after:end]
 
 
 async def test_the_tail_is_trimmed_only_below_keep_from(clients: RedisClients) -> None:

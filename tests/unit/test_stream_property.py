@@ -57,11 +57,14 @@ class World:
             raise StorageError("away")
 
     # As Tail
-    async def read(self, run_id: str, after: int, limit: int | None = None) -> list[Entry]:
+    async def read(
+        self, run_id: str, after: int, limit: int | None = None, *, per_call: int = 64
+    ) -> list[Entry]:
+        """As if every call to the publisher had brought three events."""
         await self._answer(lambda: self.redis_away)
         found = [(event.seq, event.encode()) for event in self.events[max(after, self.trimmed) :]]
         await asyncio.sleep(0)
-        return found[:limit]
+        return found if limit is None else found[: limit + -(after + limit) % 3]
 
     async def top(self, run_id: str) -> int:
         await self._answer(lambda: self.redis_away)
