@@ -7,12 +7,14 @@ the Dockerfile would take python:3.13-slim. Only root can do it, on Linux, with 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "localhost/stand-in-base:1"
@@ -95,9 +97,10 @@ class ImageBuilder:
         )
         return name
 
-    def inspect(self, image: str, template: str) -> str:
-        """Return what a Go template says about an image."""
-        return self.buildah("inspect", "--type=image", f"--format={template}", image)
+    def config(self, image: str) -> dict[str, Any]:
+        """Return the configuration that an image carries: user, environment, health check, labels."""
+        inspected: dict[str, Any] = json.loads(self.buildah("inspect", "--type=image", image))
+        return inspected["Docker"]["config"]
 
     @contextmanager
     def mounted(self, image: str) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import urllib.error
@@ -38,8 +37,7 @@ class Image:
 
     def command(self, *argv: str, **env: str) -> list[str]:
         """Return the command that runs `argv` in the image with the image's own environment."""
-        config = json.loads(self.builder.inspect(self.name, "{{json .Docker.Config.Env}}"))
-        own = dict(pair.split("=", 1) for pair in config)
+        own = dict(pair.split("=", 1) for pair in self.builder.config(self.name)["Env"])
         return enter(self.root, list(argv), {**own, **env}, data=self.data, tmp=self.tmp)
 
     def run(self, *argv: str, **env: str) -> str:
@@ -92,7 +90,7 @@ def test_the_image_is_small(image: Image) -> None:
 
 def test_the_image_says_who_it_runs_as_and_what_it_is(image: Image) -> None:
     """A numeric user that is not root, a health check, labels, and a signal that drains."""
-    inspected = json.loads(image.builder.inspect(image.name, "{{json .Docker.Config}}"))
+    inspected = image.builder.config(image.name)
     assert inspected["User"] == "10001:10001"
     assert inspected["Healthcheck"]["Test"] == ["CMD", "python", "/app/container_health.py"]
     assert inspected["StopSignal"] == "SIGTERM"
