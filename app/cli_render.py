@@ -205,7 +205,8 @@ class Renderer:
             self._note(f"● {status}", "dim", event)
 
     def _gap(self, event: Event, what: str) -> None:
-        self._note(f"! events {event.data.get('from')} to {event.data.get('to')} {what}", "warning", event)
+        events = f"events {event.data.get('from')} to {event.data.get('to')} {what}"
+        self._note(f"! {event.content or events}", "warning", event)
 
     def _end(self, event: Event) -> None:
         status = str(event.data.get("status"))

@@ -6,12 +6,17 @@ docs/configuration.md (a test holds the two together). Empty values count as uns
 
 from __future__ import annotations
 
+import base64
+import binascii
+import ipaddress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_KEY_BYTES = 32
 
 
 class Settings(BaseSettings):
@@ -48,8 +53,18 @@ class Settings(BaseSettings):
     file_max_bytes: int = Field(100_000_000, ge=1)
     workspace_max_bytes: int = Field(1_000_000_000, ge=1)
     workspace_max_files: int = Field(10_000, ge=1)
+    tool_sync_url: str | None = None
+
+    # Tasks and projects
+    tasks_file: Path | None = None
+    operation_type: str = ""
+    projects_key: SecretStr | None = None
+    projects_url: str = ""
+    projects_token: SecretStr | None = None
+    projects_timeout_s: float = Field(5, gt=0)
 
     # API
+    auth: Literal["on", "off"] = "on"
     api_token: SecretStr | None = None
     cors_origins: str = ""
     user_backlog_max: int = Field(10_000, ge=1)
@@ -75,7 +90,30 @@ class Settings(BaseSettings):
     min_free_disk_bytes: int = Field(100_000_000, ge=0)
     min_free_fds: int = Field(64, ge=0)
     cancel_grace_s: float = Field(5, ge=0)
-    tool_executor: Literal["local"] = "local"
+    tool_executor: Literal["local", "kubernetes"] = "local"
+
+    # Tools as Kubernetes Jobs
+    kubeconfig: str | None = None
+    kubernetes_service_host: str | None = None
+    kubernetes_service_port: str | None = None
+    tool_namespace: str | None = None
+    tool_image: str | None = None
+    tool_images_allowed: str = ""
+    tool_image_pull_secret: str | None = None
+    tool_cpu: str = "1"
+    tool_cpu_max: str = "2"
+    tool_memory: str = "512Mi"
+    tool_memory_max: str = "2Gi"
+    tool_disk: str = "2Gi"
+    tool_network: Literal["none", "internet"] = "none"
+    tool_network_max: Literal["none", "internet"] = "none"
+    tool_runtime_class: str | None = None
+    tool_user_namespaces: bool = False
+    tool_profiles: str = ""
+    tool_schedule_s: float = Field(300, gt=0)
+    tool_start_s: float = Field(300, gt=0)
+    tool_upload_s: float = Field(30, gt=0)
+    tool_ttl_s: int = Field(3600, ge=60)
 
     # Logs of runs
     log_batch: int = Field(64, ge=1)
@@ -91,6 +129,14 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @field_validator("projects_key")
+    @classmethod
+    def _keys(cls, keys: SecretStr | None) -> SecretStr | None:
+        for key in keys.get_secret_value().split(",") if keys else ():
+            if not _is_key(key.strip()):
+                raise ValueError("holds keys of 32 bytes in URL-safe base64, separated by commas")
+        return keys
+
     @cached_property
     def effective_database_url(self) -> str:
         """The database to use: the one that is set, or SQLite below the data folder."""
@@ -105,7 +151,27 @@ class Settings(BaseSettings):
             return self.redis_url.get_secret_value()
         return f"redis://127.0.0.1:{self.redis_port or 6379}/0"
 
+    @property
+    def project_keys(self) -> str | None:
+        """The keys of what projects keep secret, the sealing one first, separated by commas."""
+        return self.projects_key.get_secret_value() if self.projects_key else None
+
     @cached_property
     def tmp_dir(self) -> Path:
         """Where each tool run has its own temporary folder."""
         return self.data_dir.resolve() / "tmp"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(base64.urlsafe_b64decode(text)) == _KEY_BYTES
+    except (binascii.Error, ValueError):
+        return False

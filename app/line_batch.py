@@ -14,6 +14,8 @@ import orjson
 
 from app.models import Event, EventType, Level, Line, Stream
 
+SRC = "src"
+"""The field of a log event that says where the line was in the log of the program's pod."""
 _SEQ = b'{"seq":'
 _CONTENT = b'""}'
 
@@ -23,6 +25,7 @@ class LineBatch:
     """Consecutive `log` events of one attempt, step and moment, from seq `first` on.
 
     There is at least one line, and none is marked `cr` or `split`: those are events of their own.
+    Either all lines have a `src`, or none has.
     """
 
     first: int
@@ -37,13 +40,20 @@ class LineBatch:
         """The seq of the last line: a batch ends where an event does."""
         return self.first + len(self.lines) - 1
 
+    @property
+    def sourced(self) -> bool:
+        """Whether the lines have a `src`."""
+        return self.lines[0].src is not None
+
     def encode(self) -> list[bytes]:
         """Return what `Event.encode` returns for each line."""
+        if self.sourced:
+            return [event.encode() for event in self.events()]
         out = list[bytes]()
         level: Level | None = None
         stream: Stream | None = None
         head, seq, dumps = b"", self.first, orjson.dumps
-        for _stream, content, _level, _, _ in self.lines:
+        for _stream, content, _level, _, _, _ in self.lines:
             if _level is not level or _stream is not stream:
                 level, stream = _level, _stream
                 head = self._head(level, stream)
@@ -53,9 +63,21 @@ class LineBatch:
 
     def events(self) -> list[Event]:
         """Return an event for each line."""
+        kind, ts, run_id, attempt, step = EventType.LOG, self.ts, self.run_id, self.attempt, self.step
         return [
-            Event(seq, EventType.LOG, self.ts, self.run_id, self.attempt, level, stream, self.step, content)
-            for seq, (stream, content, level, _, _) in enumerate(self.lines, self.first)
+            Event(
+                seq,
+                kind,
+                ts,
+                run_id,
+                attempt,
+                level,
+                stream,
+                step,
+                content,
+                {} if src is None else {SRC: src},
+            )
+            for seq, (stream, content, level, _, _, src) in enumerate(self.lines, self.first)
         ]
 
     def _head(self, level: Level, stream: Stream) -> bytes:

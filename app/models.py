@@ -112,6 +112,8 @@ class Line(NamedTuple):
     `cr` marks a progress update (ended by a carriage return: a later one replaces it),
     `split` a piece of a line that was too long and goes on in the next piece. A tuple, because
     one is made for every line that is printed: a frozen dataclass costs three times as much.
+    `src` is where the line was in the program's own log, if there is one to go on reading from:
+    it is committed with the line, so that whoever goes on knows from where.
     """
 
     stream: Stream
@@ -119,6 +121,7 @@ class Line(NamedTuple):
     level: Level = Level.INFO
     cr: bool = False
     split: bool = False
+    src: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from app.db.clean import clean, clean_or_none, to_json
 from app.db.tables import log_lines
-from app.line_batch import LineBatch, Written
+from app.line_batch import SRC, LineBatch, Written
 from app.models import Event, EventType, Level, Stream
 
 LINE_COLUMNS = ("run_id", "seq", "type", "ts", "attempt", "level", "stream", "step", "content", "data")
@@ -83,12 +83,19 @@ def insert_lines(connection: Connection, events: Sequence[Written]) -> None:
     if connection.dialect.name != "sqlite":
         connection.execute(_POSTGRES_INSERT, line_arrays(events))
         return
-    plain = [line_values(written) for written in events if not isinstance(written, LineBatch)]
+    plain = [line_values(event) for written in events for event in _one_by_one(written)]
     if plain:
         connection.exec_driver_sql(_SQLITE_INSERT, plain)
     for written in events:
-        if isinstance(written, LineBatch):
+        if isinstance(written, LineBatch) and not written.sourced:
             connection.exec_driver_sql(_SQLITE_BATCH, _batch_values(written))
+
+
+def _one_by_one(written: Written) -> Sequence[Event]:
+    """Return the events of what does not go in as a batch."""
+    if isinstance(written, Event):
+        return (written,)
+    return written.events() if written.sourced else ()
 
 
 def _extend(columns: Sequence[list[Any]], batch: LineBatch) -> None:
@@ -104,7 +111,9 @@ def _extend(columns: Sequence[list[Any]], batch: LineBatch) -> None:
         [line.stream.value for line in lines],
         [clean_or_none(batch.step)] * count,
         _contents(batch),
-        [None] * count,
+        [None if line.src is None else to_json({SRC: line.src}) for line in lines]
+        if batch.sourced
+        else [None] * count,
     )
     for column, more in zip(columns, values, strict=True):
         column.extend(more)

@@ -127,7 +127,7 @@ class LineMasker:
             self._key_lines[line.stream] = 0
         if text is line.content and not spans:
             return line
-        return Line(line.stream, masked(text, spans), line.level, cr=line.cr, split=line.split)
+        return Line(line.stream, masked(text, spans), line.level, cr=line.cr, split=line.split, src=line.src)
 
     def _inside_key(self, text: str, stream: Stream) -> str:
         """Hide a line of a private key, to the key's end."""

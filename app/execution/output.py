@@ -23,9 +23,10 @@ MAX_LINE_BYTES = 1 << 20
 """Longer lines come in pieces, each but the last marked `split`."""
 UPDATE_S = 0.2
 """Least time between two progress updates of a stream."""
-_LINE: Callable[[tuple[Stream, str, Level, bool, bool]], Line] = partial(tuple.__new__, Line)
+_LINE: Callable[[tuple[Stream, str, Level, bool, bool, None]], Line] = partial(tuple.__new__, Line)
 """What `Line` itself calls, without a Python frame for each line that is printed."""
 _NO = repeat(False)
+_NOWHERE = repeat(None)
 
 
 class LineSplitter:
@@ -102,7 +103,8 @@ class LineSplitter:
             if max(map(len, parts)) > self._max:
                 return [line for part in parts for line in self._long(part)]
         stream, texts = self._stream, list(map(str.rstrip, self._decode(block).split("\n")))
-        out = list(map(_LINE, zip(repeat(stream), texts, map(level_of, texts), _NO, _NO, strict=False)))
+        fields = zip(repeat(stream), texts, map(level_of, texts), _NO, _NO, _NOWHERE, strict=False)
+        out = list(map(_LINE, fields))
         if self._open is not None:
             out[0] = Line(stream, out[0].content, self._open)
             self._open = None

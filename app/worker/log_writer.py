@@ -21,7 +21,7 @@ import structlog
 from app.db.run_store import Batch, Outcome, RunStore
 from app.errors import LostOwnership, StorageError
 from app.execution.masking import LineMasker, Masker
-from app.line_batch import LineBatch
+from app.line_batch import SRC, LineBatch
 from app.models import Event, EventType, Fence, Level, Line, Run, StepRecord, Stream
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
@@ -139,6 +139,10 @@ class LogWriter:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def mask_with(self, masker: Masker) -> None:
+        """Hide what `masker` knows from here on: a project's secrets come with its configuration."""
+        self._masker, self._masked_step = masker, (None, LineMasker(masker))
+
     # -- what the agent calls -----------------------------------------------------------
 
     async def lines(self, lines: Sequence[Line], step: str | None) -> None:
@@ -177,6 +181,8 @@ class LogWriter:
         text = None if content is None else self._masker.text(content)
         if kind is EventType.USAGE and data is not None:
             self._add_usage(data)
+        if kind is EventType.GAP:  # what never got a number: it stands for nothing but itself
+            data = {"from": self._left.seq + 1, "to": self._left.seq + 1, **(data or {})}
         self._enqueue(self._event(kind, level=level, step=step, content=text, data=data or {}))
         await self._breathe()
 
@@ -225,7 +231,9 @@ class LogWriter:
 
     def _marked(self, line: Line, step: str | None) -> Event:
         """Return the event of a line that may be marked `cr` or `split`."""
-        marks = {name: True for name in ("cr", "split") if getattr(line, name)}
+        marks: dict[str, Any] = {name: True for name in ("cr", "split") if getattr(line, name)}
+        if line.src is not None:
+            marks[SRC] = line.src
         kind, text = EventType.LOG, line.content
         return self._event(kind, level=line.level, stream=line.stream, step=step, content=text, data=marks)
 

@@ -12,7 +12,14 @@ from app.worker.log_cap import LogCap
 from app.worker.unwritten import Unwritten
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-lines = st.builds(Line, st.sampled_from(Stream), texts, st.sampled_from(Level))
+
+
+def lines(src: st.SearchStrategy[str | None]) -> st.SearchStrategy[list[Line]]:
+    marks = st.just(False)
+    line = st.builds(Line, st.sampled_from(Stream), texts, st.sampled_from(Level), marks, marks, src)
+    return st.lists(line, min_size=1, max_size=20)
+
+
 batches = st.builds(
     LineBatch,
     first=st.integers(1, 2**53),
@@ -20,7 +27,7 @@ batches = st.builds(
     run_id=st.uuids().map(str),
     attempt=st.integers(0, 100),
     step=st.one_of(st.none(), texts),
-    lines=st.lists(lines, min_size=1, max_size=20),
+    lines=lines(st.none()) | lines(texts),
 )
 
 

@@ -1,0 +1,130 @@
+"""What a tool's pod is allowed to be: the deployment's settings, and a step's wishes within their bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import orjson
+
+from app.config import Settings
+from app.errors import ErrorCode, RunFailure
+from app.k8s.quantities import amount
+from app.models import Wants
+
+NETWORKS = ("none", "internet")
+"""From little to much; each is a value of the pods' label `tailrun/network`."""
+
+_IN_OUR_IMAGE = frozenset({"sh", "bash", "python", "python3"})
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How pods of one tool are made. Times in seconds, `cpu`, `memory` and `disk` are quantities.
+
+    `wrapped`: the image holds our wrapper, so lines come as frames; else they come raw.
+    """
+
+    image: str
+    cpu: str
+    memory: str
+    network: str
+    runtime_class: str | None = None
+    timeout_s: float | None = None
+    wrapped: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most that a step may ask for."""
+
+    images: tuple[str, ...]
+    cpu: str
+    memory: str
+    network: str
+
+
+class Profiles:
+    """The profile of each tool, and of each step that wants something else."""
+
+    def __init__(self, settings: Settings) -> None:
+        if not settings.tool_image:
+            raise ValueError("TOOL_EXECUTOR=kubernetes needs TOOL_IMAGE: the image with Tailrun's toolbox")
+        self.toolbox_image = settings.tool_image
+        default = Profile(
+            settings.tool_image,
+            settings.tool_cpu,
+            settings.tool_memory,
+            settings.tool_network,
+            settings.tool_runtime_class,
+        )
+        self._default = default
+        self._tools = {name: _merged(default, fields) for name, fields in _parsed(settings).items()}
+        own = (settings.tool_image, *(profile.image for profile in self._tools.values()))
+        allowed = (pattern.strip() for pattern in settings.tool_images_allowed.split(","))
+        self._bounds = Bounds(
+            (*own, *filter(None, allowed)),
+            settings.tool_cpu_max,
+            settings.tool_memory_max,
+            settings.tool_network_max,
+        )
+
+    def of(self, tool: str, wants: Wants) -> Profile:
+        """Return the profile for a step; a `RunFailure` that no retry mends if it wants too much."""
+        base = self._tools.get(tool, self._default)
+        if not wants:
+            return base
+        bounds = self._bounds
+        if wants.image is not None and not any(fnmatchcase(wants.image, name) for name in bounds.images):
+            raise _refused(f"the image {wants.image!r} is not allowed here", "TOOL_IMAGES_ALLOWED")
+        for name, most in (("cpu", bounds.cpu), ("memory", bounds.memory)):
+            wanted = getattr(wants, name)
+            if wanted is not None and amount(wanted) > amount(most):
+                raise _refused(f"{name} {wanted} is more than {most}", f"TOOL_{name.upper()}_MAX")
+        if wants.network is not None and NETWORKS.index(wants.network) > NETWORKS.index(bounds.network):
+            raise _refused(f"the network {wants.network!r} is not allowed here", "TOOL_NETWORK_MAX")
+        return replace(
+            base,
+            image=wants.image or base.image,
+            cpu=wants.cpu or base.cpu,
+            memory=wants.memory or base.memory,
+            network=wants.network or base.network,
+            wrapped=base.wrapped if wants.image in {None, base.image} else wants.image == self.toolbox_image,
+        )
+
+    def finds(self, program: str, wants: Wants) -> bool:
+        """Whether our image has a program; of other images nobody knows, but bash is not in all."""
+        if wants.image not in {None, self.toolbox_image}:
+            return program != "bash"
+        return program in _IN_OUR_IMAGE or any(p.image != self.toolbox_image for p in self._tools.values())
+
+
+def _refused(what: str, setting: str) -> RunFailure:
+    return RunFailure(
+        ErrorCode.START_FAILED,
+        f"This step was not started: {what} (the deployment's setting {setting}).",
+        retried=False,
+    )
+
+
+def _parsed(settings: Settings) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        found = orjson.loads(settings.tool_profiles or "{}")
+        return {str(name): dict(fields) for name, fields in found.items()}
+    except (orjson.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"TOOL_PROFILES is no JSON object of objects by tool: {error}") from None
+
+
+def _merged(default: Profile, fields: Mapping[str, Any]) -> Profile:
+    try:
+        profile = replace(default, **fields)
+        amount(profile.cpu)
+        amount(profile.memory)
+        NETWORKS.index(profile.network)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"TOOL_PROFILES: {error}") from None
+    if profile.image != default.image and "wrapped" not in fields:
+        return replace(profile, wrapped=False)
+    return profile

@@ -1,0 +1,281 @@
+"""The Job of one tool run, and its two Secrets: what is in them, and what is deliberately not.
+
+Names and labels are hashes: nothing that a user wrote stands in them. A name is the same whenever the
+Job is made for the same step, so whoever finds it there already can tell by its hash that it is his.
+The addresses of the run's files go into a Secret that only `sync` mounts; the program's variables
+into one that only the program sees. Neither a service account's token nor a credential of the store
+ever enters the pod.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from app.execution.executor import ToolRun
+from app.k8s.profile import Profile
+
+MANAGED = {"app.kubernetes.io/managed-by": "tailrun", "app.kubernetes.io/component": "tool"}
+SELECTOR = ",".join(f"{name}={value}" for name, value in MANAGED.items())
+JOB, RUN, NETWORK = "tailrun/job", "tailrun/run", "tailrun/network"
+"""Labels: the Job's name, a hash of the run's id, what the network policies go by."""
+SPEC_HASH, RUN_ID = "tailrun/spec-hash", "tailrun/run-id"
+"""Annotations."""
+
+TOOL, SYNC = "tool", "sync"
+"""Names of the two containers."""
+
+_WORKSPACE, _SHARED, _PRIVATE, _TMP = "/workspace", "/tailrun", "/run/tailrun", "/tmp"  # noqa: S108 - the pod's
+_USER = 10001
+_SHARED_BYTES, _SYNC_TMP_MIB = "64Mi", 64
+_SYNC_MEMORY, _SYNC_CPU = "256Mi", "500m"
+_HASH_CHARS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for every Job of a deployment. Times in seconds."""
+
+    namespace: str
+    toolbox_image: str
+    grace_s: float
+    upload_s: float
+    start_budget_s: float
+    ttl_s: int
+    disk: str
+    user_namespaces: bool
+    pull_secret: str | None
+
+    @property
+    def jobs(self) -> str:
+        """Where the namespace's Jobs are."""
+        return f"/apis/batch/v1/namespaces/{self.namespace}/jobs"
+
+    @property
+    def core(self) -> str:
+        """Where everything else of the namespace is."""
+        return f"/api/v1/namespaces/{self.namespace}"
+
+
+def job_name(tool: ToolRun) -> str:
+    """Return the Job's name: the same for every attempt that goes on with this run of the step."""
+    return "tool-" + short_hash(tool.run_id, tool.step_id, str(tool.step_run))
+
+
+def short_hash(*words: str) -> str:
+    """Return a name's worth of a hash over `words`."""
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:_HASH_CHARS]
+
+
+def spec_hash(tool: ToolRun) -> str:
+    """Return a hash of what the user asked for; what the deployment adds may change with its next release."""
+    source = None if tool.source is None else [tool.source.name, tool.source.text, tool.source.args]
+    asked = [tool.run_id, tool.step_id, tool.step_run, tool.tool, tool.argv, source, tool.cwd]
+    return hashlib.sha256(orjson.dumps([*asked, tool.wants])).hexdigest()
+
+
+def limit_s(tool: ToolRun, profile: Profile) -> float | None:
+    """Return the program's own time limit: the step's, else the tool's."""
+    return profile.timeout_s if tool.timeout_s is None else tool.timeout_s
+
+
+def job(tool: ToolRun, profile: Profile, terms: Terms) -> dict[str, Any]:
+    """Return the Job for `tool`."""
+    name = job_name(tool)
+    labels = {
+        **MANAGED,
+        JOB: name,
+        RUN: short_hash(tool.run_id),
+        NETWORK: profile.network,
+    }
+    limit = limit_s(tool, profile)
+    seconds = tool.run_timeout_s if limit is None else min(limit, tool.run_timeout_s)
+    spec: dict[str, Any] = {
+        "backoffLimit": 0,
+        "completions": 1,
+        "parallelism": 1,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+            ]
+        },
+        "activeDeadlineSeconds": int(seconds + terms.start_budget_s + terms.grace_s + terms.upload_s) + 1,
+        "ttlSecondsAfterFinished": terms.ttl_s,
+        "template": {"metadata": {"labels": labels}, "spec": _pod(tool, profile, terms, name)},
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": name,
+            "namespace": terms.namespace,
+            "labels": labels,
+            "annotations": {SPEC_HASH: spec_hash(tool), RUN_ID: tool.run_id},
+        },
+        "spec": spec,
+    }
+
+
+def secret(job: Mapping[str, Any], name: str, values: Mapping[str, str]) -> dict[str, Any]:
+    """Return a Secret that goes when its Job goes; `job` is as the API server answered."""
+    about = job["metadata"]
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": about["name"], "uid": about["uid"]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "immutable": True,
+        "metadata": {
+            "name": name,
+            "namespace": about["namespace"],
+            "labels": {**MANAGED, JOB: about["name"]},
+            "ownerReferences": [{**owner, "controller": False, "blockOwnerDeletion": True}],
+        },
+        "stringData": dict(values),
+    }
+
+
+def files_secret(job: str) -> str:
+    """Return the name of the Secret with the addresses of the run's files."""
+    return f"{job}-files"
+
+
+def env_secret(job: str) -> str:
+    """Return the name of the Secret with the program's variables."""
+    return f"{job}-env"
+
+
+def source_files(tool: ToolRun) -> dict[str, bytes]:
+    """Return what is unpacked outside of the workspace."""
+    return {} if tool.source is None else {tool.source.name: tool.source.text.encode()}
+
+
+def variables(tool: ToolRun) -> dict[str, str]:
+    """Return the program's own variables, as they go into its Secret."""
+    return {
+        "HOME": _WORKSPACE,
+        "TMPDIR": _TMP,
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "TERM": "dumb",
+        "TAILRUN_RUN_ID": tool.run_id,
+        "TAILRUN_ATTEMPT": str(tool.attempt),
+        "TAILRUN_STEP": tool.step_id,
+        "TAILRUN_WORKSPACE": _WORKSPACE,
+        **tool.env,
+    }
+
+
+# -- the pod --------------------------------------------------------------------------------
+
+
+def _pod(tool: ToolRun, profile: Profile, terms: Terms, name: str) -> dict[str, Any]:
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": int(terms.grace_s + terms.upload_s) + 1,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "initContainers": [_sync(terms, gate=not profile.wrapped)],
+        "containers": [_tool(tool, profile, terms, name)],
+        "volumes": [
+            {"name": "workspace", "emptyDir": {"sizeLimit": terms.disk}},
+            {"name": "shared", "emptyDir": {"sizeLimit": _SHARED_BYTES}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": terms.disk}},
+            {"name": "sync-tmp", "emptyDir": {"sizeLimit": terms.disk}},
+            {"name": "files", "secret": {"secretName": files_secret(name), "defaultMode": 0o440}},
+        ],
+    }
+    if profile.runtime_class:
+        pod["runtimeClassName"] = profile.runtime_class
+    if terms.user_namespaces:
+        pod["hostUsers"] = False
+    if terms.pull_secret:
+        pod["imagePullSecrets"] = [{"name": terms.pull_secret}]
+    return pod
+
+
+def _sync(terms: Terms, *, gate: bool) -> dict[str, Any]:
+    """The side-car that brings the files and takes them back; with `gate` the tool starts after it."""
+    container: dict[str, Any] = {
+        "name": SYNC,
+        "image": terms.toolbox_image,
+        "restartPolicy": "Always",
+        "command": ["python", "-m", "toolbox", "sync"],
+        "env": [{"name": "TMPDIR", "value": _TMP}],
+        "resources": _resources(_SYNC_CPU, _SYNC_MEMORY, terms.disk, cpu_request="50m"),
+        "securityContext": _locked_down(),
+        "volumeMounts": [
+            {"name": "workspace", "mountPath": _WORKSPACE},
+            {"name": "shared", "mountPath": _SHARED},
+            {"name": "sync-tmp", "mountPath": _TMP},
+            {"name": "files", "mountPath": _PRIVATE, "readOnly": True},
+        ],
+    }
+    if gate:
+        container["startupProbe"] = {
+            "exec": {"command": ["python", "-m", "toolbox", "ready"]},
+            "periodSeconds": 1,
+            "timeoutSeconds": 5,
+            "failureThreshold": max(1, int(terms.start_budget_s)),
+        }
+    return container
+
+
+def _tool(tool: ToolRun, profile: Profile, terms: Terms, name: str) -> dict[str, Any]:
+    source = "" if tool.source is None else f"{_SHARED}/source/{tool.source.name}"
+    command: Sequence[str] = tool.command(source, _WORKSPACE)
+    env: list[dict[str, str]] = []
+    if profile.wrapped:
+        command = ["python", "-m", "toolbox", "exec", "--", *command]
+        env = [
+            {"name": "TOOLBOX_WAIT", "value": f"{_SHARED}/ready"},
+            {"name": "TOOLBOX_GRACE_S", "value": f"{terms.grace_s:g}"},
+        ]
+        limit = limit_s(tool, profile)
+        if limit is not None:
+            env.append({"name": "TOOLBOX_TIMEOUT_S", "value": f"{limit:g}"})
+        if tool.cwd is not None:
+            env.append({"name": "TOOLBOX_CWD", "value": tool.cwd})
+    return {
+        "name": TOOL,
+        "image": profile.image,
+        "command": [word.replace("$", "$$") for word in command],  # or $(NAME) would be expanded
+        "workingDir": tool.cwd if tool.cwd is not None and not profile.wrapped else _WORKSPACE,
+        "env": env,
+        "envFrom": [{"secretRef": {"name": env_secret(name)}}],
+        "resources": _resources(profile.cpu, profile.memory, terms.disk, cpu_request=None),
+        "securityContext": _locked_down(),
+        "terminationMessagePolicy": "File",
+        "volumeMounts": [
+            {"name": "workspace", "mountPath": _WORKSPACE},
+            {"name": "shared", "mountPath": _SHARED, "readOnly": True},
+            {"name": "tmp", "mountPath": _TMP},
+        ],
+    }
+
+
+def _resources(cpu: str, memory: str, disk: str, *, cpu_request: str | None) -> dict[str, Any]:
+    limits = {"cpu": cpu, "memory": memory, "ephemeral-storage": disk}
+    return {"limits": limits, "requests": {**limits, "cpu": cpu_request or cpu}}
+
+
+def _locked_down() -> dict[str, Any]:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
