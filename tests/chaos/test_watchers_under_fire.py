@@ -1,0 +1,110 @@
+"""Every kind of watcher, while Redis and the API die and messages are lost: each gets 1..n, then the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import httpx2
+import psutil
+import pytest
+from crowd import BEARER, CLIENTS, Watch, by_text, follow
+from servers import RedisServer
+from stack import Process, Stack, shell, wait_for
+from tcp_proxy import BehindProxy
+
+LINES = 100
+LOST = 0.05
+"""The share of pub/sub messages that the proxy drops."""
+
+
+@pytest.fixture
+def stack(tmp_path: Path, database_url: str) -> Iterator[Stack]:
+    redis = BehindProxy(RedisServer(tmp_path / "redis").start(), seed=1)
+    stack = Stack(tmp_path, database_url, redis=redis, WORKER_CONCURRENCY="20")
+    yield stack
+    stack.close()
+
+
+def size(process: Process) -> tuple[int, int]:
+    """Descriptors, and resident memory in MB."""
+    found = psutil.Process(process.popen.pid)
+    return found.num_fds(), found.memory_info().rss >> 20
+
+
+async def watched(stack: Stack, run_ids: list[str], clients: int, rounds: int) -> list[Watch]:
+    """Let a crowd follow the runs; meanwhile break something, round after round."""
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=clients)
+    async with httpx2.AsyncClient(
+        base_url=stack.url, headers=BEARER, timeout=60, trust_env=False, limits=limits
+    ) as http:
+        watches = [Watch(stack.url, http, run_ids[n % len(run_ids)]) for n in range(clients)]
+        tasks = [
+            asyncio.create_task(follow(watch, CLIENTS[n % len(CLIENTS)])) for n, watch in enumerate(watches)
+        ]
+        for n in range(rounds):
+            await progress(watches, n + 1, rounds + 1)
+            await asyncio.to_thread(break_something, stack, n)
+        return await asyncio.gather(*tasks)
+
+
+async def progress(watches: list[Watch], part: int, of: int) -> None:
+    """Wait until the crowd has seen about this part of its runs; text has no numbers to count."""
+    numbered = [watch for n, watch in enumerate(watches) if CLIENTS[n % len(CLIENTS)] is not by_text]
+    while sum(watch.last for watch in numbered) < len(numbered) * LINES * part / of:
+        await asyncio.sleep(0.05)
+
+
+def break_something(stack: Stack, n: int) -> None:
+    """The API twice as often as Redis: its death cuts every watcher."""
+    if n % 3 == 1:
+        stack.redis.kill()
+        stack.redis.start()
+    elif n % 3 == 0:
+        stack.api.kill()
+        stack.api.start()
+    else:
+        stack.redis.proxy.cut(0.5)
+
+
+def under_fire(stack: Stack, *, runs: int, clients: int, rounds: int, pause_s: float) -> None:
+    stack.wait_end(stack.submit(shell("seq 10")))
+    api, worker = size(stack.api), size(stack.workers[0])
+    command = f'for i in $(seq 1 {LINES}); do echo "line $i"; sleep {pause_s}; done'
+    stack.redis.proxy.drop_messages = LOST
+    run_ids = [stack.submit(shell(command)) for _ in range(runs)]
+    watches = anyio.run(watched, stack, run_ids, clients, rounds)
+    stack.wait_ready()
+    expected = {run_id: stack.events(run_id) for run_id in run_ids}
+    lines = [f"line {i}" for i in range(1, LINES + 1)]
+    for n, watch in enumerate(watches):
+        events, kind = expected[watch.run_id], CLIENTS[n % len(CLIENTS)]
+        assert [event["content"] for event in events if event.get("stream") == "stdout"] == lines
+        if kind is by_text:
+            assert [line for line in watch.lines if line in {*lines, "DONE"}] == [*lines, "DONE"]
+            assert watch.lines == [*(e["content"] for e in events if e["type"] == "log"), "DONE"]
+        else:
+            assert [(e["seq"], e["type"]) for e in watch.events] == [(e["seq"], e["type"]) for e in events]
+        assert watch.connections >= 1
+    assert stack.redis.proxy.dropped > 0
+    for process, before in ((stack.api, api), (stack.workers[0], worker)):
+        wait_for(lambda p=process, b=before: size(p)[0] <= b[0] + 15, "descriptors as before")
+        assert size(process)[1] <= before[1] + 60, "memory as before"
+    print(
+        f"{runs} runs, {clients} clients, {sum(w.connections for w in watches)} connections, "
+        f"{stack.redis.proxy.dropped} messages dropped; api {api} -> {size(stack.api)}, "
+        f"worker {worker} -> {size(stack.workers[0])} (descriptors, MB)"
+    )
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_small_crowd(stack: Stack) -> None:
+    under_fire(stack, runs=5, clients=14, rounds=3, pause_s=0.05)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(600)
+def test_fifty_clients(stack: Stack) -> None:
+    under_fire(stack, runs=20, clients=50, rounds=12, pause_s=0.4)
