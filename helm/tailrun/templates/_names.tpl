@@ -1,0 +1,94 @@
+{{/*
+Names are fixed, whatever the release is called: documents, alerts and people say agent-api and
+agent-worker. One release a namespace, therefore.
+*/}}
+{{- define "tailrun.selector" -}}
+app.kubernetes.io/name: tailrun
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "tailrun.labels" -}}
+app.kubernetes.io/name: tailrun
+app.kubernetes.io/part-of: tailrun
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end }}
+
+{{/* Without versions: a pod is not replaced because the chart was renamed around it. */}}
+{{- define "tailrun.podLabels" -}}
+{{ include "tailrun.selector" . }}
+app.kubernetes.io/part-of: tailrun
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+{{- end }}
+
+{{/* Cluster-wide objects carry the namespace in their names, for there may be several releases. */}}
+{{- define "tailrun.clusterName" -}}
+tailrun-{{ .Release.Namespace }}
+{{- end }}
+
+{{- define "tailrun.reference" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
+{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{- define "tailrun.image" -}}
+{{- if not .Values.image.repository -}}
+{{- fail "\n\nimage.repository is not set: build the image and push it where the cluster can pull it, for example\n\n  docker build --target app -t registry.example/team/tailrun:0.1.0 . && docker push registry.example/team/tailrun:0.1.0\n  docker build --target toolbox -t registry.example/team/tailrun-toolbox:0.1.0 . && docker push registry.example/team/tailrun-toolbox:0.1.0\n\nthen add\n\n  --set image.repository=registry.example/team/tailrun --set tools.image.repository=registry.example/team/tailrun-toolbox\n" -}}
+{{- end -}}
+{{- include "tailrun.reference" (dict "image" .Values.image "root" .) -}}
+{{- end }}
+
+{{- define "tailrun.toolImage" -}}
+{{- if not .Values.tools.image.repository -}}
+{{- fail "\n\ntools.image.repository is not set, and tools run as Jobs: build the target toolbox of the Dockerfile and push it, for example\n\n  docker build --target toolbox -t registry.example/team/tailrun-toolbox:0.1.0 . && docker push registry.example/team/tailrun-toolbox:0.1.0\n\nthen add --set tools.image.repository=registry.example/team/tailrun-toolbox (or --set tools.executor=local to run tools inside of the worker)\n" -}}
+{{- end -}}
+{{- include "tailrun.reference" (dict "image" .Values.tools.image "root" .) -}}
+{{- end }}
+
+{{/* Globs of all images that tools may have, as a JSON list. */}}
+{{- define "tailrun.toolImages" -}}
+{{- $images := list (include "tailrun.toolImage" .) -}}
+{{- range $tool, $profile := .Values.tools.profiles -}}
+{{- with $profile.image -}}{{- $images = append $images . -}}{{- end -}}
+{{- end -}}
+{{- concat $images .Values.tools.imagesAllowed | uniq | toJson -}}
+{{- end }}
+
+{{- define "tailrun.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "tailrun.apiUrl" -}}
+http://agent-api.{{ .Release.Namespace }}.svc{{ if ne (int .Values.api.service.port) 80 }}:{{ .Values.api.service.port }}{{ end }}
+{{- end }}
+
+{{- define "tailrun.tokenSecret" -}}
+{{- if .Values.apiToken.existingSecret.name -}}
+{{ .Values.apiToken.existingSecret.name }}
+{{- else if .Values.apiToken.value -}}
+agent-api-token
+{{- else -}}
+{{- fail "\n\nNo token: give the bootstrap token of the API, for example --set apiToken.value=$(openssl rand -hex 32), or name a Secret that holds one with apiToken.existingSecret.name\n" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "tailrun.tokenKey" -}}
+{{ if .Values.apiToken.existingSecret.name }}{{ .Values.apiToken.existingSecret.key }}{{ else }}API_TOKEN{{ end }}
+{{- end }}
+
+{{- define "tailrun.drainSeconds" -}}
+{{ add (ceil (float64 (.Values.config.DRAIN_S | default 30))) (ceil (float64 (.Values.config.CANCEL_GRACE_S | default 5))) }}
+{{- end }}
