@@ -227,6 +227,9 @@ TOOLS: Mapping[str, type[_StepIn]] = {
 ARGV = "argv"
 """The tool behind a run of kind `argv`; no step may name it."""
 
+TASK = "task"
+"""The tool behind a run of kind `task`; no step may name it."""
+
 _MEANT = {"bash": "shell", "sh": "shell", "python": "code", "node": "code"}
 
 

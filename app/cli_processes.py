@@ -25,7 +25,7 @@ def up(
 
     HOST, PORT, REDIS_PORT, DATA_DIR, API_TOKEN and the other settings come from the environment.
     """
-    from app.local import is_loopback  # noqa: PLC0415
+    from app.config import is_loopback  # noqa: PLC0415
     from app.local import up as start  # noqa: PLC0415
     from app.local_data import Refused  # noqa: PLC0415
 

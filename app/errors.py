@@ -36,6 +36,7 @@ class ErrorCode(StrEnum):
     UNSCHEDULABLE = "unschedulable"
     OOM_KILLED = "oom_killed"
     EVICTED = "evicted"
+    PROJECT_UNAVAILABLE = "project_unavailable"
     INVALID_PLAN = "invalid_plan"
     CANCELLED = "cancelled"
 

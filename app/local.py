@@ -9,7 +9,6 @@ it stays small and starts at once.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 from collections.abc import Callable, Generator, Mapping
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 
-from app.config import Settings
+from app.config import Settings, is_loopback
 from app.local_children import Child, ChildSpec, LogTail, Say, Supervisor, last_lines
 from app.local_data import DataFolder, Refused, Serving
 from app.local_leash import OWN_PYTHON
@@ -62,20 +61,16 @@ def up(
 
 
 def check_host(settings: Settings) -> None:
-    """Refuse to let other machines in with a token that nobody chose."""
+    """Refuse to let other machines in with a token that nobody chose, or without one."""
+    if not is_loopback(settings.host) and settings.auth == "off":
+        raise Refused(
+            f"AUTH=off needs a HOST that only this machine reaches, such as 127.0.0.1, not {settings.host}"
+        )
     if not is_loopback(settings.host) and settings.api_token is None:
         raise Refused(
             f"HOST={settings.host} lets other machines in, and runs execute code: choose a token yourself, "
             f"API_TOKEN=$(openssl rand -hex 32) HOST={settings.host} tailrun up",
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +83,7 @@ class _Plan:
     port: int
     redis_port: int | None
     worker_ports: tuple[int, ...]
+    projects_key: str
 
     @property
     def env(self) -> dict[str, str]:
@@ -97,6 +93,7 @@ class _Plan:
             "HOST": self.settings.host,
             "PORT": str(self.port),
             "REDIS_URL": self.serving.redis_url,
+            "PROJECTS_KEY": self.projects_key,
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -136,7 +133,8 @@ def _plan(settings: Settings, folder: DataFolder, environ: Mapping[str, str]) ->
         pid=os.getpid(),
     )
     workers = tuple(free_port() for _ in range(settings.up_workers))
-    return _Plan(settings, serving, environ, port, redis_port, workers)
+    key = folder.projects_key() if settings.projects_key is None else settings.projects_key.get_secret_value()
+    return _Plan(settings, serving, environ, port, redis_port, workers, key)
 
 
 def _reachable(host: str) -> str:

@@ -18,6 +18,7 @@ import os
 import secrets
 import subprocess
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,13 +106,20 @@ class DataFolder:
 
     def token(self) -> str:
         """Return the generated token, made at the first call in the folder's life."""
-        path = self.path / "token"
+        return self._made_once("token", lambda: secrets.token_urlsafe(32))
+
+    def projects_key(self) -> str:
+        """Return the key of what projects keep secret, made at the first call in the folder's life."""
+        return self._made_once("projects.key", lambda: urlsafe_b64encode(secrets.token_bytes(32)).decode())
+
+    def _made_once(self, name: str, make: Callable[[], str]) -> str:
+        path = self.path / name
         try:
             known = path.read_text().strip()
         except FileNotFoundError:
             known = ""
         if not known:
-            known = secrets.token_urlsafe(32)
+            known = make()
             write_private(path, known + "\n")
         path.chmod(0o600)
         return known

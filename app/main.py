@@ -21,9 +21,10 @@ import yaml
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from app.config import Settings
+from app.config import Settings, is_loopback
 from app.db.engine import Database
 from app.db.log_store import LogStore
+from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
@@ -44,6 +45,7 @@ from app.routes import (
     logs,
     openapi,
     operations,
+    projects,
     queue,
     runs,
     schedules,
@@ -58,6 +60,8 @@ from app.routes.deps import Services, now_us
 from app.routes.health import OK, ReadyCheck
 from app.routes.log_history import LogHistory
 from app.storage.factory import open_workspaces
+from app.task_file import BadTasksFile, load
+from app.task_types import TaskTypes
 from app.telemetry import configure_logging, get_logger
 
 _log = get_logger(__name__)
@@ -71,6 +75,7 @@ _ROUTES = (
     watch,
     files,
     tasks,
+    projects,
     operations,
     queue,
     dead,
@@ -103,6 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
         swagger_ui_parameters={"tryItOutEnabled": True},
     )
     app.state.settings = settings
+    app.state.task_types = load(settings.tasks_file)
     failures.install(app)
     for module in _ROUTES:
         app.include_router(module.router)
@@ -133,6 +139,18 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
     """
     configure_logging(settings, "api")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    if settings.auth == "off" and not is_loopback(settings.host):
+        _log.error(
+            f"AUTH=off opens this server to whoever reaches it, so HOST must be a loopback address, not "
+            f"{settings.host}: set HOST=127.0.0.1, or AUTH=on"
+        )
+        return 1
+    try:
+        app = create_app(settings)
+    except BadTasksFile as error:
+        for problem in error.problems:
+            _log.error(problem)
+        return 1
     try:
         sock = listen(settings.host, settings.port)
     except OSError as error:
@@ -143,7 +161,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
         return 1
     host, port = sock.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    return Server(create_app(settings), lambda: (ready or _say_ready)(url)).serve_on(sock)
+    return Server(app, lambda: (ready or _say_ready)(url)).serve_on(sock)
 
 
 def _say_ready(url: str) -> None:
@@ -209,20 +227,22 @@ class Server(uvicorn.Server):
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async with AsyncExitStack() as stack:
-        services = _open(app.state.settings, stack)
+        services = _open(app.state.settings, app.state.task_types, stack)
         app.state.services = services
         app.state.ready_check = ReadyCheck(services)
         await app.state.ready_check()  # at most 2 s; whatever it says, serve
         for work in (_watch_readiness(app.state.ready_check), _purge_tokens(services)):
             task = asyncio.create_task(work)
             stack.push_async_callback(_stop, task)
-        if services.settings.api_token is None:
+        if services.settings.auth == "off":
+            _log.warning("AUTH=off: whoever uses this machine is an admin here, without a token")
+        elif services.settings.api_token is None:
             _log.warning("API_TOKEN is not set: only tokens in the database open this API")
         yield
         services.draining.set()
 
 
-def _open(settings: Settings, stack: AsyncExitStack) -> Services:
+def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> Services:
     """Make the services; `stack` closes them, the last one first."""
     db = Database(settings.effective_database_url)
     stack.push_async_callback(db.close)
@@ -247,6 +267,8 @@ def _open(settings: Settings, stack: AsyncExitStack) -> Services:
         db=db,
         runs=run_store,
         schedules=ScheduleStore(db),
+        projects=ProjectStore(db, settings.project_keys),
+        task_types=task_types,
         logs=history,
         tokens=TokenStore(db),
         redis=redis,

@@ -40,6 +40,13 @@ class TaskTypes:
 
     types: Mapping[str, TaskType]
 
+    def params(self, name: str, command: str | None) -> Mapping[str, Param]:
+        """Return the parameters that are declared; none of what does not exist."""
+        found = self.types.get(name)
+        if found is None or (command is not None and command not in found.commands):
+            return {}
+        return found.declared(command).params
+
     def check(self, name: str, command: str | None, params: Mapping[str, Any]) -> Task:
         """Check a task against what is declared.
 

@@ -27,8 +27,8 @@ HEADER = "# Made by `make lock` from pyproject.toml; do not edit. Input: "
 
 def inputs(project: dict[str, Any]) -> dict[str, list[str]]:
     """Return the requirements that each lock file answers, by file name, in locking order."""
-    runtime: list[str] = project["project"]["dependencies"]
     extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
+    runtime: list[str] = [*project["project"]["dependencies"], *extras["agent-cli"]]
     embedded = extras["embedded"]
     dev: list[str] = project["dependency-groups"]["dev"]
     return {

@@ -7,7 +7,7 @@ from signal import Signals
 from typing import Any
 
 from app.agent.tools.program import ToolOutcome
-from app.catalogue import ARGV
+from app.catalogue import ARGV, TASK
 from app.errors import ErrorCode, RunFailure
 from app.models import Step
 
@@ -42,7 +42,7 @@ def _signal(number: int) -> str:
 
 
 def _subject(tool: str, args: dict[str, Any]) -> str:
-    if tool == ARGV:
+    if tool in {ARGV, TASK}:
         return _first_line(shlex.join(args["argv"]))
     if tool == "code":
         return f"{args['language']}: {_first_line(args['source'])}"

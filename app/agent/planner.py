@@ -10,8 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import orjson
+
 from app.agent.fences import MAX_BLOCKS, Fenced, NotAPlan, fenced_blocks, read_block
-from app.catalogue import argv_step, parse_steps
+from app.agent.tools.task import TaskProgram
+from app.catalogue import TASK, argv_step, parse_steps
 from app.errors import ErrorCode, RunFailure, Unprocessable
 from app.models import Level, Run, Step
 
@@ -42,8 +45,10 @@ class Plan:
     notes: list[Note] = field(default_factory=list[Note])
 
 
-def plan(run: Run) -> Plan:
+def plan(run: Run, task: TaskProgram | None = None) -> Plan:
     """Make the plan of `run`: the same one on every attempt, for finished steps are known by id.
+
+    `task` is the program of a run of kind `task`.
 
     Raises:
         RunFailure: INVALID_PLAN; the message says where and what.
@@ -55,8 +60,18 @@ def plan(run: Run) -> Plan:
             return Plan([argv_step(_argv(argv))], "argv")
         case {"prompt": str(prompt)}:
             return _from_prompt(prompt)
+        case {"type": _} if task is not None:
+            return _typed(task)
         case _:
             raise _invalid("the run has neither steps nor argv nor a prompt")
+
+
+def _typed(program: TaskProgram) -> Plan:
+    """One step; its argv is the first line of the log, whole."""
+    task, argv = program.task, list(program.argv)
+    args = {"type": task.name, "command": task.command, "argv": argv}
+    step = Step("s1", TASK, args, task.type.timeout_s, wants=program.wants)
+    return Plan([step], "task", [(Level.INFO, orjson.dumps(argv).decode())])
 
 
 def _from_prompt(prompt: str) -> Plan:

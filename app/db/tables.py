@@ -213,4 +213,5 @@ projects = Table(
     Column("config", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    Column("secrets", Text),
 )

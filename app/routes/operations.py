@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
 from app.errors import InvalidRequest, Unprocessable
 from app.routes.body import documents, json_body, parse_object
-from app.routes.deps import CurrentServices, CurrentUser, OwnRun
+from app.routes.deps import CurrentServices, CurrentUser, OwnRun, Services
 from app.routes.logs import last_lines
 from app.routes.schemas import NewOperation, OperationView, RunFields
 from app.routes.submit import submit
@@ -16,7 +16,7 @@ from app.routes.views import answer, run_view
 
 router = APIRouter(prefix="/api/v1/operations", tags=["operations"])
 
-_EXAMPLES = {"operation": {"app_signature": "demo", "operation_request_json": '{"permission_id": 4096}'}}
+_EXAMPLES = {"operation": {"app_signature": "seed-db", "operation_request_json": '{"reset": true}'}}
 
 
 @router.post(
@@ -28,13 +28,35 @@ _EXAMPLES = {"operation": {"app_signature": "demo", "operation_request_json": '{
 async def create(
     body: Annotated[NewOperation, json_body(NewOperation)], user: CurrentUser, services: CurrentServices
 ) -> Response:
-    """Make an operation and queue it. No operation type is configured yet, so each is a 422."""
+    """Make an operation and queue it: a task of the type that OPERATION_TYPE or `app_signature` names."""
+    made = await submit(services, user, _as_task(services, body), start=True)
+    return answer({"operation_id": made.run.run_id, **run_view(made.run), "logs": []}, 201)
+
+
+def _as_task(services: Services, body: NewOperation) -> RunFields:
+    """Say an operation as a task: what the type declares decides which parameters it gets.
+
+    `app_signature` and `operation_request_json` are passed where they are declared; the fields of
+    the request are parameters of their own where the request as a whole is not.
+    """
+    request = _request(body.operation_request_json)
+    configured = services.settings.operation_type
+    name, _, command = (configured or body.app_signature).partition("/")
+    declared = services.task_types.params(name, command or None)
+    whole = {
+        field: value
+        for field, value in body.model_dump().items()
+        if field in declared and (configured or field != "app_signature")
+    }
+    params = whole if "operation_request_json" in declared else {**request, **whole}
+    return RunFields(type=name, command=command or None, params=params)
+
+
+def _request(text: str) -> dict[str, Any]:
     try:
-        params = parse_object(body.operation_request_json.encode())
+        return parse_object(text.encode("utf-8", "replace"))
     except InvalidRequest as error:
         raise Unprocessable(error.message.replace("The body", "operation_request_json", 1)) from None
-    made = await submit(services, user, RunFields(type=body.app_signature, params=params), start=True)
-    return answer({"operation_id": made.run.run_id, **run_view(made.run), "logs": []}, 201)
 
 
 @router.get("/{run_id}", response_model=OperationView)

@@ -110,10 +110,12 @@ class RunFields(Body):
     argv: Annotated[list[Text], Field(min_length=1, max_length=1000), AfterValidator(_argv)] | None = Field(
         default=None, description="One program and its arguments, run in the workspace without a shell."
     )
-    type: Name | None = Field(default=None, description="A task type of the project; none is declared yet.")
+    type: Name | None = Field(default=None, description="A task type; GET /v1/task-types lists them.")
     command: Name | None = Field(default=None, description="With `type`: which command of the task type.")
     params: dict[str, Any] | None = Field(default=None, description="With `type`: the task's parameters.")
-    project: Name | None = Field(default=None, description="With `type`: the project whose task types count.")
+    project: Name | None = Field(
+        default=None, description="With `type`: whose configuration the program gets; `default` if left out."
+    )
     labels: Annotated[dict[str, str], Field(max_length=16), AfterValidator(_labels)] = Field(
         default_factory=dict[str, str],
         description="At most 16 names and values of your own, 63 and 255 characters long.",
@@ -263,7 +265,9 @@ class EventView(BaseModel):
 class RunDetail(RunView):
     """A run with what it was made from, and with its last events if `logs` asked for them."""
 
-    spec: dict[str, Any] = Field(description="`prompt`, `steps` or `argv`; never the `env`.")
+    spec: dict[str, Any] = Field(
+        description="What was sent: `prompt`, `steps`, `argv` or `type`; never the `env`."
+    )
     logs: list[EventView] | None = None
 
 

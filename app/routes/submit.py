@@ -20,6 +20,7 @@ from app.catalogue import parse_steps
 from app.db.run_store import Created, NewRun
 from app.errors import Conflict, NotFound, StorageError, TooManyRequests, Unprocessable
 from app.models import Event, Priority, Run, RunKind, RunStatus, parse_ts
+from app.projects import DEFAULT
 from app.routes.deps import RUN_ID, Principal, Services, now_us
 from app.routes.schemas import RunFields
 from app.telemetry import get_logger
@@ -52,6 +53,8 @@ async def submit(
 async def compose(services: Services, user: Principal, body: RunFields, *, start: bool) -> NewRun:
     """Check what the body's model cannot, and return the run that it asks for; raises as `submit`."""
     kind, spec = _spec(body)
+    if kind is RunKind.TASK:
+        await _check_task(services, body)
     return NewRun(
         run_id=str(uuid.uuid4()),
         user_id=user.user_id,
@@ -65,6 +68,8 @@ async def compose(services: Services, user: Principal, body: RunFields, *, start
         priority=Priority(body.priority),
         retry_on=body.retry_on,
         run_at=_run_at(body.run_at),
+        project=(body.project or DEFAULT) if kind is RunKind.TASK else None,
+        type=body.type,
     )
 
 
@@ -157,15 +162,21 @@ def _spec(body: RunFields) -> tuple[RunKind, dict[str, Any]]:
     if body.steps is not None:
         parse_steps(body.steps)
         return RunKind.STEPS, {"steps": body.steps}
-    raise unknown_type(str(body.type))
+    if body.env:
+        raise Unprocessable("env goes with prompt, steps and argv; a task gets its type's and its project's.")
+    fields = {name: getattr(body, name) for name in ("project", "type", "command", "params")}
+    return RunKind.TASK, {name: value for name, value in fields.items() if value is not None}
 
 
-def unknown_type(name: str) -> Unprocessable:
-    """Say that a task type is not known: this version declares none."""
-    return Unprocessable(
-        f"Unknown task type {name[:64]!r}: no task types are configured. Send prompt, steps or argv.",
-        code="unknown_type",
-    )
+async def _check_task(services: Services, body: RunFields) -> None:
+    """Hold a task to what is declared; its project must be here, unless somebody else keeps projects."""
+    services.task_types.check(str(body.type), body.command, body.params or {})
+    project = body.project or DEFAULT
+    if not services.settings.projects_url and not await services.projects.exists(project):
+        raise Unprocessable(
+            f"There is no project {project[:64]!r}; an admin makes one with PUT /v1/projects/{{id}}.",
+            code="unknown_project",
+        )
 
 
 def _no_task_fields(body: RunFields) -> None:

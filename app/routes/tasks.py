@@ -1,8 +1,9 @@
-"""`/tasks`: a run under the name of a task, for typed work of a project."""
+"""`/tasks`: a run under the name of a task, for typed work of a project; and what types there are."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 
@@ -10,26 +11,62 @@ from app.routes.body import documents, json_body
 from app.routes.deps import CurrentServices, CurrentUser, OwnRun
 from app.routes.schemas import NewTask, RunFields, TaskView
 from app.routes.submit import submit
+from app.routes.task_schemas import TaskTypeList
 from app.routes.views import answer, run_view
+from app.task_declarations import Param, TaskType
 
-router = APIRouter(prefix="/tasks", tags=["tasks"])
+router = APIRouter(tags=["tasks"])
 
-_EXAMPLES = {"task": {"project": "default", "type": "seed-db", "params": {"reset": True}}}
+_EXAMPLES = {
+    "seed": {"project": "default", "type": "seed-db", "params": {"reset": True}},
+    "agent": {
+        "project": "default",
+        "type": "agent",
+        "command": "run",
+        "params": {"input": "Analyze all MB attributes for Q1", "parallel_workers": 3},
+    },
+}
 
 
 @router.post(
-    "", status_code=201, response_model=TaskView, openapi_extra=documents(NewTask, examples=_EXAMPLES)
+    "/tasks", status_code=201, response_model=TaskView, openapi_extra=documents(NewTask, examples=_EXAMPLES)
 )
 async def create(
     body: Annotated[NewTask, json_body(NewTask)], user: CurrentUser, services: CurrentServices
 ) -> Response:
-    """Make a task and queue it. No task types are declared yet, so every type is a 422."""
+    """Make a task of a declared type and queue it."""
     fields = RunFields(project=body.project, type=body.type, command=body.command, params=body.params)
     made = await submit(services, user, fields, start=True)
     return answer({"task_id": made.run.run_id, **run_view(made.run)}, 201)
 
 
-@router.get("/{run_id}", response_model=TaskView)
+@router.get("/tasks/{run_id}", response_model=TaskView)
 async def show(run: OwnRun) -> Response:
     """Show a run as a task."""
     return answer({"task_id": run.run_id, **run_view(run)})
+
+
+@router.get("/v1/task-types", response_model=TaskTypeList)
+async def list_types(_user: CurrentUser, services: CurrentServices) -> Response:
+    """List the task types, with their commands and parameters."""
+    types = services.task_types.types
+    return answer({"items": [_type_view(name, task) for name, task in types.items()], "next": None})
+
+
+def _type_view(name: str, task: TaskType) -> dict[str, Any]:
+    declared = {command: task.declared(command) for command in task.commands}
+    return {
+        "type": name,
+        "help": task.help,
+        "timeout_s": task.timeout_s,
+        "params": _params_view({} if declared else task.params),
+        "commands": {
+            command: {"help": found.help, "params": _params_view(found.params)}
+            for command, found in declared.items()
+        },
+    }
+
+
+def _params_view(params: Mapping[str, Param]) -> dict[str, Any]:
+    shown = {"type", "help", "required", "default", "choices", "min", "max"}
+    return {name: param.model_dump(include=shown) for name, param in params.items()}

@@ -17,20 +17,24 @@ import structlog
 from app.agent.planner import plan
 from app.agent.supervisor import Drained, supervise
 from app.agent.tools.router import ToolRouter
+from app.agent.tools.task import TaskProgram, prepare
 from app.config import Settings
 from app.db.run_store import Outcome, RunStore
 from app.errors import ErrorCode, LostOwnership, RunFailure, StorageError, TailrunError
 from app.execution.executor import Executor, StopReason, StopToken
-from app.models import EventType, Fence, Level, Run, RunStatus, StepRecord, format_ts
+from app.models import EventType, Fence, Level, Run, RunKind, RunStatus, StepRecord, format_ts
+from app.projects import DEFAULT
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
 from app.storage.workspace import Workspaces
+from app.task_types import TaskTypes
 from app.telemetry import ATTEMPTS, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
 from app.worker import outcome
 from app.worker.in_flight import Attempt
 from app.worker.job_queue import JobQueue
 from app.worker.log_writer import LogPolicy, LogWriter
 from app.worker.outcome import Backoff
+from app.worker.project_source import ProjectSource
 from app.worker.secrets import Secrets
 
 _STOP_MARGIN_S = 5.0
@@ -54,6 +58,8 @@ class Bench:
     log_policy: LogPolicy
     backoff: Backoff
     secrets: Secrets
+    task_types: TaskTypes
+    projects: ProjectSource
     settings: Settings
 
 
@@ -126,12 +132,20 @@ class JobProcessor:
         if run.workspace_from is not None and not done:
             count = await workspace.copy_from(self._bench.workspaces.open(run.user_id, run.workspace_from))
             await writer.say(Level.INFO, f"workspace starts with {count} files of run {run.workspace_from}")
-        steps = plan(run)
+        task = await self._task() if run.kind is RunKind.TASK else None
+        steps = plan(run, task)
         writer.set_planner(steps.planner)
-        tools = ToolRouter(workspace, self._bench.executor, run, writer)
+        tools = ToolRouter(workspace, self._bench.executor, run, writer, task)
         return await supervise(
             run, steps, done=done, log=writer, tools=tools, stop=self._stop, clock=self._bench.clock
         )
+
+    async def _task(self) -> TaskProgram:
+        """Fetch the project, once per attempt; from here on its secrets are masked."""
+        bench, run = self._bench, self._run
+        project = await bench.projects.fetch(run.project or DEFAULT)
+        self._writer.mask_with(bench.secrets.masker(run, project))
+        return prepare(run, bench.task_types, project, images=bench.settings.tool_executor != "local")
 
     async def _records(self) -> dict[str, StepRecord]:
         return {record.step_id: record for record in await self._bench.runs.steps(self._run.run_id)}

@@ -24,6 +24,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.log_upkeep import LogUpkeep
+from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.errors import StorageError
@@ -42,6 +43,7 @@ from app.redis.tail import Tail
 from app.redis.ticks import Ticks
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
+from app.task_file import BadTasksFile, load
 from app.telemetry import SLOTS_BUSY, configure_logging
 from app.worker.control import Control
 from app.worker.health import HealthServer
@@ -54,6 +56,7 @@ from app.worker.log_archiver import LogArchiver
 from app.worker.log_writer import LogPolicy
 from app.worker.outcome import Backoff
 from app.worker.ownership import Ownership, Watch
+from app.worker.project_source import ProjectSource
 from app.worker.reaper import Reaper
 from app.worker.reconciler import Reconciler
 from app.worker.resources import FRESH_S, Resources
@@ -90,6 +93,7 @@ class Worker:
         self._db = Database(settings.effective_database_url)
         self._runs = RunStore(self._db)
         self._workspaces = open_workspaces(settings)
+        self._projects = ProjectSource(ProjectStore(self._db, settings.project_keys), settings)
         self._resources = Resources.of(settings)
         self._scratch = Scratch(settings.tmp_dir / "tools")
         self._executor = LocalExecutor(
@@ -150,6 +154,8 @@ class Worker:
             ),
             backoff=Backoff(settings.retry_base_s, settings.retry_max_s, Random()),  # noqa: S311 - jitter
             secrets=Secrets(settings),
+            task_types=load(settings.tasks_file),
+            projects=self._projects,
             settings=settings,
         )
 
@@ -172,6 +178,7 @@ class Worker:
             await self._executor.close()
             self._scratch.close()
             await self._workspaces.close()
+            await self._projects.close()
             await self._redis.close()
             await self._db.close()
 
@@ -352,7 +359,7 @@ def serve(settings: Settings) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(Worker(settings).run())
-    except (OSError, BadAddress) as error:
+    except (OSError, BadAddress, BadTasksFile) as error:
         log.critical("worker could not start", error=str(error))
         return 1
     return 0

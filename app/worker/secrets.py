@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from urllib.parse import quote, unquote, urlsplit
 
 from app.config import Settings
 from app.execution.masking import Masker
 from app.models import Run
+from app.projects import ProjectConfig
 from app.redis.address import RedisAddress
 
 _SECRET_NAME = re.compile(
@@ -24,11 +24,25 @@ class Secrets:
         self._patterns = settings.log_mask_patterns.split("\n") if settings.log_mask_patterns else []
         self._shared = Masker(self._own, self._patterns)
 
-    def masker(self, run: Run) -> Masker:
-        """Return what hides this run's secrets: values of variables whose name says so."""
-        env: Mapping[str, str] = run.spec.get("env") or {}
+    def masker(self, run: Run, project: ProjectConfig | None = None) -> Masker:
+        """Return what hides this run's secrets: its project's, and values of variables whose name says so."""
+        env: dict[str, str] = {**(run.spec.get("env") or {}), **(project.env if project else {})}
         values = [value for name, value in env.items() if _SECRET_NAME.search(name)]
+        values += _hidden(project) if project else []
         return Masker([*self._own, *values], self._patterns) if values else self._shared
+
+
+def _hidden(project: ProjectConfig) -> list[str]:
+    """Return a project's secrets; of an address with a password also the password alone."""
+    password = _password(project.db_conn or "")
+    return [*project.hidden(), *({password, unquote(password)} if password else ())]
+
+
+def _password(address: str) -> str:
+    try:
+        return urlsplit(address).password or ""
+    except ValueError:  # no address at all: hidden as a whole
+        return ""
 
 
 def _own(settings: Settings) -> list[str]:
@@ -37,6 +51,8 @@ def _own(settings: Settings) -> list[str]:
         settings.s3_secret_key,
         settings.redis_sentinel_password,
         settings.upstash_redis_rest_token,
+        settings.projects_key,
+        settings.projects_token,
     )
     found = [secret.get_secret_value() for secret in secrets if secret]
     for password in (

@@ -149,7 +149,7 @@ def test_every_kind_of_run_is_taken(api: Api) -> None:
         ({"steps": [{"tool": "browse", "args": {}}]}, "invalid_steps", "unknown tool 'browse'"),
         ({"steps": [{"tool": "shell", "args": {"cmd": "x"}}]}, "invalid_steps", "step 1 (shell)"),
         ({"steps": [{"tool": "file_read", "args": {"path": "../x"}}]}, "invalid_steps", "'..'"),
-        ({"type": "seed-db"}, "unknown_type", "no task types"),
+        ({"type": "seed-bd"}, "unknown_type", "Did you mean 'seed-db'?"),
         ({**PROMPT, "params": {}}, "invalid", "params goes with type only"),
         ({**PROMPT, "timeout_s": 3601}, "invalid", "at most 3600"),
         ({**PROMPT, "nonsense": 1}, "invalid", "nonsense"),
@@ -261,17 +261,10 @@ def test_a_run_shows_its_last_events(api: Api) -> None:
 
 
 def test_a_run_shows_as_a_task(api: Api) -> None:
-    """The alias answers the same body with `task_id`; no task types exist yet."""
+    """The alias answers the same body with `task_id`."""
     run_id = api.admin.post("/v1/runs", json=PROMPT).json()["run_id"]
     task = api.admin.get(f"/tasks/{run_id}").json()
     assert (task["task_id"], task["run_id"], task["status"]) == (run_id, run_id, "queued")
-    body = {"project": "default", "type": "seed-db", "params": {"reset": True}}
-    assert error_of(api.admin.post("/tasks", json=body)) == (422, "unknown_type")
-    operation = {"app_signature": "demo", "operation_request_json": '{"permission_id": 4096}'}
-    assert error_of(api.admin.post("/api/v1/operations", json=operation)) == (422, "unknown_type")
-    broken = api.admin.post("/api/v1/operations", json={**operation, "operation_request_json": "{"})
-    assert error_of(broken) == (422, "invalid")
-    assert "operation_request_json is not valid JSON" in broken.json()["error"]["message"]
 
 
 def test_a_retry_makes_a_new_run_over_the_old_ones_files(api: Api, redis_server: RedisServer) -> None:

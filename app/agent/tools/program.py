@@ -65,8 +65,12 @@ async def run_program(
     *,
     env: Mapping[str, str] | None = None,
     source: Source | None = None,
+    cwd: str | None = None,
+    files: frozenset[int] = frozenset(),
 ) -> ToolOutcome:
     """Run `argv` in the run's files and wait for its end; the run's own `env` goes before `env`.
+
+    `cwd` and `files` as in `ToolRun`.
 
     Raises:
         RunFailure: the program never ran, or was ended from outside.
@@ -84,6 +88,8 @@ async def run_program(
         tool=step.tool,
         wants=step.wants,
         run_timeout_s=bench.run.timeout_s,
+        cwd=cwd,
+        files=files,
     )
     ended = await bench.executor.run(tool, _Sink(bench.log, step.id), stop)
     if ended.stopped is StopReason.LOST:

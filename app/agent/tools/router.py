@@ -11,7 +11,8 @@ from app.agent.tools.code import run_code
 from app.agent.tools.files import delete_file, list_files, read_file, write_file
 from app.agent.tools.program import Bench, ToolOutcome
 from app.agent.tools.shell import run_argv, run_shell
-from app.catalogue import ARGV
+from app.agent.tools.task import TaskProgram, run_task
+from app.catalogue import ARGV, TASK
 from app.errors import ErrorCode, RunFailure, StorageError, TailrunError, TooLarge, Unprocessable
 from app.execution.executor import Executor, StopReason, StopToken
 from app.models import Run, Step
@@ -31,10 +32,18 @@ _FILE_TOOLS: dict[str, Callable[[Bench, Step], Coroutine[Any, Any, ToolOutcome]]
 
 
 class ToolRouter:
-    """Runs the tools of one attempt."""
+    """Runs the tools of one attempt; `task` is what the step of a typed task runs."""
 
-    def __init__(self, workspace: Workspace, executor: Executor, run: Run, log: RunLog) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        executor: Executor,
+        run: Run,
+        log: RunLog,
+        task: TaskProgram | None = None,
+    ) -> None:
         self._bench = Bench(run, workspace, executor, log)
+        self._task = task
 
     async def call(self, step: Step, stop: StopToken) -> ToolOutcome:
         """Run one step's tool to its end; a request to stop it shows in the outcome.
@@ -44,6 +53,8 @@ class ToolRouter:
             LostOwnership: the run goes on elsewhere.
         """
         try:
+            if self._task is not None and step.tool == TASK:
+                return await run_task(self._bench, step, stop, self._task)
             if step.tool in _PROGRAMS:
                 return await _PROGRAMS[step.tool](self._bench, step, stop)
             return await _interruptible(_FILE_TOOLS[step.tool](self._bench, step), step.timeout_s, stop)

@@ -1,0 +1,59 @@
+"""The tool `task`: the program of a typed task, with its project's environment, where it lives.
+
+What is secret goes from the project's configuration into the environment only: the argv stands
+in the log and in the step's record.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from app.agent.tools.program import Bench, ToolOutcome, run_program
+from app.errors import ErrorCode, RunFailure, Unprocessable
+from app.execution.cli_builder import build, environment, folder
+from app.execution.executor import StopToken
+from app.models import Run, Step, Wants
+from app.projects import ProjectConfig
+from app.task_types import Task, TaskTypes
+
+_PYTHON = "python"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskProgram:
+    """What a typed task runs, and where. `files`: which words of the argv name files of the run."""
+
+    task: Task
+    argv: tuple[str, ...]
+    files: frozenset[int]
+    env: dict[str, str]
+    cwd: str | None
+    wants: Wants
+
+
+def prepare(run: Run, types: TaskTypes, project: ProjectConfig, *, images: bool) -> TaskProgram:
+    """Make the program of a run of kind `task`. `images`: programs run in containers here.
+
+    Raises:
+        RunFailure: INVALID_PLAN; this worker's declarations or the project don't have what it needs.
+    """
+    spec = run.spec
+    try:
+        task = types.check(spec["type"], spec.get("command"), spec.get("params") or {})
+        argv = build(task, project)
+        elsewhere = build(task, project, "/")
+        env, cwd = environment(task, project), folder(task, project)
+    except Unprocessable as error:
+        raise RunFailure(ErrorCode.INVALID_PLAN, error.message) from error
+    files = frozenset(n for n, words in enumerate(zip(argv, elsewhere, strict=True)) if words[0] != words[1])
+    wants = Wants(image=task.type.image) if images else Wants()
+    return TaskProgram(task, tuple(argv), files, env, cwd, wants)
+
+
+async def run_task(bench: Bench, step: Step, stop: StopToken, program: TaskProgram) -> ToolOutcome:
+    """Run the program to its end."""
+    argv = list(program.argv)
+    if argv[0] == _PYTHON and not bench.executor.finds(_PYTHON, step.wants):
+        argv[0] = sys.executable
+    return await run_program(bench, step, argv, stop, env=program.env, cwd=program.cwd, files=program.files)

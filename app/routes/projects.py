@@ -1,0 +1,91 @@
+"""Projects: what the programs of typed tasks are told. Written by admins; secrets are never shown."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+
+from app.db.project_store import Change, Project
+from app.errors import Conflict, NotFound, Unprocessable
+from app.models import format_ts
+from app.projects import DEFAULT, is_project_id
+from app.routes.body import documents, json_body
+from app.routes.deps import Admin, CurrentServices, CurrentUser, now_us
+from app.routes.project_schemas import NewProject, ProjectView
+from app.routes.views import answer
+
+router = APIRouter(tags=["projects"])
+
+_EXAMPLES = {
+    "project": {
+        "db_conn": "postgresql://agent:…@db/app",
+        "paths": {"uploads": "/data/uploads"},
+        "env": {"REGION": "eu"},
+        "secrets": {"MODEL_KEY": "…"},
+    }
+}
+
+ProjectId = Annotated[str, Path(max_length=64, description="A project's id.", examples=[DEFAULT])]
+
+
+@router.get("/v1/projects/{project_id}", response_model=ProjectView)
+@router.get("/projects/{project_id}", response_model=ProjectView)
+async def show(project_id: ProjectId, _user: CurrentUser, services: CurrentServices) -> Response:
+    """Show a project; of its secrets the names alone."""
+    project = await services.projects.get(project_id)
+    if project is None:
+        raise _none(project_id)
+    return answer(_view(project))
+
+
+@router.put(
+    "/v1/projects/{project_id}",
+    response_model=ProjectView,
+    responses={201: {"model": ProjectView, "description": "The project is new."}},
+    openapi_extra=documents(NewProject, examples=_EXAMPLES),
+)
+async def put(
+    project_id: ProjectId,
+    _admin: Admin,
+    body: Annotated[NewProject, json_body(NewProject)],
+    services: CurrentServices,
+) -> Response:
+    """Make or replace a project; runs that have begun keep what they were given."""
+    if not is_project_id(project_id):
+        raise Unprocessable("A project's id is 1 to 63 letters, digits, '.', '_' or '-'.")
+    change = Change(
+        paths=body.paths,
+        env=body.env,
+        sets_db_conn="db_conn" in body.model_fields_set,
+        db_conn=body.db_conn or None,
+        secrets=body.secrets,
+    )
+    project, fresh = await services.projects.put(project_id, change, now_us())
+    return answer(_view(project), 201 if fresh else 200)
+
+
+@router.delete("/v1/projects/{project_id}", status_code=204)
+async def drop(project_id: ProjectId, _admin: Admin, services: CurrentServices) -> Response:
+    """Delete a project; tasks of it that wait will fail, for their programs need what it said."""
+    if project_id == DEFAULT:
+        raise Conflict(f"Project {DEFAULT!r} is the one of tasks that name none; PUT an empty one instead.")
+    if not await services.projects.delete(project_id):
+        raise _none(project_id)
+    return Response(status_code=204)
+
+
+def _none(project_id: str) -> NotFound:
+    return NotFound(f"There is no project {project_id[:64]!r}.")
+
+
+def _view(project: Project) -> dict[str, Any]:
+    return {
+        "id": project.project_id,
+        "db_conn": "***" if project.has_db_conn else None,
+        "paths": project.paths,
+        "env": project.env,
+        "secrets": project.secret_names,
+        "created_at": format_ts(project.created_at),
+        "updated_at": format_ts(project.updated_at),
+    }
