@@ -25,8 +25,8 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time: close() sends RST
 class Loss:
     """A reply to be lost: the connection is cut after `keep` bytes of it.
 
-    It is the reply to the request that holds `request`, the first but `skip` of these; or one that itself
-    holds `reply`. `happened` once it is lost.
+    It is the reply to a request that holds `request` (any, if neither is given), the first but `skip` of
+    these; or one that itself holds `reply`. `happened` once it is lost.
     """
 
     request: bytes = b""
@@ -37,7 +37,7 @@ class Loss:
 
     def meets(self, request: bytes) -> bool:
         """Whether this request's reply is the one to lose; counts down to it."""
-        if self.happened or not self.request or self.request not in request:
+        if self.happened or self.reply or self.request not in request:
             return False
         self.skip -= 1
         return self.skip < 0

@@ -10,12 +10,13 @@ import random
 import signal
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from stack import Stack, Watcher, seqs, shell, wait_for
+from tcp_proxy import TcpProxy
 
 LINES = 20
 OVERLAP_S = 2.0
@@ -28,20 +29,30 @@ PROGRAM = (
 
 
 class Havoc:
-    """Breaks one thing after the other for a while; whatever it broke works again afterwards."""
+    """Breaks one thing after the other for a while; whatever it broke works again afterwards.
 
-    def __init__(self, stack: Stack, seed: int) -> None:
+    `proxies` stand before Redis and the database, by name.
+    """
+
+    def __init__(self, stack: Stack, seed: int, proxies: dict[str, TcpProxy]) -> None:
         self.stack, self.dice = stack, random.Random(seed)
+        self.proxies = proxies
         self.done: list[str] = []
 
     def rage(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         deeds = [self.kill_worker, self.freeze_worker, self.kill_api, self.kill_redis, self.freeze_redis]
         deeds += [self.cut_connections, self.push_garbage]
+        network = [self.cut_half, self.freeze_half, self.slow_down, self.lose_replies]
         while time.monotonic() < until:
-            deed = self.dice.choice(deeds)
-            self.done.append(deed.__name__)
-            deed()
+            deed = self.dice.choice(deeds + network * bool(self.proxies))
+            if deed in network:
+                name = self.dice.choice(sorted(self.proxies))
+                self.done.append(f"{deed.__name__} of {name}")
+                deed(self.proxies[name])
+            else:
+                self.done.append(deed.__name__)
+                deed()
             time.sleep(self.dice.uniform(0.1, 2.0))  # the storm's own pace, nothing waits on it
 
     def kill_worker(self) -> None:
@@ -78,10 +89,31 @@ class Havoc:
         with self.stack.redis.client() as client:
             client.lpush("jobs:pending", "garbage", '{"run_id":"nobody"}', "[]")
 
+    def cut_half(self, proxy: TcpProxy) -> None:
+        proxy.cut(0.5, reset=self.dice.choice([True, False]))
 
-def storm(stack: Stack, folder: Path, *, seed: int, runs: int, seconds: float) -> list[str]:
-    """Submit runs while havoc rages, then hold every one of them to the promises."""
-    havoc, run_ids = Havoc(stack, seed), list[str]()
+    def freeze_half(self, proxy: TcpProxy) -> None:
+        """Some connections of a process stand still, others do not: its lease's, say, but not its claims'."""
+        proxy.freeze(0.5)
+        time.sleep(self.dice.choice([1.0, 7.0]))
+        proxy.thaw()
+
+    def slow_down(self, proxy: TcpProxy) -> None:
+        proxy.delay_s = 0.1
+        time.sleep(2.0)
+        proxy.delay_s = 0.0
+
+    def lose_replies(self, proxy: TcpProxy) -> None:
+        """Of any ten requests among the next hundred, whole or but for some bytes."""
+        for _ in range(10):
+            proxy.lose(skip=self.dice.randrange(100), keep=self.dice.choice([0, 1, 5]))
+
+
+def storm(
+    stack: Stack, folder: Path, *, seed: int, runs: int, seconds: float, proxies: dict[str, TcpProxy]
+) -> str:
+    """Submit runs while havoc rages, then hold every one of them to the promises; return what happened."""
+    havoc, run_ids = Havoc(stack, seed, proxies), list[str]()
     watchers: list[Watcher] = []
     raging = threading.Thread(target=havoc.rage, args=(seconds,))
     raging.start()
@@ -99,7 +131,20 @@ def storm(stack: Stack, folder: Path, *, seed: int, runs: int, seconds: float) -
     except AssertionError as error:
         error.add_note(f"seed {seed}: {', '.join(havoc.done)}")
         raise
-    return havoc.done
+    return _account(stack, havoc, run_ids, watchers)
+
+
+def _account(stack: Stack, havoc: Havoc, run_ids: list[str], watchers: list[Watcher]) -> str:
+    found = [stack.run(run_id) for run_id in run_ids]
+    lost = sum(loss.happened for proxy in havoc.proxies.values() for loss in proxy.losses)
+    dropped = sum(proxy.dropped for proxy in havoc.proxies.values())
+    faults = ", ".join(f"{count} {name}" for name, count in sorted(Counter(havoc.done).items()))
+    return (
+        f"{len(havoc.done)} faults ({faults}); {lost} replies lost, {dropped} messages dropped; "
+        f"{len(found)} runs succeeded, {sum(run['attempt'] for run in found)} attempts, "
+        f"{sum(run['redeliveries'] for run in found)} redeliveries; {len(watchers)} watchers complete, "
+        f"{sum(watcher.reconnects for watcher in watchers)} reconnects"
+    )
 
 
 def _hold_to_promises(stack: Stack, folder: Path, run_ids: list[str], watchers: list[Watcher]) -> None:

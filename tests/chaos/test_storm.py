@@ -8,21 +8,36 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from havoc import storm
+from servers import RedisServer
 from stack import Stack
+from tcp_proxy import BehindProxy, TcpProxy
 
 _SETTINGS = {"JOB_MAX_REDELIVERIES": "100", "JOB_MAX_ATTEMPTS": "100", "RETRY_MAX_S": "2", "DRAIN_S": "1"}
+_DROPPED = 0.05
+"""The share of pub/sub messages that never arrives."""
 
 
 def _storm(folder: Path, url: str, *, seed: int, runs: int, seconds: float) -> None:
-    print(f"seed {seed}")
-    stack = Stack(folder, url, workers=2, **_SETTINGS)
+    print(f"\nseed {seed}")
+    redis = BehindProxy(RedisServer(folder / "redis").start(), seed=seed)
+    redis.proxy.drop_messages = _DROPPED
+    proxies, settings = {"redis": redis.proxy}, dict(_SETTINGS)
+    if url.startswith("postgresql"):
+        port = urlsplit(url).port
+        assert port
+        proxies["database"] = TcpProxy(port, seed=seed)
+        settings["DATABASE_URL"] = url.replace(f":{port}/", f":{proxies['database'].port}/")
+    stack = Stack(folder, url, workers=2, redis=redis, **settings)
     try:
-        print(*storm(stack, folder, seed=seed, runs=runs, seconds=seconds), sep=", ")
+        print(storm(stack, folder, seed=seed, runs=runs, seconds=seconds, proxies=proxies))
     finally:
         stack.close()
+        if "database" in proxies:
+            proxies["database"].close()
 
 
 @pytest.mark.timeout(400)
