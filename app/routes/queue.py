@@ -27,6 +27,7 @@ async def show(_admin: Admin, services: CurrentServices) -> Response:
         {
             "depth": depth.pending,
             "in_flight": depth.in_flight,
+            "load": depth.pending + depth.in_flight,
             "delayed": depth.delayed,
             "dead": depth.dead,
             "oldest_age_s": None if oldest is None else max(0, depth.now_us - oldest) / 1_000_000,

@@ -22,6 +22,7 @@ class QueueView(BaseModel):
 
     depth: int = Field(description="Entries in `jobs:pending`.")
     in_flight: int
+    load: int = Field(description="`depth` and `in_flight` together: what workers are scaled by.")
     delayed: int
     dead: int
     oldest_age_s: float | None = Field(description="Age of the oldest queued run; null: none is queued.")

@@ -82,6 +82,7 @@ def test_an_empty_queue_has_no_oldest_age(api: Api) -> None:
     assert api.admin.get("/v1/queue").json() == {
         "depth": 0,
         "in_flight": 0,
+        "load": 0,
         "delayed": 0,
         "dead": 0,
         "oldest_age_s": None,
