@@ -39,6 +39,7 @@ check: $(DEV) ## lint, format, types, layers, dependencies, locks, documents
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/deptry app tailrun toolbox
+	$(BIN)/shellcheck *.sh
 	$(BIN)/python tools/lock.py --check
 	$(BIN)/python -m pytest tests/unit/test_docs.py tests/unit/test_repository.py
 
