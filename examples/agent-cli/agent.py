@@ -40,6 +40,12 @@ class Refused(Exception):
     """Ends the program with a message and exit code 2."""
 
 
+def say(text: str) -> None:
+    """Print a line in one piece: lines of several processes must not run into each other."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def folder() -> Path:
     """Return where files go."""
     return Path(os.environ.get("TAILRUN_WORKSPACE", "."))
@@ -77,14 +83,14 @@ def seed(args: argparse.Namespace) -> None:
     if args.reset:
         with db:
             gone = db.execute("DELETE FROM attributes").rowcount
-        print(f"reset: {gone} rows removed")
+        say(f"reset: {gone} rows removed")
     there = db.execute("SELECT count(*) FROM attributes").fetchone()[0]
     if there:
-        print(f"{there} rows are there already; --reset begins anew")
+        say(f"{there} rows are there already; --reset begins anew")
         return
     rows = sample()
     insert(db, rows)
-    print(f"seeded {len(rows)} rows of {len(ATTRIBUTES)} attributes")
+    say(f"seeded {len(rows)} rows of {len(ATTRIBUTES)} attributes")
 
 
 def import_excel(args: argparse.Namespace) -> None:
@@ -97,7 +103,7 @@ def import_excel(args: argparse.Namespace) -> None:
         sys.exit(EXIT_NO_LIBRARY)
     from zipfile import BadZipFile
 
-    print(f"reading {args.file_path}")
+    say(f"reading {args.file_path}")
     try:
         book = load_workbook(args.file_path, read_only=True, data_only=True)
     except (OSError, BadZipFile, InvalidFileException, KeyError) as error:
@@ -109,9 +115,9 @@ def import_excel(args: argparse.Namespace) -> None:
     heads = [str(head).strip() for head in next(lines, ()) if head is not None]
     rows = list((wide if args.custom_structure else narrow)(heads, lines))
     for done in range(0, len(rows), 100):
-        print(f"{min(done + 100, len(rows))} of {len(rows)} values read")
+        say(f"{min(done + 100, len(rows))} of {len(rows)} values read")
     insert(connect(), rows)
-    print(f"imported {len(rows)} values of sheet {name!r}")
+    say(f"imported {len(rows)} values of sheet {name!r}")
 
 
 def narrow(heads: Sequence[str], lines: Iterator[tuple[Any, ...]]) -> Iterator[Row]:
@@ -136,15 +142,15 @@ def wide(heads: Sequence[str], lines: Iterator[tuple[Any, ...]]) -> Iterator[Row
 
 def run_agent(args: argparse.Namespace) -> None:
     """Analyse the rows, several workers at a time, and write a report."""
-    print(f"input: {args.input}")
+    say(f"input: {args.input}")
     rows = connect().execute("SELECT name, quarter, value FROM attributes").fetchall()
     if not rows:
-        print("the database is empty: the sample rows are used")
+        say("the database is empty: the sample rows are used")
         rows = sample()
     quarters = set(re.findall(r"\bQ[1-4]\b", args.input)) or set(QUARTERS)
     chosen = [row for row in rows if row[1] in quarters] or rows
     names = sorted({name for name, _, _ in chosen})
-    print(f"{len(chosen)} rows of {len(names)} attributes, {args.parallel_workers} workers")
+    say(f"{len(chosen)} rows of {len(names)} attributes, {args.parallel_workers} workers")
     found: dict[str, dict[str, float]] = {}
     with ProcessPoolExecutor(args.parallel_workers) as pool:
         asked = {
@@ -153,7 +159,7 @@ def run_agent(args: argparse.Namespace) -> None:
         }
         for done in as_completed(asked):
             found[asked[done]] = done.result()
-            print(f"[{len(found)}/{len(names)}] {asked[done]}: {found[asked[done]]}", flush=True)
+            say(f"[{len(found)}/{len(names)}] {asked[done]}: {found[asked[done]]}")
     report(args.input, {name: found[name] for name in names})
 
 
@@ -162,7 +168,7 @@ def analyse(name: str, values: Sequence[float], pace: float) -> dict[str, float]
     for done, _ in enumerate(values, 1):
         if pace:
             time.sleep(pace)
-            print(f"worker {os.getpid()}: {name}, {done} of {len(values)} values", flush=True)
+            say(f"worker {os.getpid()}: {name}, {done} of {len(values)} values")
     figures = {"count": len(values), "mean": mean(values), "min": min(values), "max": max(values)}
     return {key: round(figure, 2) for key, figure in figures.items()}
 
@@ -176,7 +182,7 @@ def report(question: str, found: dict[str, dict[str, float]]) -> None:
         table = csv.writer(file)
         table.writerow(["attribute", "count", "mean", "min", "max"])
         table.writerows([name, *figures.values()] for name, figures in found.items())
-    print(f"report: {len(found)} attributes in report.json and report.csv")
+    say(f"report: {len(found)} attributes in report.json and report.csv")
 
 
 def workers(text: str) -> int:
