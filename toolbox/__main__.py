@@ -1,11 +1,11 @@
-"""`python -m toolbox exec -- argv… | ready`; what is not asked for is not imported."""
+"""`python -m toolbox exec -- argv… | sync | ready`; what is not asked for is not imported."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-_USAGE = "usage: toolbox exec -- program [argument …] | toolbox ready"
+_USAGE = "usage: toolbox exec -- program [argument …] | toolbox sync | toolbox ready"
 _WRONG_USE = 125
 
 
@@ -16,7 +16,11 @@ def main() -> int:
             from toolbox.settings import Settings  # noqa: PLC0415
             from toolbox.wrapper import Wrapper  # noqa: PLC0415
 
-            return Wrapper([program, *arguments], Settings.read(os.environ)).run()
+            return Wrapper([program, *arguments], Settings(dict(os.environ))).run()
+        case ["sync"]:
+            from toolbox.sync import main as sync  # noqa: PLC0415 - costs 60 ms
+
+            return sync()
         case ["ready"]:
             return 0 if os.access(os.environ.get("TOOLBOX_WAIT") or "/tailrun/ready", os.F_OK) else 1
         case _:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from app.config import Settings
+from app.storage.api_staging import ApiStaging
 from app.storage.local_workspace import LocalWorkspaces
+from app.storage.staged_files import StagedFiles
+from app.storage.staging import Staging, StagingUnset
 from app.storage.workspace import Limits, Workspaces
 
 
 def open_workspaces(settings: Settings) -> Workspaces:
     """Return the workspaces of this deployment; close them at the end."""
-    limits = Limits(settings.file_max_bytes, settings.workspace_max_bytes, settings.workspace_max_files)
+    limits = workspace_limits(settings)
     if settings.s3_bucket is None:
         return LocalWorkspaces(settings.data_dir / "workspace", limits)
     from app.storage.s3_workspace import S3Workspaces  # noqa: PLC0415 - boto3 costs 30 MiB and 0.2 s
@@ -24,3 +27,30 @@ def open_workspaces(settings: Settings) -> Workspaces:
         limits=limits,
         tmp_dir=settings.tmp_dir,
     )
+
+
+def workspace_limits(settings: Settings) -> Limits:
+    """Return the bounds of every run's files."""
+    return Limits(settings.file_max_bytes, settings.workspace_max_bytes, settings.workspace_max_files)
+
+
+def open_staging(settings: Settings, workspaces: Workspaces) -> Staging:
+    """Return how files reach tool pods; lives as long as `workspaces`, and needs no closing.
+
+    Raises:
+        StagingUnset: there is no S3, and nothing says where pods find the API.
+    """
+    if isinstance(workspaces, LocalWorkspaces):
+        if not settings.tool_sync_url:
+            raise StagingUnset
+        return ApiStaging(workspaces, staged_files(settings), settings.tool_sync_url)
+    from app.storage.s3_staging import S3Staging  # noqa: PLC0415 - boto3, as above
+    from app.storage.s3_workspace import S3Workspaces  # noqa: PLC0415
+
+    assert isinstance(workspaces, S3Workspaces)  # noqa: S101 - there is no third kind
+    return S3Staging(workspaces)
+
+
+def staged_files(settings: Settings) -> StagedFiles:
+    """Return what is staged in the data folder, which API and worker share."""
+    return StagedFiles(settings.data_dir / "staging")

@@ -12,10 +12,10 @@ import errno
 import os
 import tempfile
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
 from pathlib import Path
 
-from app.errors import Conflict, NotFound, StorageError, TooLarge
+from app.errors import Conflict, NotFound, StorageError, TailrunError, TooLarge, Unprocessable
 from app.paths import InvalidPath, normalise, normalise_prefix, private_key, run_key
 from app.storage.budget import Budget, file_in_the_way, folder_in_the_way
 from app.storage.checkout import checked_out
@@ -143,6 +143,10 @@ class LocalWorkspace:
         async with checked_out(checkout, lambda: self._run(self._settle, before, checkout)):
             yield checkout
 
+    async def take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
+        """Move files in from a folder of the same disk."""
+        await self._run(self._take_in, checkout, removed)
+
     # Blocking from here on.
 
     def _write(self, content: bytes, path: str) -> FileInfo:
@@ -178,6 +182,28 @@ class LocalWorkspace:
         for path in before.removed(after):
             checkout.changed.append(FileInfo(path, -1, before.files[path].mtime_ns // 1000))
         checkout.skipped.extend(after.skipped)
+        if failure is not None:
+            raise failure
+
+    def _take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
+        files = snapshot(checkout.path).files
+        failure: TailrunError | None = None
+        with self._locked():
+            budget = self._budget()
+            budget.release(removed)
+            for path in sorted(removed):  # first, for one of them may be where a folder is to be
+                with contextlib.suppress(NotFound, Unprocessable):
+                    self._delete(path)
+                if path not in files:
+                    checkout.changed.append(FileInfo(path, -1, 0))
+            for path in sorted(files):
+                try:
+                    budget.take(path, files[path].size)
+                    self._place(checkout.path / path, path)
+                except TailrunError as error:
+                    failure = failure or error
+                else:
+                    checkout.changed.append(files[path].info(path))
         if failure is not None:
             raise failure
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -66,6 +66,7 @@ class Bucket:
             "s3",
             endpoint_url=endpoint,
             config=Config(
+                signature_version="s3v4",  # else addresses are signed as in 2006 for some regions
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
@@ -125,6 +126,13 @@ class Bucket:
         """Remove an object; one that isn't there is no error."""
         with self._explained(key):
             self._client.delete_object(Bucket=self.name, Key=key)
+
+    def presigned(self, method: Literal["get_object", "put_object"], key: str, seconds: int) -> str:
+        """Return an address that lets whoever has it do this one thing, for at most 7 days."""
+        with self._explained(key):
+            return self._client.generate_presigned_url(
+                method, Params={"Bucket": self.name, "Key": key}, ExpiresIn=seconds
+            )
 
     def close(self) -> None:
         """Close all connections."""

@@ -19,7 +19,7 @@ from app.storage.budget import Budget
 from app.storage.parallel import each
 from app.storage.pieces import PIECE
 from app.storage.s3_bucket import Bucket
-from app.storage.tree import Snapshot, open_file, opened_folder, snapshot
+from app.storage.tree import Found, Snapshot, open_file, opened_folder, snapshot
 from app.storage.workspace import Checkout, FileInfo, Limits
 
 Item = TypeVar("Item")
@@ -49,6 +49,10 @@ class Transfer:
         self._shadowed = folders & {file.path for file in files}
         self._each(self._fetch, [file for file in files if file.path not in self._shadowed])
         self._before = snapshot(self._folder)
+
+    def expect(self, paths: Iterable[str]) -> None:
+        """Take it that `paths` were downloaded: those that are not in the folder are gone."""
+        self._before = Snapshot({path: Found(-1, 0, 0, executable=False) for path in paths})
 
     def upload(self, checkout: Checkout, limits: Limits, stored: list[FileInfo]) -> None:
         """Store what changed and delete what is gone; fill `checkout`.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -157,6 +157,13 @@ class S3Workspace:
 
             async with checked_out(checkout, write_back):
                 yield checkout
+
+    async def take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
+        """Store what is in a folder, eight files at a time."""
+        stop = threading.Event()
+        transfer = Transfer(self._bucket, self._prefix, checkout.path, self._home.transfers, stop)
+        transfer.expect(removed)
+        await self._run(lambda: transfer.upload(checkout, self._limits, self._files()))
 
     # Blocking from here on.
 

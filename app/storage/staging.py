@@ -40,6 +40,13 @@ class UploadRefused(StagingFailure):
     """The uploaded archive is damaged, holds what it may not, or is larger than everything allowed."""
 
 
+class StagingUnset(Exception):
+    """Tool pods can't get files: set S3_BUCKET, or TOOL_SYNC_URL to the API's address as pods see it."""
+
+    def __str__(self) -> str:
+        return self.__doc__ or ""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What the pod's sync container is told, as JSON in its Secret (`sync.json`).

@@ -6,7 +6,7 @@ one conformance suite holds both to this protocol.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +93,15 @@ class Workspace(Protocol):
         A file over a limit is not counted as changed (nor uploaded); the rest is, and then the
         end raises `TooLarge` naming it, unless the body raised: then its error has a note.
         When the body raises `app.errors.LostOwnership`, nothing is written back.
+        """
+        ...
+
+    async def take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
+        """Take the files below `checkout.path` from a tool that worked elsewhere; delete `removed`.
+
+        The end of a checkout without its beginning: fills `checkout`, keeps what is within the
+        limits, and raises the first `TooLarge`, `Conflict` or `Unprocessable` after all else is
+        done. The caller owns the folder; its files may be moved away. Repeatable.
         """
         ...
 

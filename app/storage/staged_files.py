@@ -1,0 +1,151 @@
+"""Staged archives as files, `<root>/<key>/in.tar.gz` and `out.tar.gz`, and who may have them.
+
+Shared by the worker, which offers, and by the API, which serves: both see the same folder. What
+they also share is a secret in it, from which a token is derived for one key, one direction and a
+limited time; nothing is stored for a token, so none can be left behind. Blocking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+import tempfile
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from app.errors import NotFound
+from app.storage.scratch import purge
+from app.storage.staging import KEY
+from app.storage.staging_archive import disk, disk_error
+
+_SECRET_BYTES = 32
+_PART = ".part-"
+
+
+class Way(StrEnum):
+    """Which of a key's two archives; its value is the file's name."""
+
+    DOWN = "in.tar.gz"
+    UP = "out.tar.gz"
+
+
+class Part(NamedTuple):
+    """An archive that is still being written, beside the place where it will stand."""
+
+    file: IO[bytes]
+    path: Path
+    target: Path
+
+    def write(self, piece: bytes) -> None:
+        """Append."""
+        with disk():
+            self.file.write(piece)
+
+    def finish(self) -> None:
+        """Put it into its place; `NotFound` if its key was dropped meanwhile."""
+        with disk():
+            self.file.close()
+            try:
+                self.path.rename(self.target)
+            except FileNotFoundError:
+                raise _nothing() from None
+
+    def discard(self) -> None:
+        """Let go of it, and remove it unless it is finished."""
+        with contextlib.suppress(OSError):  # of a full disk, which was reported before
+            self.file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class StagedFiles:
+    """The archives below `root`. Files appear whole or not at all."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self._secret = self._root / ".secret"
+
+    def make(self, key: str) -> None:
+        """Make the place of a key; without one nothing can be uploaded. What had come up is removed."""
+        with disk():
+            (self._root / key).mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self._root / key / Way.UP).unlink(missing_ok=True)
+
+    def begin(self, key: str, way: Way) -> Part:
+        """Begin an archive; `NotFound` if its key has no place."""
+        try:
+            fd, name = tempfile.mkstemp(dir=self._root / key, prefix=_PART)
+        except FileNotFoundError:
+            raise _nothing() from None
+        except OSError as error:
+            raise disk_error(error) from error
+        return Part(os.fdopen(fd, "wb"), Path(name), self._root / key / way)
+
+    def open(self, key: str, way: Way) -> IO[bytes]:
+        """Open an archive; `NotFound` if there is none."""
+        try:
+            return (self._root / key / way).open("rb")
+        except FileNotFoundError:
+            raise _nothing() from None
+
+    def drop(self, key: str) -> None:
+        """Remove the place of a key with all that is in it."""
+        with disk(), contextlib.suppress(FileNotFoundError):
+            purge(self._root / key)
+
+    def sweep(self, before: float) -> int:
+        """Drop each key in whose place nothing has happened since `before` (seconds since the epoch)."""
+        with disk():
+            places = [path for path in self._root.glob("*") if KEY.fullmatch(path.name)]
+        old = [path for path in places if _last_touched(path) < before]
+        for path in old:
+            self.drop(path.name)
+        return len(old)
+
+    def token(self, key: str, way: Way, lifetime_s: float) -> str:
+        """Return a token that opens one archive in one direction for a while."""
+        expires = int(time.time() + lifetime_s)
+        return f"{expires}.{self._mac(self._shared_secret(), key, way, expires)}"
+
+    def opens(self, token: str, key: str, way: Way) -> bool:
+        """Whether `token` is good for that now; whatever is wrong with it is just a no."""
+        expires, _, mac = token.partition(".")
+        if not (KEY.fullmatch(key) and expires.isdecimal() and len(expires) < 16 and expires.isascii()):  # noqa: PLR2004
+            return False
+        try:
+            secret = self._secret.read_bytes()
+        except OSError:
+            return False  # nothing was ever offered here
+        expected = self._mac(secret, key, way, int(expires))
+        return hmac.compare_digest(mac.encode(), expected.encode()) and time.time() < int(expires)
+
+    def _shared_secret(self) -> bytes:
+        """Return the secret; whoever comes first makes it, whole before anybody sees it."""
+        with disk():
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not self._secret.exists():
+                fd, name = tempfile.mkstemp(dir=self._root, prefix=_PART)
+                with os.fdopen(fd, "wb") as file:
+                    file.write(secrets.token_bytes(_SECRET_BYTES))
+                with contextlib.suppress(FileExistsError):
+                    os.link(name, self._secret)
+                Path(name).unlink()
+            return self._secret.read_bytes()
+
+    @staticmethod
+    def _mac(secret: bytes, key: str, way: Way, expires: int) -> str:
+        return hmac.new(secret, f"staging\n{key}\n{way}\n{expires}".encode(), hashlib.sha256).hexdigest()
+
+
+def _last_touched(folder: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    return float("inf")
+
+
+def _nothing() -> NotFound:
+    return NotFound("There is nothing of that name.")

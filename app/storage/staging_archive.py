@@ -1,0 +1,233 @@
+"""Both ends of the staged archives, whichever store carries them: what goes in, what comes out.
+
+The format is `toolbox.archive`, which the pod uses as well. What a pod sends is verified here
+again, by the limits of the workspace and the rules for paths: it was made beside untrusted code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from app.errors import Conflict, StorageError, TailrunError, TooLarge, Unprocessable
+from app.paths import is_normal, normalise
+from app.storage.scratch import Scratch, purge
+from app.storage.staging import Collected, UploadRefused
+from app.storage.threads import Threads
+from app.storage.tree import Found, open_file, opened_folder, snapshot
+from app.storage.workspace import Checkout, FileInfo, Limits, Workspace
+from toolbox.archive import Damaged, Entry, Packer, Read, Refused, entries
+from toolbox.archive import Limits as ArchiveLimits
+
+_MANIFEST = "manifest.json"
+_MANIFEST_BYTES = 16_000_000
+_NAMED = 1_000
+_NAME_CHARS = 1_024
+_HEADERS_BYTES = 4_096  # per file: what its headers take where they don't compress
+
+
+def largest_upload(limits: Limits) -> int:
+    """Return how many bytes a pod may send: everything allowed, none of it compressible."""
+    return limits.total_bytes + limits.files * _HEADERS_BYTES + _MANIFEST_BYTES
+
+
+def pod_limits(limits: Limits) -> dict[str, int]:
+    """Return what the pod is told of the limits."""
+    return {"files": limits.files, "bytes": limits.total_bytes, "file_bytes": limits.file_bytes}
+
+
+@dataclass(slots=True)
+class Returned:
+    """What an upload holds besides files."""
+
+    removed: set[str] = field(default_factory=set[str])
+    skipped: list[str] = field(default_factory=list[str])
+    failure: TailrunError | None = None
+
+
+class Archives:
+    """Packs and unpacks in threads, with temporary files in `scratch`."""
+
+    def __init__(self, scratch: Scratch, threads: Threads, limits: Limits) -> None:
+        self.scratch = scratch
+        self.threads = threads
+        self.limits = limits
+
+    async def pack(self, workspace: Workspace, source: Mapping[str, bytes], out: IO[bytes]) -> None:
+        """Write the archive for a pod to `out`; raises as `Staging.offer`."""
+        named = {normalise(name): content for name, content in source.items()}
+        stop = threading.Event()
+        async with workspace.checkout() as checkout:
+            await self.threads.run(_pack, checkout.path, named, out, stop, on_cancel=stop.set)
+
+    async def take_in(self, read: Read, workspace: Workspace) -> Collected:
+        """Unpack what `read` gives, whole and verified, then hand it to `workspace`."""
+        async with self.threads.opened(self._folder, purge) as folder:
+            returned = await self.threads.run(_unpack, read, folder, self.limits)
+            checkout, failure = Checkout(folder, []), returned.failure
+            try:
+                await workspace.take_in(checkout, returned.removed)
+            except (TooLarge, Conflict, Unprocessable) as error:
+                failure = failure or error
+        skipped = sorted({*returned.skipped, *checkout.skipped})
+        return Collected(sorted(checkout.changed, key=_path), skipped, failure)
+
+    def spool(self) -> IO[bytes]:
+        """Open a temporary file without a name."""
+        with disk():
+            return tempfile.TemporaryFile(dir=self.scratch.folder())
+
+    def _folder(self) -> Path:
+        with disk():
+            return Path(tempfile.mkdtemp(dir=self.scratch.folder()))
+
+
+# Blocking from here on.
+
+
+@contextlib.contextmanager
+def disk() -> Generator[None]:
+    """Turn what a disk says into the error of a store."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error) from error
+
+
+def disk_error(error: OSError) -> StorageError:
+    """Return the error of a store whose disk says `error`."""
+    return StorageError(f"Staged files can't be written or read: {error.strerror}.")
+
+
+def _pack(folder: Path, source: Mapping[str, bytes], out: IO[bytes], stop: threading.Event) -> None:
+    packer = Packer(out.write)
+    with disk():
+        for path in sorted(snapshot(folder).files):
+            if stop.is_set():
+                return
+            _pack_file(packer, folder, path)
+        for name, content in source.items():
+            packer.add_bytes(f"source/{name}", content)
+        packer.close()
+
+
+def _pack_file(packer: Packer, folder: Path, path: str) -> None:
+    *folders, name = path.split("/")
+    try:
+        with opened_folder(folder, folders) as parent:
+            file = os.fdopen(open_file(parent, name), "rb")
+    except (FileNotFoundError, PermissionError):
+        return  # deleted over HTTP since we looked, or a tool took the permission away
+    with file:
+        found = Found.of(os.fstat(file.fileno()))
+        packer.add(Entry(f"workspace/{path}", found.size, found.mtime_ns, found.executable), file.read)
+
+
+def _unpack(read: Read, folder: Path, limits: Limits) -> Returned:
+    """Unpack into `folder`, which is empty and ours; `UploadRefused` if anything is not as it must be."""
+    bounds = ArchiveLimits(
+        limits.files + 1,
+        limits.total_bytes + _MANIFEST_BYTES,
+        max(limits.file_bytes, _MANIFEST_BYTES),
+    )
+    try:
+        return _unpack_all(entries(read, bounds), folder, limits)
+    except (Damaged, Refused) as error:
+        raise UploadRefused(f"What the tool's pod sent back was refused: {error}.") from None
+
+
+def _unpack_all(found: Iterator[tuple[Entry, Iterator[bytes]]], folder: Path, limits: Limits) -> Returned:
+    returned: Returned | None = None
+    odd: list[str] = []
+    for entry, content in found:
+        if returned is not None:
+            raise Refused("something follows its manifest")
+        if entry.path == _MANIFEST:
+            if entry.size > _MANIFEST_BYTES:
+                raise Refused("its manifest is too long")
+            returned = _manifest(b"".join(content), limits)
+        elif not _unpack_file(entry, content, folder, limits):
+            odd.append(entry.path.partition("/")[2])
+    if returned is None:
+        raise Damaged("its manifest is missing")
+    returned.skipped.extend(_named(odd))
+    return returned
+
+
+def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: Limits) -> bool:
+    """Write a file; say whether its name is one that a workspace can hold."""
+    top, _, path = entry.path.partition("/")
+    if top != "workspace" or not path:
+        raise Refused(f"{entry.path[:200]!a} belongs nowhere")
+    if entry.size > limits.file_bytes:
+        raise Refused(f"{path[:200]!a} is over the limit for one file")
+    if not is_normal(path):
+        return False
+    target = folder / path
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with target.open("xb") as file:
+            for piece in content:
+                file.write(piece)
+        target.chmod(0o755 if entry.executable else 0o644)
+    except (FileExistsError, NotADirectoryError):
+        raise Refused(f"{path[:200]!a} is there twice, or in the way of another") from None
+    except OSError as error:
+        raise StorageError(f"Files of a tool can't be written: {error.strerror}.") from error
+    return True
+
+
+def _manifest(data: bytes, limits: Limits) -> Returned:
+    try:
+        said = orjson.loads(data)
+        removed, skipped, refused, whole = (said[key] for key in ("removed", "skipped", "refused", "whole"))
+        gone = {path for path in map(_text, removed) if is_normal(path)}
+        names = _named(map(_text, skipped))
+        over = [(_text(path), int(size)) for path, size in refused]
+    except (KeyError, TypeError, ValueError):
+        raise Refused("its manifest is malformed") from None
+    if len(gone) > limits.files:
+        raise Refused("it removes more files than there can be")
+    return Returned(gone, names, _over(over, limits, whole=whole is True))
+
+
+def _over(refused: list[tuple[str, int]], limits: Limits, *, whole: bool) -> TooLarge | None:
+    """Return the error of what the pod did not even send."""
+    if not whole:
+        return TooLarge(
+            f"The tool left far more than {limits.files} files and folders (WORKSPACE_MAX_FILES); "
+            "some were not looked at."
+        )
+    if not refused:
+        return None
+    path, size = refused[0]
+    more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+    return TooLarge(
+        f"{_named([path])[0]}{more}: with its {size} bytes it is over a limit: {limits.file_bytes} bytes for "
+        f"one file (FILE_MAX_BYTES), {limits.total_bytes} for all (WORKSPACE_MAX_BYTES), "
+        f"{limits.files} files (WORKSPACE_MAX_FILES)."
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _named(names: Iterable[str]) -> list[str]:
+    """Return names as they may be shown, some of them if there are many."""
+    return [name[:_NAME_CHARS].encode(errors="backslashreplace").decode() for name in islice(names, _NAMED)]
+
+
+def _path(file: FileInfo) -> str:
+    return file.path

@@ -1,0 +1,346 @@
+"""What holds for both ways of staging: files to a tool's pod and back, with the pod's own sync."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from api_server import serving, settings_for
+from pydantic import SecretStr
+from servers import RedisServer
+from stack import wait_for
+from staging_world import KEY, World, manifest, member, packed
+from workspace_contents import content, paths
+
+from app.config import Settings
+from app.errors import Conflict, TooLarge, Unprocessable
+from app.storage.factory import open_staging, open_workspaces
+from app.storage.staging import StagingUnset, UploadMissing, UploadRefused
+
+LIMITS = {"file_max_bytes": 1_000_000, "workspace_max_bytes": 2_500_000, "workspace_max_files": 12}
+
+
+@pytest.fixture(params=["api", "s3"])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    with contextlib.ExitStack() as stack:
+        if request.param == "s3":
+            settings = Settings(
+                data_dir=tmp_path / "data",
+                s3_bucket=request.getfixturevalue("bucket"),
+                s3_endpoint=request.getfixturevalue("s3_url"),
+                s3_region="us-east-1",
+                s3_access_key="k",
+                s3_secret_key=SecretStr("s"),
+                **LIMITS,
+            )
+        else:
+            redis: RedisServer = request.getfixturevalue("redis_server")
+            served = settings_for(
+                tmp_path / "data", redis.url, request.getfixturevalue("sqlite_url"), **LIMITS
+            )
+            url = stack.enter_context(serving(served)).url
+            settings = served.model_copy(update={"tool_sync_url": url})
+        workspaces = open_workspaces(settings)
+        world = World(tmp_path, workspaces, open_staging(settings, workspaces))
+        yield world
+        for pod in world.pods:
+            pod.close()
+        await world.staging.drop(KEY)
+        await workspaces.close()
+
+
+async def test_a_round_trip(world: World) -> None:
+    """The pod has the run's files and the sources; what its tool did comes back, and nothing else moves."""
+    for path in ("keep/same", "changed", "removed", "folder/inside", "ünïcode \u2028"):
+        await world.workspace.write(path, b"old " + path.encode())
+    pod = world.pod(await world.offer({"main.py": b"print()", "lib/x.bin": bytes(range(256))})).wait_ready()
+    here = pod.workspace
+    assert (here / "keep/same").read_bytes() == b"old keep/same"
+    assert (here / "ünïcode \u2028").read_bytes() == "old ünïcode \u2028".encode()
+    assert (pod.shared / "source/main.py").read_bytes() == b"print()"
+    assert (pod.shared / "source/lib/x.bin").read_bytes() == bytes(range(256))
+    (here / "changed").write_bytes(b"new")
+    (here / "removed").unlink()
+    (here / "folder/inside").unlink()
+    (here / "folder").rmdir()
+    (here / "folder").write_bytes(b"a file now")
+    (here / "made/deep").mkdir(parents=True)
+    (here / "made/deep/run.sh").write_bytes(b"#!/bin/sh\n")
+    (here / "made/deep/run.sh").chmod(0o755)
+    (here / "made/empty").write_bytes(b"")
+    (here / "link").symlink_to("/etc/passwd")
+    os.mkfifo(here / "pipe")
+    assert pod.terminate() == 0, pod.log
+    for _ in range(2):  # the worker may die in between
+        collected = await world.staging.collect(KEY, world.workspace)
+        assert {file.path: file.size for file in collected.changed} == {
+            "changed": 3,
+            "folder": 10,
+            "folder/inside": -1,
+            "made/deep/run.sh": 10,
+            "made/empty": 0,
+            "removed": -1,
+        }
+        assert (collected.skipped, collected.failure) == (["link", "pipe"], None)
+        assert await paths(world.workspace) == [
+            "changed", "folder", "keep/same", "made/deep/run.sh", "made/empty", "ünïcode \u2028"
+        ]  # fmt: skip
+        assert await content(world.workspace, "changed") == b"new"
+        assert await content(world.workspace, "folder") == b"a file now"
+    again = world.pod(await world.offer()).wait_ready()
+    assert os.access(again.workspace / "made/deep/run.sh", os.X_OK)
+    assert not (again.shared / "source").exists()
+
+
+async def test_a_change_that_hides(world: World) -> None:
+    """Same size, same time, written at once: the tool's change is seen all the same."""
+    await world.workspace.write("a", b"11")
+    await world.workspace.write("b", b"22")
+    pod = world.pod(await world.offer()).wait_ready()
+    before = (pod.workspace / "a").stat()
+    (pod.workspace / "a").write_bytes(b"33")
+    os.utime(pod.workspace / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert pod.terminate() == 0
+    collected = await world.staging.collect(KEY, world.workspace)
+    assert [file.path for file in collected.changed] == ["a"]
+    assert await content(world.workspace, "a") == b"33"
+
+
+async def test_nothing_to_bring_and_nothing_back(world: World) -> None:
+    """An empty workspace makes the trip as well."""
+    pod = world.pod(await world.offer()).wait_ready()
+    assert pod.terminate() == 0
+    collected = await world.staging.collect(KEY, world.workspace)
+    assert (collected.changed, collected.skipped, collected.failure) == ([], [], None)
+
+
+async def test_a_restarted_sync_leaves_the_tools_work_alone(world: World) -> None:
+    """Killed while the tool runs, it doesn't bring the old files down again, and knows what was there."""
+    await world.workspace.write("a", b"old")
+    await world.workspace.write("gone", b"old")
+    pod = world.pod(await world.offer()).wait_ready()
+    (pod.workspace / "a").write_bytes(b"the tool's")
+    (pod.workspace / "gone").unlink()
+    pod.popen.kill()
+    pod.wait()
+    pod.start()
+    wait_for(lambda: any(line["k"] == "resumed" for line in pod.said()), "the restarted sync", 60)
+    assert pod.terminate() == 0
+    collected = await world.staging.collect(KEY, world.workspace)
+    assert {file.path: file.size for file in collected.changed} == {"a": 10, "gone": -1}
+    assert await content(world.workspace, "a") == b"the tool's"
+
+
+async def test_a_pod_that_sends_nothing_is_an_error_of_its_own(world: World) -> None:
+    """The executor can tell a dead pod from a store that is away; offering again forgets old uploads."""
+    with pytest.raises(UploadMissing):
+        await world.staging.collect(KEY, world.workspace)
+    await world.send_back(packed(manifest()))
+    await world.staging.collect(KEY, world.workspace)
+    await world.offer()
+    with pytest.raises(UploadMissing):
+        await world.staging.collect(KEY, world.workspace)
+
+
+async def test_what_is_dropped_is_gone(world: World) -> None:
+    """Neither way leads anywhere any more; dropping twice is no error."""
+    offer = await world.offer()
+    await world.send_back(packed(manifest()), offer)
+    await world.staging.drop(KEY)
+    await world.staging.drop(KEY)
+    with pytest.raises(UploadMissing):
+        await world.staging.collect(KEY, world.workspace)
+    answer = httpx2.get(offer.down["url"], headers=offer.down["headers"], trust_env=False)
+    assert answer.status_code == 404
+    pod = world.pod(offer)
+    assert pod.wait() == 1
+    assert "status 404" in (pod.shared / "failed").read_text()
+
+
+async def test_a_tool_over_the_limits_keeps_what_fits(world: World) -> None:
+    """Too large a file stays behind with an error that names it; the rest comes back."""
+    await world.workspace.write("a", b"old")
+    pod = world.pod(await world.offer()).wait_ready()
+    (pod.workspace / "big").write_bytes(bytes(1_000_001))
+    (pod.workspace / "small").write_bytes(b"x")
+    assert pod.terminate() == 0
+    collected = await world.staging.collect(KEY, world.workspace)
+    assert [file.path for file in collected.changed] == ["small"]
+    assert isinstance(collected.failure, TooLarge)
+    assert "big" in str(collected.failure)
+    assert await paths(world.workspace) == ["a", "small"]
+
+
+async def test_the_limit_for_all_files_counts_what_stayed(world: World) -> None:
+    """What the pod could not know, that others wrote meanwhile, is counted by the worker."""
+    pod = world.pod(await world.offer()).wait_ready()
+    for n in range(10):
+        (pod.workspace / f"f{n}").write_bytes(bytes(100))
+    for n in range(5):
+        await world.workspace.write(f"meanwhile{n}", b"x")
+    assert pod.terminate() == 0
+    collected = await world.staging.collect(KEY, world.workspace)
+    assert len(collected.changed) == 7
+    assert isinstance(collected.failure, TooLarge)
+    assert len(await paths(world.workspace)) == 12
+
+
+async def test_a_folder_in_the_way_is_a_conflict(world: World) -> None:
+    """A file that came over HTTP meanwhile is not run over."""
+    pod = world.pod(await world.offer()).wait_ready()
+    (pod.workspace / "out").write_bytes(b"tool")
+    (pod.workspace / "other").write_bytes(b"tool")
+    await world.workspace.write("out/uploaded", b"user")
+    assert pod.terminate() == 0
+    collected = await world.staging.collect(KEY, world.workspace)
+    assert [file.path for file in collected.changed] == ["other"]
+    assert isinstance(collected.failure, Conflict)
+    assert await paths(world.workspace) == ["other", "out/uploaded"]
+
+
+@pytest.mark.parametrize("key", ["", "../x", "A", "a/b", "-a", "a" * 64, "a\n", "."])
+async def test_odd_keys(world: World, key: str) -> None:
+    """A key is a label and nothing else."""
+    for work in (
+        world.staging.offer(key, world.workspace, {}, lifetime_s=1),
+        world.staging.collect(key, world.workspace),
+        world.staging.drop(key),
+    ):
+        with pytest.raises(Unprocessable):
+            await work
+
+
+async def test_odd_sources(world: World) -> None:
+    """A source's name leads nowhere else."""
+    with pytest.raises(Unprocessable):
+        await world.staging.offer(KEY, world.workspace, {"../x": b""}, lifetime_s=60)
+
+
+async def test_leftovers_are_swept(world: World) -> None:
+    """What nobody dropped goes when it is old enough, and not before."""
+    await world.send_back(packed(manifest()))
+    assert await world.staging.sweep(3600) == 0
+    await world.staging.collect(KEY, world.workspace)
+    assert await world.staging.sweep(-3600) == 1
+    with pytest.raises(UploadMissing):
+        await world.staging.collect(KEY, world.workspace)
+    assert await world.staging.sweep(-3600) == 0
+
+
+async def test_addresses_are_json_and_hold_no_credential(world: World) -> None:
+    """What goes into the pod's Secret opens these two archives and nothing else."""
+    offer = await world.offer()
+    said = json.dumps(offer.sync_json())
+    assert "secret" not in said.lower()
+    assert set(json.loads(said)) == {"down", "up", "limits"}
+    other = offer.down["url"].replace(KEY, KEY[:-1] + "0")
+    for method, url, headers in (
+        ("GET", other, offer.down["headers"]),
+        ("PUT", other, offer.up["headers"]),
+        ("GET", offer.up["url"], offer.up["headers"]),
+        ("PUT", offer.down["url"], offer.down["headers"]),
+        ("DELETE", offer.up["url"], offer.up["headers"]),
+        ("GET", offer.down["url"].split("?")[0], {}),
+    ):
+        if "X-Amz" in offer.down["url"]:
+            continue  # moto checks no signature; `test_presigned_addresses` looks at what is signed
+        answer = httpx2.request(method, url, headers=headers, content=b"x" if method == "PUT" else None)
+        assert answer.status_code in {404, 405}, (method, answer.text)
+
+
+def _escapes() -> dict[str, bytes]:
+    link = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
+    return {
+        "dots": packed(member("workspace/../evil", b"x"), manifest()),
+        "more dots": packed(member("../../evil", b"x"), manifest()),
+        "absolute": packed(member("/evil", b"x"), manifest()),
+        "absolute below": packed(member("workspace//evil", b"x"), manifest()),
+        "elsewhere": packed(member("source/evil", b"x"), manifest()),
+        "the folder itself": packed(member("workspace", b"x"), manifest()),
+        "symlink": packed(member("workspace/l", **link), member("workspace/l/x", b"x"), manifest()),
+        "hardlink": packed(member("workspace/l", type=tarfile.LNKTYPE, linkname="workspace/a"), manifest()),
+        "device": packed(member("workspace/d", type=tarfile.CHRTYPE, devmajor=1, devminor=3), manifest()),
+        "fifo": packed(member("workspace/f", type=tarfile.FIFOTYPE), manifest()),
+        "sparse": packed(member("workspace/s", type=tarfile.GNUTYPE_SPARSE), manifest()),
+        "global header": packed(member("g", b"11 path=/x\n", type=tarfile.XGLTYPE), manifest()),
+        "twice": packed(member("workspace/a", b"1"), member("workspace/a", b"2"), manifest()),
+        "file as folder": packed(member("workspace/a", b"1"), member("workspace/a/b", b"2"), manifest()),
+        "folder as file": packed(member("workspace/a/b", b"1"), member("workspace/a", b"2"), manifest()),
+        "NUL": packed(member("x", b"19 path=workspace/\0a\n", type=tarfile.XHDTYPE), member("y"), manifest()),
+        "long header": packed(member("x", b"9" * 20_000, type=tarfile.XHDTYPE), member("y"), manifest()),
+        "bad header": packed(member("x", b"99 path=a\n", type=tarfile.XHDTYPE), member("y"), manifest()),
+        "negative size": packed(
+            member("x", b"11 size=-5\n", type=tarfile.XHDTYPE), member("workspace/y"), manifest()
+        ),
+        "huge size": packed(
+            member("x", b"22 size=9999999999999\n", type=tarfile.XHDTYPE), member("workspace/y"), manifest()
+        ),
+        "bomb": packed(*(member(f"workspace/{n}", bytes(1_000_000)) for n in range(40)), manifest()),
+        "big file": packed(member("workspace/a", bytes(1_000_001)), manifest()),
+        "many files": packed(*(member(f"workspace/{n}") for n in range(20)), manifest()),
+        "no manifest": packed(member("workspace/a", b"1")),
+        "manifest first": packed(manifest(), member("workspace/a", b"1")),
+        "manifest of another shape": packed(manifest(removed=[1])),
+        "deep manifest": packed(member("manifest.json", b"[" * 100_000)),
+        "removes too much": packed(manifest(removed=[f"f{n}" for n in range(100)])),
+        "cut": packed(member("workspace/a", os.urandom(5000)), manifest())[:-40],
+        "cut early": packed(member("workspace/a", os.urandom(5000)), manifest())[:2000],
+        "and more": packed(member("workspace/a", b"1"), manifest()) + packed(member("workspace/b", b"1")),
+        "no gzip": b"hello",
+        "empty": b"",
+        "no tar": packed()[:10],
+        "zeros after": packed(manifest()) + bytes(10),
+    }
+
+
+ESCAPES = _escapes()
+
+
+async def test_hostile_uploads_are_refused_and_write_nothing(world: World) -> None:
+    """Whatever a pod sends, its run's files are as they were."""
+    await world.workspace.write("a", b"mine")
+    offer = await world.offer()
+    for name, archive in ESCAPES.items():
+        await world.send_back(archive, offer)
+        refused = await _refused(world)
+        assert "What the tool's pod sent back" in refused, name
+        assert await paths(world.workspace) == ["a"], name
+        assert await content(world.workspace, "a") == b"mine", name
+
+
+async def _refused(world: World) -> str:
+    try:
+        await world.staging.collect(KEY, world.workspace)
+    except UploadRefused as error:
+        return str(error)
+    return "taken in"
+
+
+async def test_names_that_no_workspace_can_hold_are_skipped(world: World) -> None:
+    """They are named in the report; removing such a name removes nothing."""
+    await world.workspace.write("a", b"mine")
+    odd = [".tailrun/log", "back\\slash", "new\nline", "x" * 300, "/".join("d" * 70)]
+    await world.send_back(
+        packed(
+            *(member(f"workspace/{name}", b"x") for name in odd),
+            member("workspace/fine", b"x"),
+            manifest(removed=["../a", "/a", ".tailrun/log", "never/was"], skipped=["link"]),
+        )
+    )
+    collected = await world.staging.collect(KEY, world.workspace)
+    assert collected.skipped == sorted([*odd, "link"])
+    assert {file.path: file.size for file in collected.changed} == {"fine": 1, "never/was": -1}
+    assert await paths(world.workspace) == ["a", "fine"]
+
+
+def test_staging_needs_a_way(tmp_path: Path) -> None:
+    """Without S3 and without an address of the API the worker says at once what to set."""
+    settings = Settings(data_dir=tmp_path)
+    with pytest.raises(StagingUnset, match="TOOL_SYNC_URL"):
+        open_staging(settings, open_workspaces(settings))
