@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import PurePath
 from signal import Signals
 from typing import Any
 
@@ -28,10 +29,17 @@ def ended(step: Step, failure: RunFailure | None, duration_s: float) -> str:
 
 def exit_nonzero(step: Step, outcome: ToolOutcome) -> RunFailure:
     """Say with which code, or by which signal, a program ended."""
-    message = f"{step.tool} ended with exit code {outcome.exit_code}"
+    message = f"{_program(step)} ended with exit code {outcome.exit_code}"
     if outcome.signal is not None:
         message += f" ({_signal(outcome.signal)})"
     return RunFailure(ErrorCode.EXIT_NONZERO, message, step=step.id, exit_code=outcome.exit_code)
+
+
+def _program(step: Step) -> str:
+    """Name what ended as a person would: the program of an argv, else the tool."""
+    if step.tool in {ARGV, TASK}:
+        return PurePath(step.args["argv"][0]).name or step.tool
+    return step.tool
 
 
 def _signal(number: int) -> str:

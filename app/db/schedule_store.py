@@ -109,6 +109,14 @@ class ScheduleStore:
         last = page[limit - 1]
         return page[:limit], f"{last.created_at}.{last.schedule_id}"
 
+    async def get(self, schedule_id: str, user_id: str | None) -> Schedule | None:
+        """Return a schedule. `user_id` None: anybody's."""
+        query = select(*_WHOLE).where(schedules.c.schedule_id == schedule_id)
+        if user_id is not None:
+            query = query.where(schedules.c.user_id == user_id)
+        found = await self._select(query)
+        return found[0] if found else None
+
     async def delete(self, schedule_id: str, user_id: str | None) -> bool:
         """Forget a schedule; whether there was one. `user_id` None: anybody's."""
         statement = delete(schedules).where(schedules.c.schedule_id == schedule_id)

@@ -21,7 +21,8 @@ class ServerReport:
     def __init__(self, clients: RedisClients) -> None:
         self._redis: Any = clients.commands
         self._asked_at = float("-inf")
-        self._remarks: list[str] = []
+        self.known: list[str] = []
+        """What the last answer was."""
 
     async def remarks(self) -> list[str]:
         """Return what a person should know; the last answer while Redis is away."""
@@ -30,10 +31,10 @@ class ServerReport:
                 with guard():
                     info = await self._redis.info()
             except RedisDown:
-                return self._remarks
+                return self.known
             self._asked_at = time.monotonic()
-            self._remarks = remarks_on(info)
-        return self._remarks
+            self.known = remarks_on(info)
+        return self.known
 
 
 def remarks_on(info: dict[str, Any]) -> list[str]:

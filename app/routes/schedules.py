@@ -22,6 +22,7 @@ from app.routes.views import answer, moment
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
 
+ScheduleId = Annotated[str, Path(max_length=64, description="A schedule's id.")]
 _EXAMPLES = {
     "nightly": {
         "cron": "30 2 * * *",
@@ -80,17 +81,25 @@ async def create(
     return answer(_view(schedule), 201)
 
 
+@router.get("/{schedule_id}", response_model=ScheduleView)
+async def show(schedule_id: ScheduleId, user: CurrentUser, services: CurrentServices) -> Response:
+    """Show a schedule: when it fires next, when it last did, and the run that it made."""
+    schedule = await services.schedules.get(schedule_id, None if user.admin else user.user_id)
+    if schedule is None:
+        raise _no_schedule(schedule_id)
+    return answer(_view(schedule))
+
+
 @router.delete("/{schedule_id}", status_code=204)
-async def drop(
-    schedule_id: Annotated[str, Path(max_length=64, description="A schedule's id.")],
-    user: CurrentUser,
-    services: CurrentServices,
-) -> Response:
+async def drop(schedule_id: ScheduleId, user: CurrentUser, services: CurrentServices) -> Response:
     """Delete a schedule: it makes no run from now on; those that it made stay."""
-    owner = None if user.admin else user.user_id
-    if not await services.schedules.delete(schedule_id, owner):
-        raise NotFound(f"There is no schedule {schedule_id[:64]!r}.")
+    if not await services.schedules.delete(schedule_id, None if user.admin else user.user_id):
+        raise _no_schedule(schedule_id)
     return Response(status_code=204)
+
+
+def _no_schedule(schedule_id: str) -> NotFound:
+    return NotFound(f"There is no schedule {schedule_id[:64]!r}.")
 
 
 def _view(schedule: Schedule) -> dict[str, Any]:

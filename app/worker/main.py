@@ -64,6 +64,8 @@ from app.worker.scheduler import Scheduler
 from app.worker.secrets import Secrets
 
 _RETRY_S = 1.0
+_REMARKS_S = 0.5
+"""How long `/readyz` waits for what there is to say about Redis; a probe is impatient."""
 _FEW, _GATHER_S = 3, 0.002
 """While more runs wait, a third of the slots is claimed for at once, if it comes free within 2 ms."""
 
@@ -90,6 +92,7 @@ class Worker:
         self._more = False
         self._trouble = "starting"
         self._redis = RedisClients.for_worker(settings)
+        self._server_report = ServerReport(self._redis)
         self._db = Database(settings.effective_database_url)
         self._runs = RunStore(self._db)
         self._workspaces = open_workspaces(settings)
@@ -170,7 +173,7 @@ class Worker:
         await health.start()
         try:
             if await self._until_ready():
-                for remark in await ServerReport(self._redis).remarks():
+                for remark in await self._server_report.remarks():
                     log.warning(remark)
                 await self._serve(loop)
         finally:
@@ -248,7 +251,13 @@ class Worker:
         if self._draining.is_set():
             return False, "draining"
         trouble = self._resources.lack() or self._trouble
-        return not trouble, trouble or f"ready, {len(self._in_flight)} runs in flight"
+        if trouble:
+            return False, trouble
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REMARKS_S):
+                await self._server_report.remarks()
+        remarks = (f"remark: {remark}" for remark in self._server_report.known)
+        return True, "\n".join([f"ready, {len(self._in_flight)} runs in flight", *remarks])
 
     # -- claim --------------------------------------------------------------------------
 

@@ -40,8 +40,11 @@ def test_a_schedule_is_made_listed_and_deleted(api: Api) -> None:
     assert (made["last_at"], made["last_run_id"], made["last_error"]) == (None, None, None)
     assert ada.post("/v1/schedules", json={"cron": "* * * * *", "run": made["run"]}).status_code == 201
     assert ada.get("/v1/schedules").json()["items"][1] == made
+    shown = ada.get(f"/v1/schedules/{made['schedule_id']}")
+    assert (shown.status_code, shown.json()) == (200, made)
     assert ada.delete(f"/v1/schedules/{made['schedule_id']}").status_code == 204
     assert error_of(ada.delete(f"/v1/schedules/{made['schedule_id']}")) == (404, "not_found")
+    assert error_of(ada.get(f"/v1/schedules/{made['schedule_id']}")) == (404, "not_found")
     assert len(ada.get("/v1/schedules").json()["items"]) == 1
 
 
@@ -50,7 +53,9 @@ def test_schedules_are_their_users(api: Api) -> None:
     ada, bob = api.user("ada"), api.user("bob")
     made = ada.post("/v1/schedules", json=NIGHTLY).json()
     assert bob.get("/v1/schedules").json()["items"] == []
+    assert error_of(bob.get(f"/v1/schedules/{made['schedule_id']}"))[0] == 404
     assert error_of(bob.delete(f"/v1/schedules/{made['schedule_id']}"))[0] == 404
+    assert api.admin.get(f"/v1/schedules/{made['schedule_id']}").json() == made
     assert error_of(bob.get("/v1/schedules", params={"all": "1"}))[0] == 403
     assert api.admin.get("/v1/schedules").json()["items"] == []
     assert api.admin.get("/v1/schedules", params={"all": "1"}).json()["items"] == [made]

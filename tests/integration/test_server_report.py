@@ -72,6 +72,11 @@ def test_both_processes_say_it(tmp_path: Path, sqlite_url: str) -> None:
             assert "maxmemory-policy allkeys-lru" in policy
             assert "no append-only file" in file
         wait_for(lambda: "worker ready" in worker.log.read_text(), "the worker")
+        worker.url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: worker.get("/readyz").status_code == 200, "the worker to claim")
+        first, *remarks = worker.get("/readyz").text.splitlines()
+        assert first == "ready, 0 runs in flight"
+        assert remarks == [f"remark: {policy}", f"remark: {file}"]
         log = worker.log.read_text()
         assert "maxmemory-policy allkeys-lru" in log
         assert "no append-only file" in log

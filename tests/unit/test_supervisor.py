@@ -14,6 +14,7 @@ from app.agent.planner import Plan
 from app.agent.supervisor import MAX_ARTIFACTS, Drained, supervise
 from app.agent.tools.program import ToolOutcome
 from app.agent.tools.router import ToolRouter
+from app.catalogue import ARGV
 from app.errors import ErrorCode, LostOwnership, RunFailure
 from app.execution.executor import StopReason, StopToken, Usage
 from app.models import EventType, Level, Run, RunKind, RunStatus, Step, StepRecord, StepStatus
@@ -151,6 +152,15 @@ async def test_a_failed_step_fails_the_run() -> None:
         "retried": False,
         "tolerated": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("program", "name"), [("/usr/bin/make", "make"), ("./run.sh", "run.sh"), ("/", "argv")]
+)
+async def test_the_program_of_an_argv_is_named(program: str, name: str) -> None:
+    step = Step(id="s1", tool=ARGV, args={"argv": [program, "-k"]})
+    failure = await Case(step).failure(s1=ToolOutcome(exit_code=2))
+    assert failure.message == f"{name} ended with exit code 2"
 
 
 async def test_a_signal_is_named() -> None:
