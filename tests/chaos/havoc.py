@@ -38,13 +38,14 @@ class Havoc:
         self.stack, self.dice = stack, random.Random(seed)
         self.proxies = proxies
         self.done: list[str] = []
+        self.over = threading.Event()
 
     def rage(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         deeds = [self.kill_worker, self.freeze_worker, self.kill_api, self.kill_redis, self.freeze_redis]
         deeds += [self.cut_connections, self.push_garbage]
         network = [self.cut_half, self.freeze_half, self.slow_down, self.lose_replies]
-        while time.monotonic() < until:
+        while time.monotonic() < until and not self.over.is_set():
             deed = self.dice.choice(deeds + network * bool(self.proxies))
             if deed in network:
                 name = self.dice.choice(sorted(self.proxies))
@@ -113,11 +114,26 @@ def storm(
     stack: Stack, folder: Path, *, seed: int, runs: int, seconds: float, proxies: dict[str, TcpProxy]
 ) -> str:
     """Submit runs while havoc rages, then hold every one of them to the promises; return what happened."""
-    havoc, run_ids = Havoc(stack, seed, proxies), list[str]()
-    watchers: list[Watcher] = []
+    havoc, watchers = Havoc(stack, seed, proxies), list[Watcher]()
     raging = threading.Thread(target=havoc.rage, args=(seconds,))
     raging.start()
-    pace = seconds / runs
+    try:
+        try:
+            run_ids = _submit_all(stack, folder, runs, seconds, watchers)
+        finally:
+            havoc.over.set()
+            raging.join()
+        _hold_to_promises(stack, folder, run_ids, watchers)
+    except BaseException as error:
+        error.add_note(f"seed {seed}: {', '.join(havoc.done)}")
+        error.add_note("".join(_tracebacks(log) for log in sorted(stack.folder.glob("*.log"))))
+        raise
+    return _account(stack, havoc, run_ids, watchers)
+
+
+def _submit_all(stack: Stack, folder: Path, runs: int, seconds: float, watchers: list[Watcher]) -> list[str]:
+    """Spread the runs over the storm, and watch each fifth."""
+    run_ids, pace = list[str](), seconds / runs
     for n in range(runs):
         began = time.monotonic()
         command = PROGRAM.format(lines=LINES, file=folder / f"{n}.txt", pause=0.05)
@@ -125,13 +141,13 @@ def storm(
         if n % 5 == 0:
             watchers.append(stack.watch(run_ids[-1]))
         time.sleep(max(0.0, began + pace - time.monotonic()))
-    raging.join()
-    try:
-        _hold_to_promises(stack, folder, run_ids, watchers)
-    except AssertionError as error:
-        error.add_note(f"seed {seed}: {', '.join(havoc.done)}")
-        raise
-    return _account(stack, havoc, run_ids, watchers)
+    return run_ids
+
+
+def _tracebacks(log: Path) -> str:
+    """What a process said from its last traceback on: the folder is gone when somebody reads this."""
+    _, found, rest = log.read_text(errors="replace").rpartition("Traceback")
+    return f"{log.name}: {found}{rest[:6000]}\n" if found else ""
 
 
 def _account(stack: Stack, havoc: Havoc, run_ids: list[str], watchers: list[Watcher]) -> str:
