@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,14 @@ OF_THE_CHART = frozenset(
     {
         *("HOST", "PORT", "WORKER_HOST", "WORKER_PORT", "DATA_DIR", "UP_WORKERS", "REDIS_PORT"),
         *("TOOL_EXECUTOR", "TOOL_NAMESPACE", "TOOL_IMAGE", "TOOL_IMAGES_ALLOWED", "TOOL_PROFILES"),
+        "TOOL_SYNC_URL",
         *("TOOL_IMAGE_PULL_SECRET", "KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"),
         "API_TOKEN",
     }
 )
 """Settings that the chart makes of its other values, or the cluster gives."""
+
+_HELMS = re.compile(r"helm\.sh/chart$|app\.kubernetes\.io/managed-by$|checksum/")
 
 Object = dict[str, Any]
 
@@ -103,16 +107,8 @@ def _is_hook(made: Object) -> bool:
 def _for_kustomize(made: Object) -> Object:
     template = made.get("spec", {}).get("template", {})
     for metadata in (made["metadata"], template.get("metadata", {})):
-        for kind, ours in (
-            ("labels", ("helm.sh/chart", "app.kubernetes.io/managed-by")),
-            ("annotations", ()),
-        ):
-            kept = {
-                name: value
-                for name, value in metadata.get(kind, {}).items()
-                if name not in ours and not name.startswith("checksum/")
-            }
-            metadata.pop(kind, None)
+        for kind in ("labels", "annotations"):
+            kept = {name: value for name, value in metadata.pop(kind, {}).items() if not _HELMS.match(name)}
             if kept:
                 metadata[kind] = kept
     return made

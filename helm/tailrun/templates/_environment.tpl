@@ -13,6 +13,7 @@ TOOL_EXECUTOR: {{ .Values.tools.executor }}
 {{- if eq .Values.tools.executor "kubernetes" }}
 TOOL_NAMESPACE: {{ .Values.tools.namespace.name }}
 TOOL_IMAGE: {{ include "tailrun.toolImage" . }}
+TOOL_SYNC_URL: {{ include "tailrun.apiUrl" . }}
 {{- with .Values.tools.imagesAllowed }}
 TOOL_IMAGES_ALLOWED: {{ join "," . | quote }}
 {{- end }}
@@ -174,7 +175,11 @@ volumeMounts:
 
 {{- define "tailrun.volumes" -}}
 - name: data
+  {{- if .root.Values.data.existingClaim }}
+  persistentVolumeClaim: {claimName: {{ .root.Values.data.existingClaim }}}
+  {{- else }}
   emptyDir: {sizeLimit: {{ .values.scratchSize }}}
+  {{- end }}
 - name: tmp
   emptyDir: {sizeLimit: {{ .values.scratchSize }}}
 {{- with .values.extraVolumes }}
