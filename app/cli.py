@@ -21,6 +21,7 @@ from app import (
     cli_runs,
     cli_schedules,
     cli_settings,
+    cli_tasks,
 )
 from app.cli_config import CliError
 
@@ -41,6 +42,7 @@ app.command("show", rich_help_panel=RUNS)(cli_runs.show)
 app.command("cancel", rich_help_panel=RUNS)(cli_runs.cancel)
 app.command("retry", rich_help_panel=RUNS)(cli_runs.retry)
 app.add_typer(cli_files.app, name="files", rich_help_panel=RUNS)
+app.add_typer(cli_tasks.app, name="tasks", rich_help_panel=RUNS)
 
 app.command("queue", rich_help_panel=LOOK)(cli_admin.queue)
 app.add_typer(cli_dead.app, name="dead", rich_help_panel=LOOK)
@@ -60,6 +62,7 @@ app.command("demo", rich_help_panel=SERVE)(cli_demo.demo)
 app.command("api", rich_help_panel=SERVE)(cli_processes.api)
 app.command("worker", rich_help_panel=SERVE)(cli_processes.worker)
 app.command("migrate", rich_help_panel=SERVE)(cli_processes.migrate)
+app.command("reseal", rich_help_panel=SERVE)(cli_processes.reseal)
 app.command("openapi", rich_help_panel=SERVE)(cli_processes.openapi)
 
 

@@ -142,6 +142,30 @@ def migrate() -> None:
     print("The database is up to date.")
 
 
+def reseal() -> None:
+    """Seal what projects keep secret anew, with the first key of PROJECTS_KEY."""
+    import asyncio  # noqa: PLC0415 - the database, only here
+
+    from app.db.engine import Database  # noqa: PLC0415
+    from app.db.project_store import ProjectStore  # noqa: PLC0415
+    from app.errors import StorageError, TailrunError  # noqa: PLC0415
+
+    chosen = settings()
+
+    async def work() -> list[str]:
+        db = Database(chosen.effective_database_url)
+        try:
+            return await ProjectStore(db, chosen.project_keys).reseal()
+        finally:
+            await db.close()
+
+    try:
+        done = asyncio.run(work())
+    except (StorageError, TailrunError) as error:
+        raise CliError(str(error)) from error
+    print(f"{len(done)} projects: {', '.join(done) or 'none keeps a secret'}")
+
+
 def openapi() -> None:
     """Print the API's description (OpenAPI, YAML)."""
     from app.main import openapi_yaml  # noqa: PLC0415 - the web framework, only here

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from app.cli_config import CliError, Json, Token, Url, connect, resolve
 from app.cli_render import size
+from app.cli_tasks import files_of, task_of
 
 if TYPE_CHECKING:
     from tailrun import Client
@@ -62,6 +63,14 @@ def run(
     steps: Annotated[
         str | None, typer.Option("--steps", metavar="FILE", help="A plan in YAML or JSON; - reads stdin.")
     ] = None,
+    type_: Annotated[
+        str | None, typer.Option("--type", metavar="TYPE[/COMMAND]", help="A task; see `tailrun tasks`.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", "-p", metavar="NAME=VALUE", help="With --type: one of its parameters."),
+    ] = None,
+    project: Annotated[str | None, typer.Option(metavar="ID", help="With --type: its project.")] = None,
     with_: Annotated[
         list[Path] | None,
         typer.Option("--with", metavar="PATH", help="A file or folder to upload first; may be repeated."),
@@ -94,14 +103,16 @@ def run(
     url: Url = None,
     token: Token = None,
 ) -> None:
-    """Run a prompt, a plan (--steps), or a command (after --), and follow it.
+    """Run a prompt, a plan (--steps), a task (--type), or a command (after --), and follow it.
 
     The exit code is the run's: 0, the program's own code, 130 cancelled, 124 timed out, or 1.
     Files named in a command are uploaded before it starts.
     """
     argv: list[str] | None = ctx.meta.get("argv")
-    body = what(prompt or [], argv, steps)
-    uploads = uploads_of(argv or [], with_ or [])
+    params = pairs(param, "--param") or {}
+    body = what(prompt or [], argv, steps, type_)
+    if type_ is None and (params or project):
+        raise CliError("--param and --project go with --type", 2)
     given = {
         "env": pairs(env, "--env"),
         "labels": pairs(label, "--label"),
@@ -113,6 +124,10 @@ def run(
     }
     body |= {name: value for name, value in given.items() if value is not None}
     with connect(url, token) as client:
+        if type_ is not None:
+            body |= task_of(client, type_, params, project)
+        named = files_of(client, type_, params) if type_ is not None else argv or []
+        uploads = uploads_of(named, with_ or [])
         if from_ is not None:
             body["workspace_from"] = resolve(client, from_)
         made = submit(client, body, uploads, quiet=as_json)
@@ -154,11 +169,18 @@ def _follow(client: Client, made: dict[str, Any], *, as_json: bool, timestamps: 
     return code
 
 
-def what(prompt: list[str], argv: list[str] | None, steps: str | None) -> dict[str, Any]:
-    """Return the part of the request that says what to do; `argv` is what stood after `--`."""
-    given = [bool(prompt), argv is not None, steps is not None]
+def what(
+    prompt: list[str], argv: list[str] | None, steps: str | None, task: str | None = None
+) -> dict[str, Any]:
+    """Return the part of the request that says what to do; `argv` is what stood after `--`.
+
+    A task's part needs the server's word on its parameters: `app.cli_tasks.task_of`.
+    """
+    given = [bool(prompt), argv is not None, steps is not None, task is not None]
     if sum(given) != 1:
-        raise CliError('Give one of: "a prompt in quotes", --steps FILE, or -- and a command', 2)
+        raise CliError('Give one of: "a prompt in quotes", --steps FILE, --type TYPE, or -- and a command', 2)
+    if task is not None:
+        return {}
     if argv is not None:
         if not argv:
             raise CliError("After -- comes a command: tailrun run -- python job.py", 2)

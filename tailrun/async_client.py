@@ -185,6 +185,10 @@ class AsyncClient:
 
     # Queue, dead letters, schedules, tokens
 
+    async def task_types(self) -> Items:
+        """Get the declared task types, with their commands and parameters."""
+        return await self._items(calls.task_types())
+
     async def queue(self) -> Json:
         """Get the depths of the queue."""
         return await self._json(calls.queue())

@@ -81,6 +81,11 @@ def file(method: str, run_id: str, path: str) -> Call:
     return Call(method, _run(run_id, f"/files/{quote(path, safe='/')}"))
 
 
+def task_types() -> Call:
+    """List the declared task types."""
+    return Call("GET", "/v1/task-types")
+
+
 def queue() -> Call:
     """Get the depths of the queue."""
     return Call("GET", "/v1/queue")

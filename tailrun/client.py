@@ -186,6 +186,10 @@ class Client:
 
     # Queue, dead letters, schedules, tokens
 
+    def task_types(self) -> Items:
+        """Get the declared task types, with their commands and parameters."""
+        return self._items(calls.task_types())
+
     def queue(self) -> Json:
         """Get the depths of the queue."""
         return self._json(calls.queue())

@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import orjson
 import pytest
-from stack import Stack, processes_with, seqs, wait_for
+from stack import TOKEN, Stack, processes_with, seqs, wait_for
 from task_world import EXAMPLE, operate, post, watched, watching, write_types
 from websockets.exceptions import ConnectionClosedError
 
@@ -241,3 +241,32 @@ def _some_events(stack: Stack, path: str, headers: dict[str, str], most: int) ->
             if len(found) == most:
                 break
     return found
+
+
+# -- from the command line ------------------------------------------------------------------
+
+
+def tailrun(stack: Stack, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parents[2])
+    env = {**os.environ, "TAILRUN_URL": stack.url, "TAILRUN_TOKEN": TOKEN, "PYTHONPATH": root}
+    command = [sys.executable, "-m", "app", *words]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_from_the_command_line(stack: Stack, tmp_path: Path) -> None:
+    """Parameters are read as declared, a file named by one is brought along, mistakes are named."""
+    listed = tailrun(stack, "tasks", cwd=tmp_path).stdout
+    assert "agent/run" in listed
+    assert "input" in listed
+    (tmp_path / "data").mkdir()
+    subprocess.run([sys.executable, EXAMPLE / "make_xlsx.py", tmp_path / "data/r.xlsx"], check=True)
+    words = ("--param", "file_path=data/r.xlsx", "--param", "custom_structure=true", "--project", "shop")
+    done = tailrun(stack, "run", "--type", "task-context/import-excel", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "imported 12 values of sheet 'MB Attributes'" in done.stdout
+    wrong = tailrun(stack, "run", "--type", "agent/run", "-p", "inptu=x", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert "Did you mean 'input'?" in wrong.stderr
+    number = tailrun(stack, "run", "--type", "agent/run", "-p", "parallel_workers=x", cwd=tmp_path)
+    assert number.returncode == 2
+    assert "--param parallel_workers takes a number" in number.stderr

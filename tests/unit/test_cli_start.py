@@ -41,9 +41,11 @@ walk(get_command(app), [])
     assert set(commands) == {
         *("run", "logs", "ls", "show", "cancel", "retry", "files ls", "files get", "files put"),
         *("queue", "dead list", "dead show", "dead retry", "dead drop", "redis", "env"),
+        *("tasks check", "reseal"),
         *("schedule create", "schedule list", "schedule drop"),
         *("token create", "token list", "token revoke"),
         *("up", "down", "demo", "api", "worker", "migrate", "openapi"),
     }
     bare = {name for name, has_json in commands.items() if has_json == "False"}
-    assert bare == {"redis", "up", "down", "demo", "api", "worker", "migrate", "openapi"}
+    plain = {"redis", "up", "down", "demo", "api", "worker", "migrate", "openapi", "reseal", "tasks check"}
+    assert bare == plain
