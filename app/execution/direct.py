@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from app.execution import guard, start_failure
 from app.execution.attendance import Attendance
@@ -109,13 +109,11 @@ class _Direct(asyncio.SubprocessProtocol):
     # -- what asyncio calls -------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.SubprocessTransport)  # noqa: S101 - what subprocess_exec makes
-        self._transport, self.pid = transport, transport.get_pid()
+        process = cast("asyncio.SubprocessTransport", transport)  # uvloop's is one by its methods only
+        self._transport, self.pid = process, process.get_pid()
         self.report["started"] = self.pid
         for fd, pipe in self._by_fd.items():
-            reading = transport.get_pipe_transport(fd)
-            if isinstance(reading, asyncio.ReadTransport):
-                pipe.open(reading)
+            pipe.open(cast("asyncio.ReadTransport", process.get_pipe_transport(fd)))
 
     def pipe_data_received(self, fd: int, data: bytes | str) -> None:
         assert isinstance(data, bytes)  # noqa: S101 - asyncio's pipes are binary

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from app.execution.machine import Need, free_disk, free_fds, free_memory
 from app.telemetry import LACKS
 from app.worker import resources
-from app.worker.resources import FRESH_S, Need, Resources, free_disk, free_fds, free_memory
+from app.worker.resources import FRESH_S, Resources
 
 MB = 1_000_000
 

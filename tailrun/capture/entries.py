@@ -1,0 +1,60 @@
+"""One line that a program printed, as it stands in memory, in the run's file and in a stream."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from app.models import Level, Stream
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A line without its end. `seq` counts from 1 within the run; `timestamp` is in UTC.
+
+    `level` is `debug`, `info`, `warning` or `error`, `stream` is `stdout`, `stderr` or `system`
+    (Tailrun itself). `cr`: a progress update that a later one replaces. `split`: a piece of a line
+    over 1 MiB that goes on in the next entry.
+    """
+
+    timestamp: datetime
+    message: str
+    level: Level = Level.INFO
+    stream: Stream = Stream.STDOUT
+    seq: int = 0
+    cr: bool = False
+    split: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON holds; `cr` and `split` only where they are true."""
+        body: dict[str, Any] = {
+            "timestamp": stamp(self.timestamp),
+            "message": self.message,
+            "level": self.level.value,
+            "stream": self.stream.value,
+        }
+        return body | {name: True for name in ("cr", "split") if getattr(self, name)}
+
+    def to_json(self) -> str:
+        """Return the same as one line of JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
+    def to_text(self) -> str:
+        """Return the entry as a line of the run's file, with its end."""
+        return f"{self.seq} {stamp(self.timestamp)} {self.stream.value} {self.level.value} {self.message}\n"
+
+    @classmethod
+    def of_text(cls, text: str) -> LogEntry | None:
+        """Read a line of the run's file; None if it is none."""
+        try:
+            seq, time, stream, level, message = text.split(" ", 4)
+            return cls(datetime.fromisoformat(time), message, Level(level), Stream(stream), int(seq))
+        except ValueError:
+            return None
+
+
+def stamp(moment: datetime) -> str:
+    """Format a time in UTC as RFC 3339 with microseconds."""
+    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
