@@ -156,6 +156,15 @@ def test_a_program_gets_its_project_and_no_line_tells_its_secrets(stack: Stack) 
     assert not any(secret in text for secret in ("pass-of-db", "key-of-model"))
 
 
+def test_a_task_whose_project_is_gone_fails_by_name(stack: Stack) -> None:
+    """It was there when the task came in; the worker finds it gone, and no further attempt would help."""
+    assert stack.http.put("/v1/projects/brief", json={}).is_success
+    held = stack.submit(type="mute", project="brief", start=False)
+    assert stack.http.delete("/v1/projects/brief").status_code == 204
+    stack.http.post(f"/v1/runs/{held}/start")
+    assert watched(stack, held)[-1].startswith("FAILED: project_unavailable: there is no project 'brief'")
+
+
 # -- operations: the seven ways in which one goes wrong ------------------------------------------
 
 
