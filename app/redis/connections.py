@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from redis.asyncio.connection import BlockingConnectionPool, Connection, UnixDomainSocketConnection
+from redis.asyncio.connection import (
+    AbstractConnection,
+    BlockingConnectionPool,
+    Connection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionFailed
@@ -52,7 +57,23 @@ def login(address: RedisAddress) -> dict[str, Any]:
     return {"username": address.username, "password": address.password, "db": address.db}
 
 
-class TcpConnection(Connection):
+class _Reset(AbstractConnection):
+    """A connection that was reset a moment ago is an error of the connection also in uvloop's words.
+
+    Its transport raises RuntimeError then, which the library passes on.
+    """
+
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send a command's bytes."""
+        try:
+            await super().send_packed_command(*args, **kwargs)
+        except RuntimeError as error:
+            if "closed" not in str(error):
+                raise
+            raise ConnectionFailed(f"the connection was closed: {error}") from error
+
+
+class TcpConnection(_Reset, Connection):
     """Over TCP, perhaps encrypted, perhaps to whichever server the sentinels name."""
 
     def __init__(self, *, address: RedisAddress, sentinels: Sentinels | None = None, **kwargs: Any) -> None:
@@ -91,7 +112,7 @@ class TcpConnection(Connection):
             raise ConnectionFailed(f"{self.host}:{self.port} is no master any more: {error}") from error
 
 
-class SocketConnection(UnixDomainSocketConnection):
+class SocketConnection(_Reset, UnixDomainSocketConnection):
     """Over a socket of this machine."""
 
     def __init__(self, *, address: RedisAddress, **kwargs: Any) -> None:
