@@ -24,6 +24,7 @@ COPY tools/slim_packages.py /build/slim_packages.py
 RUN /opt/tailrun/bin/python /build/slim_packages.py /opt/tailrun
 COPY app /app/app
 COPY tailrun /app/tailrun
+COPY examples/agent-cli /app/app/agent_cli
 COPY toolbox /app/toolbox
 COPY LICENSE tools/container_health.py /app/
 COPY tools/container_launcher.sh /opt/tailrun/bin/tailrun
