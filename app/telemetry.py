@@ -124,6 +124,11 @@ QUEUE_DEPTH = Gauge(
 QUEUE_OLDEST_AGE = Gauge("tailrun_queue_oldest_age_seconds", "Age of the oldest run that is queued.")
 WORKERS = Gauge("tailrun_workers", "Workers whose lease is alive.")
 WATCHERS = Gauge("tailrun_watchers", "Open streams (SSE and WebSocket) of this process.")
+STREAM_LIMIT = Gauge("tailrun_watchers_limit", "Most open streams of this process (STREAM_LIMIT).")
+READY = Gauge("tailrun_ready", "1 if what this API needs answers, by what was asked.", ["check"])
+STORAGE_ERRORS = Counter(
+    "tailrun_storage_errors", "Calls that database or redis did not answer, or refused.", ["store"]
+)
 HTTP_SECONDS = Histogram(
     "tailrun_http_request_seconds",
     "Time to the end of an answer; to its first byte for a stream.",
@@ -132,11 +137,16 @@ HTTP_SECONDS = Histogram(
 )
 LOG_LINES = Counter("tailrun_log_lines", "Lines that runs printed, by pipe.", ["stream"])
 LOG_BYTES = Counter("tailrun_log_bytes", "Bytes of the lines that runs printed.")
+LOG_GAPS = Counter("tailrun_log_gaps", "Gaps in runs' logs: events that are lost.")
 SLOTS_BUSY = Gauge("tailrun_worker_slots_busy", "Runs that this worker has in flight.")
 ATTEMPTS = Counter("tailrun_attempts", "Attempts that ended, by how the run stood then.", ["status"])
+FAILURES = Counter("tailrun_failures", "Attempts that failed, by error code.", ["code"])
 RETRIES = Counter("tailrun_retries", "Attempts given back for another try after a failure.")
 REDELIVERIES = Counter("tailrun_redeliveries", "Runs taken over from a worker that died.")
 LACKS = Gauge("tailrun_worker_lacks", "1 while this worker claims nothing for lack of it.", ["resource"])
+RECONCILED_AT = Gauge(
+    "tailrun_reconciled_timestamp_seconds", "When this worker last compared database and Redis; 0: never."
+)
 SCHEDULED = Counter("tailrun_scheduled_runs", "Runs that this worker made for schedules.")
 DEAD_LETTERS = Counter("tailrun_dead_letters", "Entries put into jobs:dead, by reason.", ["reason"])
 RUN_WAIT_SECONDS = Histogram(
@@ -156,4 +166,10 @@ LOG_COMMIT_SECONDS = Histogram(
 )
 LOG_UPKEEP = Counter(
     "tailrun_log_upkeep", "Logs of ended runs that the janitor packed, archived or expired.", ["work"]
+)
+TOOL_STAGE_SECONDS = Histogram(
+    "tailrun_tool_stage_seconds",
+    "What a tool's pod took to reach each stage from the one before.",
+    ["stage"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )

@@ -15,6 +15,7 @@ class Recorder:
     def __init__(self) -> None:
         self.trace: list[tuple[str, Any]] = []
         self.records: dict[str, StepRecord] = {}
+        self.sources: dict[str, str] = {}
         self._printed = asyncio.Event()
 
     async def lines(self, lines: Sequence[Line], step: str | None) -> None:
@@ -45,6 +46,9 @@ class Recorder:
     async def save_step(self, record: StepRecord) -> None:
         self.records[record.step_id] = record
         self.trace.append(("record", (record.step_id, record.status)))
+
+    async def source(self, step: str) -> str | None:
+        return self.sources.get(step)
 
     async def flush(self) -> None:
         self.trace.append(("flush", None))

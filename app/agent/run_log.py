@@ -38,6 +38,10 @@ class RunLog(Protocol):
         """Put a step record into the next transaction."""
         ...
 
+    async def source(self, step: str) -> str | None:
+        """Return the `src` of the last line that is committed of a step, if one has any."""
+        ...
+
     async def flush(self) -> None:
         """Return once everything handed over so far is committed to the database."""
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from app.agent.headings import ended, exit_nonzero, started
 from app.agent.planner import Plan
@@ -15,7 +16,7 @@ from app.agent.run_log import RunLog
 from app.agent.tools.program import ToolOutcome
 from app.agent.tools.router import ToolRouter
 from app.errors import ErrorCode, LostOwnership, RunFailure
-from app.execution.executor import StopReason, StopToken
+from app.execution.executor import Again, StopReason, StopToken
 from app.models import EventType, Level, Run, Step, StepRecord, StepStatus
 
 MAX_ARTIFACTS = 100
@@ -57,7 +58,7 @@ async def supervise(
     for idx, step in enumerate(plan.steps):
         earlier = done.get(step.id)
         if earlier is None or not await supervision.stands(step, earlier):
-            await supervision.perform(idx, step)
+            await supervision.perform(idx, step, earlier)
     return 0
 
 
@@ -82,29 +83,44 @@ class _Supervision:
             return True
         if earlier.status.finished and not error.get("retried"):
             raise _failure_of(earlier)
+        if not earlier.status.finished and self.tools.reattaches(step):
+            return False
         what = "failed" if earlier.status.finished else "was interrupted"
         again = f"{step.id} {what} in attempt {earlier.attempt}: it starts again"
         await self.log.say(Level.WARNING, again, step.id)
         return False
 
-    async def perform(self, idx: int, step: Step) -> None:
-        """Bring one step to its end, and its record."""
+    async def perform(self, idx: int, step: Step, earlier: StepRecord | None = None) -> None:
+        """Bring one step to its end, and its record; `earlier` is what an earlier attempt left of it."""
         if self.stop.reason is not None:
             raise self._interruption(self.stop.reason)
         if self.unsaved:
             await self.log.flush()
-        record = await self._begin(idx, step)
-        outcome, failure = await self._call(step)
+        again = await self._again(step, earlier)
+        record = await self._begin(idx, step, again, earlier)
+        outcome, failure = await self._call(step, again)
         tolerated = failure is not None and self._tolerates(step, failure)
         await self._report(step, outcome)
         await self._finish(record, step, outcome, failure, tolerated=tolerated)
+        if self.tools.unsettled:
+            await self.log.flush()
+            await self.tools.settle()
         if failure is None:
             return
         if not tolerated:
             raise failure
         await self.log.say(Level.WARNING, f"{step.id} failed; it may, so the run goes on", step.id)
 
-    async def _begin(self, idx: int, step: Step) -> StepRecord:
+    async def _again(self, step: Step, earlier: StepRecord | None) -> Again:
+        """Say which run of the step this is: where programs outlive workers, an interrupted one goes on."""
+        if earlier is None or not self.tools.reattaches(step):
+            return Again()
+        before = int((earlier.result or {}).get("step_run", 1))
+        if earlier.status.finished:
+            return Again(before + 1)
+        return Again(before, resumed=True, cursor=await self.log.source(step.id))
+
+    async def _begin(self, idx: int, step: Step, again: Again, earlier: StepRecord | None) -> StepRecord:
         record = StepRecord(
             run_id=self.run.run_id,
             step_id=step.id,
@@ -113,22 +129,21 @@ class _Supervision:
             args=step.args,
             status=StepStatus.RUNNING,
             attempt=self.run.attempt,
-            started_at=self.clock(),
+            started_at=earlier.started_at if earlier and again.resumed else self.clock(),
+            result={"step_run": again.step_run} if self.tools.reattaches(step) else None,
         )
-        await self.log.event(
-            EventType.STEP,
-            level=Level.INFO,
-            step=step.id,
-            content=started(step),
-            data={"tool": step.tool, "status": record.status, "n": idx + 1, "of": self.of},
-        )
+        data: dict[str, Any] = {"tool": step.tool, "status": record.status, "n": idx + 1, "of": self.of}
+        content = started(step)
+        if again.resumed:
+            data["resumed"], content = True, f"{content} (re-attached)"
+        await self.log.event(EventType.STEP, level=Level.INFO, step=step.id, content=content, data=data)
         await self.log.save_step(record)
         return record
 
-    async def _call(self, step: Step) -> tuple[ToolOutcome, RunFailure | None]:
+    async def _call(self, step: Step, again: Again) -> tuple[ToolOutcome, RunFailure | None]:
         """Run the tool; return how it ended, and the failure that this means."""
         try:
-            outcome = await self.tools.call(step, self.stop)
+            outcome = await self.tools.call(step, self.stop, again)
         except RunFailure as failure:
             failure.step = step.id
             return ToolOutcome(exit_code=failure.exit_code), failure
@@ -192,13 +207,14 @@ class _Supervision:
         now = self.clock()
         duration_s = max(0, now - record.started_at) / 1_000_000
         error = _error(failure, self.run.retry_on, tolerated=tolerated) if failure else None
+        result = {**(outcome.result or {}), **(record.result or {})} or None
         await self.log.save_step(
             replace(
                 record,
                 status=status,
                 ended_at=now,
                 exit_code=outcome.exit_code,
-                result=outcome.result,
+                result=result,
                 error=error,
             ),
         )
@@ -212,6 +228,7 @@ class _Supervision:
                 "status": status,
                 "exit_code": outcome.exit_code,
                 "duration_s": round(duration_s, 3),
+                **({"stages": outcome.stages} if outcome.stages else {}),
             },
         )
         self.unsaved = True

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection, Executable, Select, func, select, tuple_
 
 from app.db import run_change, run_claim, run_commit, run_create
@@ -19,13 +20,16 @@ from app.db.run_batch import Batch, Committed, Cut, Outcome
 from app.db.run_change import Changed
 from app.db.run_create import Created, NewRun
 from app.db.run_rows import WHOLE_RUN, WHOLE_STEP, WITHOUT_SPEC, to_run, to_step
-from app.db.tables import runs, steps
+from app.db.tables import log_lines, runs, steps
 from app.errors import InvalidRequest
-from app.models import Event, Fence, Run, RunStatus, StepRecord
+from app.line_batch import SRC
+from app.models import Event, EventType, Fence, Run, RunStatus, StepRecord
 
 __all__ = ["Batch", "Changed", "Committed", "Created", "Cut", "NewRun", "Outcome", "Owner", "RunStore"]
 
 _AT_ONCE = 1000
+_LINES_BACK = 100
+"""Lines without a `src`: updates of a progress bar, at most five a second."""
 _CURSOR = re.compile(r"([0-9]{1,18})\.(.+)", re.ASCII)
 
 
@@ -146,6 +150,15 @@ class RunStore:
         """Return the run's step records in the order of the plan."""
         query = select(*WHOLE_STEP).where(steps.c.run_id == run_id).order_by(steps.c.idx, steps.c.step_id)
         return [to_step(row) for row in await self._select(query)]
+
+    async def last_source(self, run_id: str, step: str) -> str | None:
+        """Return the `src` of the newest line of a step that has one: how far its pod's log is kept."""
+        line = log_lines.c
+        of_step = (line.run_id == run_id) & (line.step == step) & (line.type == EventType.LOG)
+        query = select(line.data).where(of_step & line.data.is_not(None)).order_by(line.seq.desc())
+        rows = await self._select(query.limit(_LINES_BACK))
+        found = (orjson.loads(row[0]).get(SRC) for row in rows)
+        return next((src for src in found if src is not None), None)
 
     async def queued(self, now: int, *, due_only: bool, limit: int, after_id: str = "") -> list[Run]:
         """Return queued runs by id from after `after_id`, with empty specs."""

@@ -30,6 +30,15 @@ class LineSink(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How a step is run this time: as its `step_run`th fresh start, or (`resumed`) going on with it."""
+
+    step_run: int = 1
+    resumed: bool = False
+    cursor: str | None = None
+
+
 class StopReason(StrEnum):
     """Why a program is to be stopped."""
 
@@ -160,6 +169,10 @@ class ToolResult:
     stages: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
+class CannotRun(Exception):
+    """Tools can't be run as the settings want; the message says what to do."""
+
+
 class Executor(Protocol):
     """Runs programs.
 
@@ -174,6 +187,14 @@ class Executor(Protocol):
     reattaches: bool
     """Whether a program goes on without its worker: DRAIN and LOST leave it running, and a `run`
     with the same run, step and `step_run` finds it."""
+
+    async def start(self) -> None:
+        """Get ready to run tools.
+
+        Raises:
+            CannotRun: it never will be.
+        """
+        ...
 
     async def run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
         """Run `tool` to its end, or go on with it."""

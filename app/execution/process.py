@@ -41,6 +41,9 @@ class LocalExecutor:
         self._running: dict[asyncio.Task[ToolResult], Guarded | None] = {}
         self._closed = False
 
+    async def start(self) -> None:
+        """Processes can be started at any time."""
+
     async def run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
         """Run `tool` to the end of its last descendant.
 

@@ -107,9 +107,9 @@ class Cluster:
         """Close all connections."""
         await self._http.aclose()
 
-    async def get(self, path: str, *, patience_s: float = PATIENCE_S, **params: str | int) -> dict[str, Any]:
+    async def get(self, path: str, params: Mapping[str, str | int] | None = None) -> dict[str, Any]:
         """Read an object or a list."""
-        return await self._call("GET", path, None, params, patience_s)
+        return await self._call("GET", path, None, params or {}, PATIENCE_S)
 
     async def create(
         self, path: str, body: Mapping[str, Any], *, patience_s: float = PATIENCE_S

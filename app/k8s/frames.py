@@ -90,6 +90,9 @@ class Frames:
         """A cursor stands behind a line, so the next frame is wanted, or a gap is to be told."""
         self._next = self.cursor.n + 1
 
+    def again(self) -> None:
+        """Take note that the log is read again: numbers tell what is old."""
+
     def read(self, stamped: Iterable[bytes], now: float) -> list[Item]:
         """Return what the next lines of the log mean; `now` is a monotonic time in seconds."""
         out: list[Item] = []
@@ -136,18 +139,24 @@ class Frames:
 
 @dataclass(slots=True)
 class RawLines:
-    """Reads the log of an image without our wrapper: one stream, told apart by time and count."""
+    """Reads the log of an image without our wrapper: one stream, told apart by time and count.
+
+    Times are the node's; they may repeat, and step back. So after `again` everything up to the very
+    line of the cursor is skipped, and what then comes is new whatever its time.
+    """
 
     step_run: int
     cursor: Cursor
     complete: bool = False
     _ns: int = 0
     _seen: int = 0
+    _skipping: bool = True
     _splitter: LineSplitter = field(default_factory=lambda: LineSplitter(Stream.STDOUT))
 
     def again(self) -> None:
-        """Take note that the log is read again, from the second of the cursor."""
+        """Take note that the log is read again, from the second of the cursor or from its start."""
         self._ns = self._seen = 0
+        self._skipping = True
 
     def read(self, stamped: Iterable[bytes], now: float) -> list[Item]:
         """Return the lines that are beyond the cursor."""
@@ -159,15 +168,27 @@ class RawLines:
                 continue
             self._seen = self._seen + 1 if ns == self._ns else 1
             self._ns = ns
-            cursor = self.cursor
-            if ns < cursor.ns or (ns == cursor.ns and self._seen <= cursor.count):
+            if self._skipping and self._is_old(ns, out):
                 continue
-            cursor.ns, cursor.count = ns, self._seen
+            self.cursor.ns, self.cursor.count = ns, self._seen
             src = f"{self.step_run}@{ns}+{self._seen}"
             lines = self._splitter.feed(text + b"\n", now)
             out += lines[:-1]
             out += [line._replace(src=src) for line in lines[-1:]]
         return out
+
+    def _is_old(self, ns: int, out: list[Item]) -> bool:
+        """Whether the cursor was not passed yet; a cursor that is not in the log any more is a gap."""
+        at = self.cursor
+        if (ns, self._seen) == (at.ns, at.count):
+            self._skipping = False
+            return True
+        if ns < at.ns or (ns == at.ns and self._seen < at.count):
+            return True
+        self._skipping = False
+        if at.ns:
+            out.append(Gap(0))
+        return False
 
 
 def nanoseconds(stamp: bytes) -> int | None:

@@ -18,6 +18,7 @@ import orjson
 
 from app.execution.executor import ToolRun
 from app.k8s.profile import Profile
+from app.storage.staging import Offer
 
 MANAGED = {"app.kubernetes.io/managed-by": "tailrun", "app.kubernetes.io/component": "tool"}
 SELECTOR = ",".join(f"{name}={value}" for name, value in MANAGED.items())
@@ -34,6 +35,7 @@ _USER = 10001
 _SHARED_BYTES, _SYNC_TMP_MIB = "64Mi", 64
 _SYNC_MEMORY, _SYNC_CPU = "256Mi", "500m"
 _HASH_CHARS = 16
+_TOOLBOX = ("python", "-I", "-m", "toolbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,11 @@ def env_secret(job: str) -> str:
     return f"{job}-env"
 
 
+def sync_json(offer: Offer) -> dict[str, str]:
+    """Return the file that tells `sync` where the run's files are."""
+    return {"sync.json": orjson.dumps(offer.sync_json()).decode()}
+
+
 def source_files(tool: ToolRun) -> dict[str, bytes]:
     """Return what is unpacked outside of the workspace."""
     return {} if tool.source is None else {tool.source.name: tool.source.text.encode()}
@@ -212,8 +219,12 @@ def _sync(terms: Terms, *, gate: bool) -> dict[str, Any]:
         "name": SYNC,
         "image": terms.toolbox_image,
         "restartPolicy": "Always",
-        "command": ["python", "-m", "toolbox", "sync"],
-        "env": [{"name": "TMPDIR", "value": _TMP}],
+        "command": [*_TOOLBOX, "sync"],
+        "env": [
+            {"name": "TMPDIR", "value": _TMP},
+            {"name": "TOOLBOX_DOWNLOAD_S", "value": f"{terms.start_budget_s:g}"},
+            {"name": "TOOLBOX_UPLOAD_S", "value": f"{terms.upload_s:g}"},
+        ],
         "resources": _resources(_SYNC_CPU, _SYNC_MEMORY, terms.disk, cpu_request="50m"),
         "securityContext": _locked_down(),
         "volumeMounts": [
@@ -225,7 +236,7 @@ def _sync(terms: Terms, *, gate: bool) -> dict[str, Any]:
     }
     if gate:
         container["startupProbe"] = {
-            "exec": {"command": ["python", "-m", "toolbox", "ready"]},
+            "exec": {"command": [*_TOOLBOX, "ready"]},
             "periodSeconds": 1,
             "timeoutSeconds": 5,
             "failureThreshold": max(1, int(terms.start_budget_s)),
@@ -238,7 +249,7 @@ def _tool(tool: ToolRun, profile: Profile, terms: Terms, name: str) -> dict[str,
     command: Sequence[str] = tool.command(source, _WORKSPACE)
     env: list[dict[str, str]] = []
     if profile.wrapped:
-        command = ["python", "-m", "toolbox", "exec", "--", *command]
+        command = [*_TOOLBOX, "exec", "--", *command]
         env = [
             {"name": "TOOLBOX_WAIT", "value": f"{_SHARED}/ready"},
             {"name": "TOOLBOX_GRACE_S", "value": f"{terms.grace_s:g}"},

@@ -25,7 +25,7 @@ from app.line_batch import SRC, LineBatch
 from app.models import Event, EventType, Fence, Level, Line, Run, StepRecord, Stream
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
-from app.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_LINES
+from app.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_GAPS, LOG_LINES
 from app.worker.fenced_tail import FencedTail
 from app.worker.log_cap import LogCap
 from app.worker.unwritten import Unwritten
@@ -182,6 +182,7 @@ class LogWriter:
         if kind is EventType.USAGE and data is not None:
             self._add_usage(data)
         if kind is EventType.GAP:  # what never got a number: it stands for nothing but itself
+            LOG_GAPS.inc()
             data = {"from": self._left.seq + 1, "to": self._left.seq + 1, **(data or {})}
         self._enqueue(self._event(kind, level=level, step=step, content=text, data=data or {}))
         await self._breathe()
@@ -209,6 +210,10 @@ class LogWriter:
     def set_planner(self, planner: str) -> None:
         """Put the planner's name into the next transaction."""
         self._planner = planner
+
+    async def source(self, step: str) -> str | None:
+        """Return the `src` of the last line that is committed of a step."""
+        return await self._until_stored(lambda: self._runs.last_source(self._run.run_id, step))
 
     async def flush(self) -> None:
         """Return once everything handed over so far is committed."""

@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import structlog
 
@@ -28,8 +28,7 @@ from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.errors import StorageError
-from app.execution.executor import StopReason
-from app.execution.process import LocalExecutor
+from app.execution.executor import CannotRun, StopReason
 from app.models import Run
 from app.redis.address import BadAddress, RedisAddress
 from app.redis.claims import Claims
@@ -51,6 +50,7 @@ from app.worker.in_flight import Attempt, InFlight
 from app.worker.janitor import Janitor, JanitorPolicy
 from app.worker.job_processor import Bench, JobProcessor
 from app.worker.job_queue import Claimed, JobQueue
+from app.worker.job_sweeper import Jobs, JobSweeper
 from app.worker.lease import Lease
 from app.worker.log_archiver import LogArchiver
 from app.worker.log_writer import LogPolicy
@@ -62,6 +62,7 @@ from app.worker.reconciler import Reconciler
 from app.worker.resources import FRESH_S, Resources
 from app.worker.scheduler import Scheduler
 from app.worker.secrets import Secrets
+from app.worker.tool_place import open_executor
 
 _RETRY_S = 1.0
 _REMARKS_S = 0.5
@@ -99,11 +100,7 @@ class Worker:
         self._projects = ProjectSource(ProjectStore(self._db, settings.project_keys), settings)
         self._resources = Resources.of(settings)
         self._scratch = Scratch(settings.tmp_dir / "tools")
-        self._executor = LocalExecutor(
-            grace_s=settings.cancel_grace_s,
-            silence_s=settings.lease_s - 1,
-            tmp_dir=self._scratch.folder(),
-        )
+        self._executor = open_executor(settings, self._workspaces, self._scratch.folder(), now_us)
         self._claims = Claims(self._redis, self.worker_id, settings.lease_s)
         self._publisher = Publisher(self._redis, batch=settings.log_batch, tail_ttl_s=settings.tail_ttl_s)
         self._ticks = Ticks(self._redis, settings.lease_s)
@@ -173,6 +170,7 @@ class Worker:
         await health.start()
         try:
             if await self._until_ready():
+                await self._executor.start()
                 for remark in await self._server_report.remarks():
                     log.warning(remark)
                 await self._serve(loop)
@@ -225,6 +223,10 @@ class Worker:
             asyncio.create_task(self._forever("scheduler", self._scheduler.run())),
             asyncio.create_task(self._forever("janitor", self._janitor.run())),
         ]
+        if self._executor.reattaches:
+            jobs = cast("Jobs", self._executor)
+            sweeper = JobSweeper(jobs, self._runs, self._ticks, self.worker_id)
+            background.append(asyncio.create_task(self._forever("jobs", sweeper.run())))
         log.info("worker ready", worker_id=self.worker_id, slots=self._settings.worker_concurrency)
         try:
             await self._claim_until_drained()
@@ -368,7 +370,7 @@ def serve(settings: Settings) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(Worker(settings).run())
-    except (OSError, BadAddress, BadTasksFile) as error:
+    except (OSError, BadAddress, BadTasksFile, CannotRun) as error:
         log.critical("worker could not start", error=str(error))
         return 1
     return 0

@@ -16,7 +16,7 @@ from app.agent.tools.program import ToolOutcome
 from app.agent.tools.router import ToolRouter
 from app.catalogue import ARGV
 from app.errors import ErrorCode, LostOwnership, RunFailure
-from app.execution.executor import StopReason, StopToken, Usage
+from app.execution.executor import Again, StopReason, StopToken, Usage
 from app.models import EventType, Level, Run, RunKind, RunStatus, Step, StepRecord, StepStatus
 from app.storage.workspace import FileInfo
 
@@ -26,11 +26,16 @@ Answer = ToolOutcome | Exception | Callable[[StopToken], ToolOutcome]
 class Tools:
     """Answers each call as it was told to; remembers which steps were called."""
 
+    unsettled = False
+
     def __init__(self, **answers: Answer) -> None:
         self.answers = answers
         self.called: list[str] = []
 
-    async def call(self, step: Step, stop: StopToken) -> ToolOutcome:
+    def reattaches(self, step: Step) -> bool:
+        return False
+
+    async def call(self, step: Step, stop: StopToken, again: Again = Again()) -> ToolOutcome:
         self.called.append(step.id)
         answer = self.answers.get(step.id, ToolOutcome(exit_code=0))
         if isinstance(answer, Exception):

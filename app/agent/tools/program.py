@@ -12,7 +12,7 @@ from typing import Any
 
 from app.agent.run_log import RunLog
 from app.errors import LostOwnership
-from app.execution.executor import Executor, Source, StopReason, StopToken, ToolResult, ToolRun, Usage
+from app.execution.executor import Again, Executor, Source, StopReason, StopToken, ToolResult, ToolRun, Usage
 from app.models import EventType, Level, Line, Run, Step
 from app.storage.workspace import FileInfo, Workspace
 
@@ -27,11 +27,17 @@ class Bench:
     workspace: Workspace
     executor: Executor
     log: RunLog
+    again: Again = field(default_factory=Again)
+    unsettled: list[ToolRun] = field(default_factory=list[ToolRun])
+    """Programs whose result is not committed yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolOutcome:
-    """How a step ended. `files`: written, changed or (size -1) removed by it."""
+    """How a step ended. `files`: written, changed or (size -1) removed by it.
+
+    `stages`: when its pod reached what, in microseconds since the epoch.
+    """
 
     exit_code: int | None = None
     result: dict[str, Any] | None = None
@@ -39,6 +45,7 @@ class ToolOutcome:
     stopped: StopReason | None = None
     usage: Usage | None = None
     files: Sequence[FileInfo] = field(default_factory=tuple[FileInfo, ...])
+    stages: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,10 @@ async def run_program(
         run_timeout_s=bench.run.timeout_s,
         cwd=cwd,
         files=files,
+        step_run=bench.again.step_run,
+        cursor=bench.again.cursor,
     )
+    bench.unsettled.append(tool)
     ended = await bench.executor.run(tool, _Sink(bench.log, step.id), stop)
     if ended.stopped is StopReason.LOST:
         raise LostOwnership("the run was taken over while its program ran")
@@ -115,4 +125,5 @@ def _outcome(ended: ToolResult) -> ToolOutcome:
         stopped=ended.stopped,
         usage=ended.usage,
         files=tuple(ended.changed),
+        stages=ended.stages,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from app.agent.run_log import RunLog
@@ -14,7 +15,7 @@ from app.agent.tools.shell import run_argv, run_shell
 from app.agent.tools.task import TaskProgram, run_task
 from app.catalogue import ARGV, TASK
 from app.errors import ErrorCode, RunFailure, StorageError, TailrunError, TooLarge, Unprocessable
-from app.execution.executor import Executor, StopReason, StopToken
+from app.execution.executor import Again, Executor, StopReason, StopToken
 from app.models import Run, Step
 from app.storage.workspace import Workspace
 
@@ -45,18 +46,33 @@ class ToolRouter:
         self._bench = Bench(run, workspace, executor, log)
         self._task = task
 
-    async def call(self, step: Step, stop: StopToken) -> ToolOutcome:
+    @property
+    def unsettled(self) -> bool:
+        """Whether something waits for `settle`."""
+        return self._bench.executor.reattaches and bool(self._bench.unsettled)
+
+    def reattaches(self, step: Step) -> bool:
+        """Whether the step's program outlives its worker, so that another one can go on with it."""
+        return self._bench.executor.reattaches and step.tool not in _FILE_TOOLS
+
+    async def settle(self) -> None:
+        """Take note that the records of all steps so far are committed."""
+        while self._bench.unsettled:
+            await self._bench.executor.settled(self._bench.unsettled.pop())
+
+    async def call(self, step: Step, stop: StopToken, again: Again | None = None) -> ToolOutcome:
         """Run one step's tool to its end; a request to stop it shows in the outcome.
 
         Raises:
             RunFailure: the tool could not be started, or could not do its work.
             LostOwnership: the run goes on elsewhere.
         """
+        bench = self._bench if again is None else replace(self._bench, again=again)
         try:
             if self._task is not None and step.tool == TASK:
-                return await run_task(self._bench, step, stop, self._task)
+                return await run_task(bench, step, stop, self._task)
             if step.tool in _PROGRAMS:
-                return await _PROGRAMS[step.tool](self._bench, step, stop)
+                return await _PROGRAMS[step.tool](bench, step, stop)
             return await _interruptible(_FILE_TOOLS[step.tool](self._bench, step), step.timeout_s, stop)
         except (TailrunError, StorageError) as error:
             raise _failure(error) from error

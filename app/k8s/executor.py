@@ -1,0 +1,137 @@
+"""Runs tools as Kubernetes Jobs. Implements `app.execution.executor.Executor`.
+
+A Job outlives its worker: nothing here is killed when the worker goes or loses a run. Whoever takes
+the run over finds the Job by its name and goes on with its log. It is deleted once the step's result
+is committed; what a dead worker forgot, the reaper finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from random import Random
+
+import structlog
+
+from app.config import Settings
+from app.errors import ErrorCode, RunFailure, StorageError
+from app.execution.executor import CannotRun, LineSink, StopToken, ToolResult, ToolRun
+from app.k8s.access import check_access
+from app.k8s.attendance import Attendance
+from app.k8s.client import Cluster, ClusterError
+from app.k8s.credentials import NoCluster, find
+from app.k8s.crew import Crew, Patience
+from app.k8s.profile import Profiles
+from app.k8s.spec import Terms, job_name
+from app.k8s.watch import Watch
+from app.models import Wants
+from app.storage.staging import Staging
+
+_GOODBYE_S = 5.0
+
+log = structlog.get_logger()
+
+
+class KubernetesExecutor:
+    """The executor of a worker with a cluster. `start` first, `close` last."""
+
+    reattaches = True
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._watching: asyncio.Task[None] | None = None
+        self._tidying: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def start(self) -> None:
+        """See that we may do what we must, and begin to watch.
+
+        Raises:
+            CannotRun: the cluster does not let us; the message lists what is missing.
+        """
+        await check_access(self._crew.cluster, self._crew.terms.namespace)
+        self._watching = asyncio.create_task(self._crew.watch.run())
+
+    async def run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
+        """Run `tool` to its end, or go on with it."""
+        if self._closed:
+            raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, "The worker is shutting down.")
+        return await Attendance(self._crew, tool, sink, stop).run()
+
+    def finds(self, program: str, wants: Wants) -> bool:
+        """Whether the step's image has such a program, as far as anybody knows."""
+        return self._crew.profiles.finds(program, wants)
+
+    async def settled(self, tool: ToolRun) -> None:
+        """Delete the Job and its staged files; nobody waits for that."""
+        task = asyncio.create_task(self._tidy(job_name(tool)))
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
+
+    async def remove(self, name: str) -> None:
+        """Delete a Job, with its pod and its Secrets, and its staged files."""
+        await self._crew.cluster.delete(f"{self._crew.terms.jobs}/{name}")
+        await self._crew.staging.drop(name)
+
+    def jobs(self) -> Mapping[str, str]:
+        """Return the run's id of each Job that is there and not being deleted, by the Job's name."""
+        return self._crew.watch.jobs()
+
+    async def sweep(self, older_than_s: float) -> None:
+        """Forget staged files that nobody came for."""
+        await self._crew.staging.sweep(older_than_s)
+
+    def heartbeat(self) -> None:
+        """Nothing to tell: a Job does not depend on its worker."""
+
+    async def close(self) -> None:
+        """Let go of the cluster; Jobs go on."""
+        self._closed = True
+        if self._tidying:
+            await asyncio.wait(self._tidying, timeout=_GOODBYE_S)
+        tasks = [*self._tidying, *([self._watching] if self._watching else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._crew.cluster.close()
+
+    async def _tidy(self, name: str) -> None:
+        with contextlib.suppress(StorageError, ClusterError):  # the reaper comes by
+            await self.remove(name)
+            return
+        log.warning("a Job was left to the reaper", job=name)
+
+
+def open_executor(
+    settings: Settings, staging: Staging, clock: Callable[[], int], jitter: Random
+) -> KubernetesExecutor:
+    """Return the executor that the settings describe.
+
+    Raises:
+        CannotRun: there is no cluster, or the settings make no sense.
+    """
+    try:
+        credentials = find(
+            settings.kubeconfig, settings.kubernetes_service_host, settings.kubernetes_service_port
+        )
+        profiles = Profiles(settings)
+    except (NoCluster, ValueError) as error:
+        raise CannotRun(str(error)) from error
+    cluster = Cluster(credentials, jitter=jitter)
+    terms = Terms(
+        namespace=settings.tool_namespace or credentials.namespace,
+        toolbox_image=profiles.toolbox_image,
+        grace_s=settings.cancel_grace_s,
+        upload_s=settings.tool_upload_s,
+        start_budget_s=settings.tool_schedule_s + settings.tool_start_s,
+        ttl_s=settings.tool_ttl_s,
+        disk=settings.tool_disk,
+        user_namespaces=settings.tool_user_namespaces,
+        pull_secret=settings.tool_image_pull_secret,
+    )
+    patience = Patience(
+        settings.tool_schedule_s, settings.tool_start_s, settings.tool_upload_s, settings.cancel_grace_s
+    )
+    watch = Watch(cluster, terms)
+    return KubernetesExecutor(Crew(cluster, watch, terms, profiles, staging, patience, clock))

@@ -1,0 +1,220 @@
+"""What the cluster knows of our Jobs, kept up to date by one list and one watch a kind.
+
+One worker asks three things of its namespace: Jobs, their pods, and the events about both. Whoever
+waits for a Job is woken by a change of it; nobody polls. 410 and every other break: list again, and
+what is not in the list any more is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import structlog
+
+from app.k8s.client import Cluster, ClusterAway, ClusterError
+from app.k8s.spec import JOB, RUN_ID, SELECTOR, Terms
+
+WATCH_S = 120
+"""A watch is ended by the server after so many seconds, so that a dead one is noticed."""
+_IDLE_S = WATCH_S + 30.0
+_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_EVENTS_KEPT = 50
+_BUFFER_BYTES = 16 << 20
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class View:
+    """What is known of one Job: its last state, its newest pod's, and events about both, by arrival.
+
+    `job_gone` and `pod_gone` say that it was there and is not any more; its last state stays.
+    """
+
+    name: str
+    job: dict[str, Any] | None = None
+    pod: dict[str, Any] | None = None
+    job_gone: bool = False
+    pod_gone: bool = False
+    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
+    seen: set[str] = field(default_factory=set[str])
+    listeners: set[Callable[[], None]] = field(default_factory=set[Callable[[], None]])
+
+    def changed(self) -> None:
+        """Wake whoever waits for this Job."""
+        for listener in tuple(self.listeners):
+            listener()
+
+    def take_pod(self, pod: dict[str, Any], *, gone: bool) -> None:
+        """Take the state of a pod; an older one than ours is a relict."""
+        mine = self.pod
+        other = mine is not None and pod["metadata"]["uid"] != mine["metadata"]["uid"]
+        if mine is not None and other and (gone or _created(pod) < _created(mine)):
+            return
+        self.pod, self.pod_gone = pod, gone
+        self.changed()
+
+    def take_event(self, event: dict[str, Any]) -> None:
+        """Take an event, once for each time that it was counted."""
+        about = event["metadata"]
+        key = f"{about.get('uid')}/{event.get('count')}"
+        if key not in self.seen:
+            self.seen.add(key)
+            self.events.append(event)
+            self.changed()
+
+
+class Watch:
+    """The views of all our Jobs; `run` keeps them, `view` hands one out."""
+
+    def __init__(self, cluster: Cluster, terms: Terms) -> None:
+        self._cluster, self._terms = cluster, terms
+        self._views: dict[str, View] = {}
+        self._kinds: Mapping[str, tuple[str, dict[str, str], Callable[..., None]]] = {
+            "jobs": (terms.jobs, {"labelSelector": SELECTOR}, self._take_job),
+            "pods": (f"{terms.core}/pods", {"labelSelector": SELECTOR}, self._take_pod),
+            "events": (f"{terms.core}/events", {}, self._take_event),
+        }
+        self._listed = {kind: asyncio.Event() for kind in self._kinds}
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for kind in self._kinds:
+                group.create_task(self._keep(kind))
+
+    async def ready(self) -> None:
+        """Wait until everything was listed once."""
+        for event in self._listed.values():
+            await event.wait()
+
+    def view(self, name: str) -> View:
+        """Return the view of a Job, known or not yet."""
+        if name not in self._views:
+            self._views[name] = View(name)
+        return self._views[name]
+
+    def forget(self, name: str) -> None:
+        """Let go of a view that nobody listens to."""
+        view = self._views.get(name)
+        if view is not None and not view.listeners and (view.job is None or view.job_gone):
+            del self._views[name]
+
+    def jobs(self) -> Mapping[str, str]:
+        """Return the run's id of each Job that is there and not being deleted, by the Job's name."""
+        found: dict[str, str] = {}
+        for name, view in self._views.items():
+            if view.job is not None and not view.job_gone and "deletionTimestamp" not in view.job["metadata"]:
+                run_id = (view.job["metadata"].get("annotations") or {}).get(RUN_ID)
+                found |= {name: run_id} if run_id else {}
+        return found
+
+    # -- list and watch -----------------------------------------------------------------
+
+    async def _keep(self, kind: str) -> None:
+        failures, version = 0, ""
+        while True:
+            try:
+                if not version:
+                    version = await self._list(kind)
+                    self._listed[kind].set()
+                version = await self._watch(kind, version)
+                failures = 0
+            except (ClusterAway, ClusterError) as error:
+                version = ""
+                if failures > 1:
+                    log.warning("watch broke, listing again", kind=kind, error=str(error))
+                await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
+                failures += 1
+
+    async def _list(self, kind: str) -> str:
+        """List one kind; return the version to watch from."""
+        path, params, take = self._kinds[kind]
+        names: set[str] = set()
+        page: dict[str, str | int] = {**params, "limit": 500}
+        while True:
+            found = await self._cluster.get(path, page)
+            for item in found.get("items") or ():
+                take(item, "ADDED")
+                names.add(item["metadata"]["name"])
+            about = found["metadata"]
+            if kind == "events" or not about.get("continue"):
+                break
+            page["continue"] = about["continue"]
+        if kind != "events":
+            self._missing(kind, names)
+        return str(about["resourceVersion"])
+
+    def _missing(self, kind: str, names: set[str]) -> None:
+        """What we knew and the list lacks was deleted while nobody watched."""
+        for view in tuple(self._views.values()):
+            known = view.job if kind == "jobs" else view.pod
+            if known is not None and known["metadata"]["name"] not in names:
+                self._kinds[kind][2](known, "DELETED")
+
+    async def _watch(self, kind: str, version: str) -> str:
+        """Watch from `version` to the end of the answer; return the version to go on from, "" to list."""
+        path, params, take = self._kinds[kind]
+        more: dict[str, str | int] = {
+            **params,
+            "watch": "true",
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": WATCH_S,
+        }
+        rest = bytearray()
+        async with self._cluster.stream(path, idle_s=_IDLE_S, **more) as answer:
+            async for piece in answer:
+                rest += piece
+                if len(rest) > _BUFFER_BYTES:
+                    raise ClusterAway("a watch sent something endless")
+                *lines, last = bytes(rest).split(b"\n") if b"\n" in piece else (bytes(rest),)
+                if not lines:
+                    continue
+                rest = bytearray(last)
+                for line in filter(None, lines):
+                    change = orjson.loads(line)
+                    if change["type"] == "ERROR":
+                        return ""
+                    version = change["object"]["metadata"]["resourceVersion"]
+                    if change["type"] != "BOOKMARK":
+                        take(change["object"], change["type"])
+        return version
+
+    # -- what came ----------------------------------------------------------------------
+
+    def _take_job(self, job: dict[str, Any], change: str) -> None:
+        view = self.view(job["metadata"]["name"])
+        view.job, view.job_gone = _slim(job), change == "DELETED"
+        view.changed()
+        if view.job_gone:
+            self.forget(view.name)
+
+    def _take_pod(self, pod: dict[str, Any], change: str) -> None:
+        name = (pod["metadata"].get("labels") or {}).get(JOB)
+        if name:
+            self.view(name).take_pod(_slim(pod), gone=change == "DELETED")
+
+    def _take_event(self, event: dict[str, Any], change: str) -> None:
+        about = event.get("involvedObject") or {}
+        name = str(about.get("name", ""))
+        if about.get("kind") == "Pod":
+            name = name.rpartition("-")[0]
+        if change != "DELETED" and name in self._views:
+            self._views[name].take_event(event)
+
+
+def _slim(thing: dict[str, Any]) -> dict[str, Any]:
+    """Keep what is looked at: a pod's spec is ours, and its managed fields are nobody's."""
+    about = {key: value for key, value in thing["metadata"].items() if key != "managedFields"}
+    spec = {"nodeName": (thing.get("spec") or {}).get("nodeName")}
+    return {"metadata": about, "spec": spec, "status": thing.get("status") or {}}
+
+
+def _created(thing: dict[str, Any]) -> str:
+    return str(thing["metadata"].get("creationTimestamp", ""))
