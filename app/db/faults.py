@@ -35,10 +35,6 @@ _POSTGRES_AWAY = ("08", "25006", "25P03", "28", "3D", "40", "53", "55P03", "57",
 full, lock, shutdown, I/O."""
 
 
-_UVLOOP_CLOSED = "the handler is closed"
-"""What uvloop says of a connection that was reset a moment ago, before it has told asyncpg."""
-
-
 @contextmanager
 def storage_errors() -> Generator[None]:
     """Turn errors of an absent database into `StorageError`."""
@@ -49,10 +45,6 @@ def storage_errors() -> Generator[None]:
             STORAGE_ERRORS.labels("database").inc()
             raise StorageError(f"the database: {error.orig}") from error
         raise
-    except RuntimeError as error:
-        if _UVLOOP_CLOSED not in str(error):
-            raise
-        raise StorageError(f"the connection to the database was cut: {error}") from error
     except (OSError, TimeoutError, PoolTimeout) as error:
         STORAGE_ERRORS.labels("database").inc()
         raise StorageError(f"the database does not answer: {error or type(error).__name__}") from error
