@@ -9,7 +9,7 @@ DEV := $(VENV)/.ready-dev
 IMAGE ?= tailrun
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-deep chaos check bench bench-stream bench-ingest bench-queue bench-runs build clean lock
+.PHONY: help demo up down test test-deep test-deploy chaos check bench bench-stream bench-ingest bench-queue bench-runs build manifests compose-up compose-down clean lock
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ test: $(DEV) ## run the tests (minutes; nothing to install besides)
 test-deep: $(DEV) ## run the long tests; installs the Debian packages they need when missing
 	@sh tools/debian_packages.sh
 	@$(BIN)/python -m pytest -m deep
+
+test-deploy: $(DEV) ## check chart, manifests and compose.yaml (under a minute; also part of make test)
+	@$(BIN)/python -m pytest -m "not deep" tests/deploy
 
 chaos: $(DEV) ## a storm of kills, freezes and cuts (CHAOS_SEED, CHAOS_RUNS, CHAOS_SECONDS)
 	@$(BIN)/python -m pytest tests/chaos/test_storm.py -m deep -s
@@ -60,6 +63,15 @@ bench-runs: $(DEV) ## measure what each process spends on a run; writes docs/ben
 
 build: ## build the container image (docker or buildah)
 	@sh tools/build_image.sh $(IMAGE)
+
+manifests: $(DEV) ## make k8s/, the chart's schema and its README anew
+	@$(BIN)/python tools/manifests.py
+
+compose-up: ## serve in containers until compose-down: API, worker, Redis, PostgreSQL, S3 (docker compose)
+	@docker compose up --build --detach --wait
+
+compose-down: ## stop them; their data stays
+	@docker compose down
 
 clean: ## remove what was built or installed here; data stays
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,256 @@
+"""What nobody may do: pods are restricted, rights are the fewest, networks closed, images known."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Any
+
+import pytest
+from chart import SCENARIOS, TOOLS, Object, changed, containers, scenario
+
+from app.config import Settings
+from app.k8s import spec
+
+VOLUMES = {
+    "configMap",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+"""What `restricted` allows."""
+ON_KUBERNETES = [name for name in SCENARIOS if name != "local-tools"]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_pods_are_restricted_and_more(name: str) -> None:
+    """Pod Security `restricted`, and besides: only volumes can be written, and all has bounds."""
+    seen = 0
+    for of, pod in scenario(name).pods():
+        security = pod["spec"]["securityContext"]
+        assert security["runAsNonRoot"] is True, of
+        assert security["runAsUser"] > 0, of
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, of
+        assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & pod["spec"].keys(), of
+        assert pod["spec"]["enableServiceLinks"] is False, of
+        for volume in pod["spec"].get("volumes", []):
+            assert set(volume) - {"name"} <= VOLUMES, of
+        for container in containers(pod):
+            seen += 1
+            own = container["securityContext"]
+            assert own["allowPrivilegeEscalation"] is False, of
+            assert own["readOnlyRootFilesystem"] is True, of
+            assert own["runAsNonRoot"] is True, of
+            assert own["capabilities"] == {"drop": ["ALL"]}, of
+            assert not {"privileged", "procMount", "hostPort"} & own.keys(), of
+            assert container["resources"]["limits"]["memory"], of
+            assert container["resources"]["requests"]["memory"], of
+    assert seen >= 4
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_both_namespaces_enforce_restricted(name: str) -> None:
+    """The tools' one always; the release's where the chart makes it."""
+    for namespace in scenario(name).all("Namespace"):
+        for mode in ("enforce", "audit", "warn"):
+            assert namespace["metadata"]["labels"][f"pod-security.kubernetes.io/{mode}"] == "restricted"
+    assert len(scenario("bundled").all("Namespace")) == 2
+
+
+# -- rights ----------------------------------------------------------------------------------
+
+
+def rights(made_of: str) -> set[tuple[str, str, str]]:
+    [role] = scenario(made_of).all("Role")
+    assert role["metadata"]["namespace"] == TOOLS
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@pytest.mark.parametrize("name", ON_KUBERNETES)
+def test_a_worker_may_do_what_it_does_and_nothing_else(name: str) -> None:
+    """Verb by verb; secrets it can write and not read, and it cannot exec."""
+    expected = {
+        *(("batch", "jobs", verb) for verb in ("create", "get", "list", "watch", "delete")),
+        *(("", "pods", verb) for verb in ("get", "list", "watch")),
+        ("", "pods/log", "get"),
+        *(("", "events", verb) for verb in ("list", "watch")),
+        *(("", "secrets", verb) for verb in ("create", "patch")),
+    }
+    assert rights(name) == expected
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_nobody_else_has_rights_or_a_token(name: str) -> None:
+    """One role, for one account, in one namespace; and only who uses the token gets one."""
+    made = scenario(name)
+    assert made.all("ClusterRole") == made.all("ClusterRoleBinding") == []
+    for binding in made.all("RoleBinding"):
+        assert [each["name"] for each in binding["subjects"]] == ["agent-worker"]
+    for account in made.all("ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+    with_token = {of for of, pod in made.pods() if pod["spec"]["automountServiceAccountToken"] is not False}
+    assert with_token == ({"agent-worker"} if name in ON_KUBERNETES else set())
+
+
+# -- networks --------------------------------------------------------------------------------
+
+
+def policies(name: str, namespace: str) -> dict[str, Object]:
+    found = scenario(name).all("NetworkPolicy")
+    return {
+        each["metadata"]["name"]: each["spec"] for each in found if each["metadata"]["namespace"] == namespace
+    }
+
+
+def selects(policy: Object, labels: dict[str, str]) -> bool:
+    return policy["podSelector"].get("matchLabels", {}).items() <= labels.items()
+
+
+@pytest.mark.parametrize("name", ON_KUBERNETES)
+def test_every_pod_has_a_policy_that_closes_both_ways(name: str) -> None:
+    """One for each component."""
+    for of, pod in scenario(name).pods():
+        found = [
+            each for each in policies(name, "agents").values() if selects(each, pod["metadata"]["labels"])
+        ]
+        assert len(found) == 1, of
+        assert set(found[0]["policyTypes"]) == {"Ingress", "Egress"}, of
+
+
+def tool_labels(network: str) -> dict[str, str]:
+    """The labels of a tool's pod, as app/k8s/spec.py makes them."""
+    return {**spec.MANAGED, spec.NETWORK: network}
+
+
+@pytest.mark.parametrize("name", ON_KUBERNETES)
+def test_tools_are_closed_but_for_names_and_files(name: str) -> None:
+    """The default closes everything for everybody; nothing ever opens the way in."""
+    found = policies(name, TOOLS)
+    assert found["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert [each for each in found.values() if each.get("ingress")] == []
+    plain = {each for each, policy in found.items() if selects(policy, tool_labels("none"))}
+    assert plain == {"default-deny", "tool-files"}
+    open_ = {each for each, policy in found.items() if selects(policy, tool_labels("internet"))}
+    assert open_ == {"default-deny", "tool-files", "tool-internet"}
+    assert {each for each, policy in found.items() if selects(policy, {})} == {"default-deny"}
+
+
+NEAR = (  # Azure's metadata address is a public one
+    *("10.1.2.3", "172.16.0.1", "172.31.255.254", "192.168.1.1", "100.64.0.1", "127.0.0.1", "0.0.0.0"),
+    *("169.254.169.254", "168.63.129.16", "224.0.0.1", "::1", "fd00::1", "fd00:ec2::254", "fe80::1"),
+    *("64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1"),
+)
+
+
+def allowed(policy: Object, address: str, port: int) -> bool:
+    """Whether some rule of the policy lets a packet out to an address that is no pod."""
+    ip = ipaddress.ip_address(address)
+    for rule in policy["egress"]:
+        ports = [each["port"] for each in rule.get("ports", [])]
+        if ports and port not in ports:
+            continue
+        for block in [peer["ipBlock"] for peer in rule.get("to", []) if "ipBlock" in peer]:
+            inside = [ipaddress.ip_network(n) for n in (block["cidr"], *block.get("except", []))]
+            cidr, *excepted = [ip.version == network.version and ip in network for network in inside]
+            if cidr and not any(excepted):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("address", NEAR)
+def test_what_is_near_is_not_the_internet(address: str) -> None:
+    """Private, link-local and metadata addresses stay closed, also those that only translate to them."""
+    for name in ON_KUBERNETES:
+        found = policies(name, TOOLS)
+        for policy in ("tool-internet", "tool-files"):
+            assert not allowed(found[policy], address, 443), (name, policy)
+
+
+def test_the_internet_is_open_where_the_label_says_so() -> None:
+    """The check above can fail; and the store's ranges close the rest."""
+    minimal, production = policies("minimal", TOOLS), policies("production", TOOLS)
+    for address in ("93.184.216.34", "2606:2800::1"):
+        assert allowed(minimal["tool-internet"], address, 80)
+        assert allowed(minimal["tool-files"], address, 443)
+        assert not allowed(minimal["tool-files"], address, 80)
+        assert not allowed(production["tool-files"], address, 443)
+    assert allowed(production["tool-files"], "203.0.113.9", 443)
+
+
+# -- images and amounts ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "ok"),
+    [
+        ("registry.example/team/tailrun-toolbox@sha256:" + "fedcba9876543210" * 4, True),
+        ("registry.example/team/python:3.13", True),
+        ("registry.example/tools/browser:1", True),
+        ("registry.example/team/tailrun-toolbox:latest", False),
+        ("registry.example/team/python:3.14", False),
+        ("registry.example/team/python:3.13-evil", False),
+        ("registryXexample/tools/browser:1", False),
+        ("evil.example/registry.example/tools/x", False),
+        ("alpine", False),
+    ],
+)
+def test_images_are_allowed_by_name(image: str, ok: bool) -> None:
+    """The application's, those of profiles, and those that match; compared whole."""
+    regex = scenario("production").one("ConfigMap", "tailrun-tool-images")["data"]["regex"]
+    assert bool(re.search(regex, image)) is ok
+
+
+@pytest.mark.parametrize("name", ON_KUBERNETES)
+def test_the_image_policy_denies_in_the_tools_namespace_only(name: str) -> None:
+    """Jobs and pods, all kinds of containers; no list means no, and an error means no."""
+    made = scenario(name)
+    seen: set[str] = set()
+    for policy in made.all("ValidatingAdmissionPolicy"):
+        about: Any = policy["spec"]
+        assert about["failurePolicy"] == "Fail"
+        constraints = about["matchConstraints"]
+        assert constraints["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": TOOLS}}
+        seen |= {each for rule in constraints["resourceRules"] for each in rule["resources"]}
+        binding = made.one("ValidatingAdmissionPolicyBinding", policy["metadata"]["name"])["spec"]
+        assert binding["validationActions"] == ["Deny"]
+        assert binding["paramRef"]["parameterNotFoundAction"] == "Deny"
+        assert made.one("ConfigMap", binding["paramRef"]["name"])["metadata"]["namespace"] == "agents"
+    assert seen == {"jobs", "pods", "pods/ephemeralcontainers"}
+
+
+def quantity(text: str) -> float:
+    """Read a quantity of Kubernetes."""
+    number, unit = re.fullmatch(r"([\d.]+)(m|[KMGT]i?)?", text).groups()  # type: ignore[union-attr]
+    factors = {None: 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+    return float(number) * factors[unit]
+
+
+def test_a_tool_with_the_application_s_bounds_fits() -> None:
+    """The most that a step may ask for is within the LimitRange; a worker full of defaults fits the quota."""
+    settings, made = Settings(), scenario("minimal")
+    most = made.one("LimitRange", "tools")["spec"]["limits"][0]["max"]
+    assert quantity(settings.tool_cpu_max) <= quantity(most["cpu"])
+    assert quantity(settings.tool_memory_max) <= quantity(most["memory"])
+    assert quantity(settings.tool_disk) <= quantity(most["ephemeral-storage"])
+    hard = made.one("ResourceQuota", "tools")["spec"]["hard"]
+    slots = settings.worker_concurrency
+    assert slots * (quantity(settings.tool_cpu) + 0.5) <= quantity(hard["limits.cpu"])
+    assert slots * (quantity(settings.tool_memory) + 256 * 2**20) <= quantity(hard["limits.memory"])
+    assert slots * 2 * quantity(settings.tool_disk) <= quantity(hard["limits.ephemeral-storage"])
+    assert slots <= int(hard["pods"])
+
+
+def test_nothing_of_the_tools_is_made_where_they_are_local() -> None:
+    """No namespace, no rights, no policies."""
+    made = scenario("local-tools")
+    assert [each for each in made.names() if TOOLS in each or "Policy" in each or "Role" in each] == []
+    assert changed("minimal", tools={"namespace": {"create": False}}).all("Namespace") == []
