@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,12 @@ def test_anchors_and_merges_keep_their_lines(tmp_path: Path) -> None:
     types = declared(tmp_path, text)
     assert (types.types["b"].program, types.types["b"].help) == (["x"], "b")
     assert types.types["a"].cwd == str(tmp_path / "here")
+
+
+def test_the_document_tells_the_truth(tmp_path: Path) -> None:
+    """The declaration in docs/tasks.md is a right one, and makes the argv that stands below it."""
+    text = (Path(__file__).parents[2] / "docs/tasks.md").read_text(encoding="utf-8")
+    types = declared(tmp_path, text.split("```yaml\n")[1].split("```")[0])
+    task = types.check("report", "make", {"sheet": "in.xlsx", "rows": 20, "verbose": True})
+    words = next(line for line in text.splitlines() if line.startswith('    ["python", "report.py"'))
+    assert build(task, PLAIN, "/…") == json.loads(words)
