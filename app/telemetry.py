@@ -16,7 +16,17 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from app.config import Settings
 
-_QUIET = ("alembic", "asyncio", "botocore", "boto3", "urllib3", "uvicorn.access", "websockets", "aiosqlite")
+_QUIET = (
+    "alembic",
+    "asyncio",
+    "botocore",
+    "boto3",
+    "urllib3",
+    "uvicorn.access",
+    "websockets",
+    "aiosqlite",
+    "httpx2",
+)
 """Libraries that only speak up for warnings."""
 
 

@@ -2,7 +2,7 @@
 # Puts the programs on the machine that only the deep tests and a benchmark use; loud when it can't.
 # Arguments: <program or file>:<package> …; without any, what the deep tests need.
 set -eu
-[ $# -gt 0 ] || set -- chromium:chromium nginx:nginx redis-check-rdb:redis-tools buildah:buildah debootstrap:debootstrap
+[ $# -gt 0 ] || set -- chromium:chromium nginx:nginx redis-check-rdb:redis-tools buildah:buildah debootstrap:debootstrap promtool:prometheus
 missing=
 for pair in "$@"; do
     PATH="$PATH:/usr/sbin" command -v "${pair%%:*}" >/dev/null 2>&1 || [ -e "${pair%%:*}" ] ||

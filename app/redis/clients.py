@@ -23,6 +23,7 @@ from app.redis.address import BadAddress, RedisAddress, RestAddress
 from app.redis.connections import open_pool
 from app.redis.keys import Keys
 from app.redis.rest import RestCommands
+from app.telemetry import STORAGE_ERRORS
 
 BLOCK_S = 4.0
 """Longest time in seconds that a blocking pop waits; the socket waits longer, or it would cut it."""
@@ -43,6 +44,7 @@ def guard() -> Generator[None, None, None]:
     try:
         yield
     except (redis.RedisError, OSError, TimeoutError) as error:
+        STORAGE_ERRORS.labels("redis").inc()
         raise RedisDown(f"Redis: {error or type(error).__name__}") from error
 
 

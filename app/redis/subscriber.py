@@ -20,7 +20,7 @@ from app.redis.feed import Encode, FeedLimits, RunFeed
 from app.redis.subscription import NoSubscriptions, Subscriptions
 from app.redis.tail import Tail
 from app.redis.viewer import Reader, Replay, Viewer
-from app.telemetry import WATCHERS
+from app.telemetry import STREAM_LIMIT, WATCHERS
 
 __all__ = ["Heads", "History", "StreamHub"]
 
@@ -54,6 +54,7 @@ class StreamHub:
         self._backfill = Backfill(tail, history, heads)
         self._limits = FeedLimits(ring_lines, ring_bytes, linger_s)
         self._limit = limit
+        STREAM_LIMIT.set(limit)
         self._draining = draining
         self._feeds: dict[str, RunFeed] = {}
         self._readers: set[Reader] = set()

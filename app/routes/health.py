@@ -17,7 +17,7 @@ from app.redis.server_report import ServerReport
 from app.routes.deps import CurrentServices, Services, now_us
 from app.routes.schemas import Health, Readiness
 from app.routes.views import answer
-from app.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, RUNS, WORKERS
+from app.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, READY, RUNS, WORKERS
 
 router = APIRouter(tags=["health"])
 
@@ -75,9 +75,13 @@ async def readyz(check: Annotated[ReadyCheck, Depends(ready_check)]) -> Response
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(services: CurrentServices) -> Response:
+async def metrics(
+    services: CurrentServices, check: Annotated[ReadyCheck, Depends(ready_check)]
+) -> Response:
     """Return all figures in Prometheus' text format; what cannot be asked just now keeps its last value."""
-    await asyncio.gather(_ask(lambda: _count_runs(services)), _ask(lambda: _count_queue(services)))
+    await asyncio.gather(
+        _ask(lambda: _count_runs(services)), _ask(lambda: _count_queue(services)), _count_ready(check)
+    )
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -98,6 +102,12 @@ async def _count_runs(services: Services) -> None:
         RUNS.labels(status).set(counts.get(status, 0))
     oldest = await services.runs.oldest_queued_at()
     QUEUE_OLDEST_AGE.set(0 if oldest is None else max(0, now_us() - oldest) / 1_000_000)
+
+
+async def _count_ready(check: ReadyCheck) -> None:
+    checks = await check()
+    for name in ("database", "redis"):
+        READY.labels(name).set(checks[name] == OK)
 
 
 async def _count_queue(services: Services) -> None:

@@ -9,6 +9,7 @@ from app.errors import LostOwnership
 from app.models import Event, EventType, Fence
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
+from app.telemetry import LOG_GAPS
 
 
 class FencedTail:
@@ -66,6 +67,7 @@ class FencedTail:
         for event in found:
             if event.data.get("from", event.seq) > expected:
                 last = event.seq - 1
+                LOG_GAPS.inc()
                 run_id, attempt = self._fence.run_id, self._fence.attempt
                 yield Event(last, EventType.GAP, now, run_id, attempt, data={"from": expected, "to": last})
             yield event

@@ -28,7 +28,7 @@ from app.redis.publisher import Publisher
 from app.redis.tail import Tail
 from app.storage.workspace import Workspaces
 from app.task_types import TaskTypes
-from app.telemetry import ATTEMPTS, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
+from app.telemetry import ATTEMPTS, FAILURES, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
 from app.worker import outcome
 from app.worker.in_flight import Attempt
 from app.worker.job_queue import JobQueue
@@ -185,6 +185,7 @@ class JobProcessor:
     async def _end(self, result: int | RunFailure | Drained | None) -> None:
         run, now = self._run, self._bench.clock()
         if isinstance(result, RunFailure):
+            FAILURES.labels(result.code).inc()
             end = outcome.failed(run, result, now, self._bench.backoff)
         else:
             end = outcome.given_back() if isinstance(result, Drained) else outcome.succeeded(result)

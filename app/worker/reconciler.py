@@ -15,6 +15,7 @@ import structlog
 from app.db.run_store import RunStore
 from app.models import Job, Run, RunStatus
 from app.redis.queue import Queue
+from app.telemetry import RECONCILED_AT
 
 SETTLE_US = 2_000_000
 """A row younger than this may be between its commit and its push, in microseconds."""
@@ -34,6 +35,11 @@ class Reconciler:
 
     async def reconcile(self) -> int:
         """Push what Redis has forgotten; return how many entries."""
+        pushed = await self._reconcile()
+        RECONCILED_AT.set(self._clock() / 1_000_000)
+        return pushed
+
+    async def _reconcile(self) -> int:
         if not await self._differs() and time.monotonic() - self._scanned_at < _SCAN_EVERY_S:
             return 0
         self._scanned_at = time.monotonic()
