@@ -253,13 +253,16 @@ class LocalWorkspace:
             return fd, Path(name)
 
     def _commit(self, fd: int, temp: Path, path: str) -> FileInfo:
+        """Put an uploaded file in its place, on the disk: what was answered outlives a power cut."""
+        with explained(path, writing=True):
+            os.fsync(fd)
         found = Found.of(os.fstat(fd))
         with self._locked():
             self._budget().take(path, found.size)
-            self._place(temp, path)
+            self._place(temp, path, durably=True)
         return found.info(path)
 
-    def _place(self, temp: Path, path: str) -> None:
+    def _place(self, temp: Path, path: str, *, durably: bool = False) -> None:
         with explained(path, writing=True), self._parent(path, create=True) as (folder, name):
             if is_link(folder, name):
                 raise InvalidPath(path, "it passes through a link")
@@ -269,6 +272,8 @@ class LocalWorkspace:
                 if not remove_empty(folder, name):
                     raise folder_in_the_way(path) from None
                 os.rename(temp, name, dst_dir_fd=folder)
+            if durably:
+                os.fsync(folder)
 
     def _open(self, path: str) -> int:
         with explained(path), self._parent(path) as (folder, name):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from workspace_contents import LIMITS, content, let_go, paths
+from workspace_contents import LIMITS, content, let_go, paths, stream
 
 from app.errors import Conflict, NotFound, StorageError, TooLarge, Unprocessable
 from app.paths import MAX_PARTS
@@ -219,3 +219,20 @@ async def test_a_folder_that_a_tool_closed_is_said_and_nothing_in_it_counts_as_r
     await home.delete_run("ann", "run")
     await home.close()
     assert not checkout.path.exists()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_upload_is_on_the_disk_before_it_is_answered(
+    run: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    """The file before it gets its name, then the folder that has the name: a power cut shows all or nothing."""
+    synced: list[tuple[bool, bool]] = []
+    sync = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{fd}").resolve() == folder, (folder / "file").exists()))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    await run.write("file", stream(b"a", b"b") if streamed else b"ab")
+    assert synced == [(False, False), (True, True)]
