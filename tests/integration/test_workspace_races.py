@@ -225,7 +225,7 @@ async def test_a_folder_that_a_tool_closed_is_said_and_nothing_in_it_counts_as_r
 async def test_an_upload_is_on_the_disk_before_it_is_answered(
     run: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
-    """The file before it gets its name, then the folder that has the name: a power cut shows all or nothing."""
+    """The file before it gets its name, then the folder that has it: a power cut shows all or nothing."""
     synced: list[tuple[bool, bool]] = []
     sync = os.fsync
 
