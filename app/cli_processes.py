@@ -12,6 +12,7 @@ import typer
 from app.cli_config import CliError, data_dir, settings
 
 if TYPE_CHECKING:
+    from app.config import Settings
     from app.local_data import Serving
 
 _NAME_COLOURS = {"api": "\x1b[34m", "worker": "\x1b[36m"}
@@ -32,6 +33,7 @@ def up(
     chosen = settings()
     if not is_loopback(chosen.host) and chosen.api_token is not None:
         say(f"Warning: HOST={chosen.host} lets other machines in: who has the token can execute code here.")
+    _check_tasks(chosen)
     try:
         with start(chosen, say, None if quiet else _echo) as running:
             if running is not None:
@@ -42,6 +44,18 @@ def up(
     except Refused as error:
         raise CliError(str(error)) from error
     say("Stopped. Everything is in the data folder; the next `up` goes on from there.")
+
+
+def _check_tasks(chosen: Settings) -> None:
+    """Tell mistakes in TASKS_FILE once, here, before API and worker would each tell them again."""
+    if chosen.tasks_file is None:
+        return
+    from app.task_file import BadTasksFile, load  # noqa: PLC0415
+
+    try:
+        load(chosen.tasks_file)
+    except BadTasksFile as error:
+        raise CliError(f"TASKS_FILE:\n{error}", 2) from error
 
 
 def say(text: str) -> None:
