@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     min_free_fds: int = Field(64, ge=0)
     cancel_grace_s: float = Field(5, ge=0)
     tool_executor: Literal["local", "kubernetes"] = "local"
+    tool_cpu_s: int = Field(0, ge=0)
+    tool_memory_bytes: int = Field(0, ge=0)
+    tool_file_max_bytes: int = Field(0, ge=0)
 
     # Tools as Kubernetes Jobs
     kubeconfig: str | None = None

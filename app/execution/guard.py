@@ -15,7 +15,8 @@ It runs as a script (`python -I -S guard.py <status fd> <temporary folder>`) and
 tool, so it imports the standard library only, and little of it: about 15 ms.
 
 Control pipe (standard input): `<length>\n`, then that many bytes: NUL-separated working folder,
-lease in seconds, grace in seconds, number of arguments, arguments, `NAME=value` pairs. After
+lease in seconds, grace in seconds, limits (CPU seconds, bytes of
+memory, bytes of a file; 0: none), number of arguments, arguments, `NAME=value` pairs. After
 that single bytes, the words below. Status pipe: JSON lines, `{"started": pid}` or
 `{"failed": errno, "at": "chdir"|"exec"|…}`, `{"exited": code, "signal": n|null, "asked": by whom|"",
 "wall_s"}` when the tool itself ended, and last `{"done": true, "cpu_s", "max_rss", "left"}`.
@@ -49,6 +50,7 @@ _SWEEP_S = 0.5
 _GIVE_UP_S = 5.0
 """How long what can't be killed (another user's, or stuck in the kernel) is waited for."""
 _TICK_S = 0.02
+_SPARE_CPU_S = 2
 _LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -77,8 +79,9 @@ class _Request:
     """What the worker asks for."""
 
     def __init__(self, raw: bytes) -> None:
-        self.cwd, lease, grace, count, *rest = raw.split(b"\0")
+        self.cwd, lease, grace, limits, count, *rest = raw.split(b"\0")
         self.lease_s, self.grace_s = float(lease), float(grace)
+        self.limits = [int(limit) for limit in limits.split()]
         self.argv, pairs = rest[: int(count)], rest[int(count) :]
         self.env = dict(pair.split(b"=", 1) for pair in pairs)
 
@@ -294,6 +297,7 @@ def _become(request: _Request, failed: int, guard: int) -> None:
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _limit(request.limits)
         where = "chdir"
         os.chdir(request.cwd)
         where = "exec"
@@ -302,6 +306,19 @@ def _become(request: _Request, failed: int, guard: int) -> None:
         os.write(failed, f"{error.errno} {where}".encode())
     finally:
         os._exit(127)
+
+
+def _limit(limits: list[int]) -> None:
+    """Set what is limited; some CPU time is left for a program that handles SIGXCPU."""
+    import resource  # noqa: PLC0415 - after the fork: the tool's start waits for it, not the guard's
+
+    kinds = (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_FSIZE)
+    for kind, limit in zip(kinds, limits, strict=True):
+        most = resource.getrlimit(kind)[1]
+        if limit and (most == resource.RLIM_INFINITY or limit < most):
+            spare = _SPARE_CPU_S if kind == resource.RLIMIT_CPU else 0
+            hard = limit + spare if most == resource.RLIM_INFINITY else min(limit + spare, most)
+            resource.setrlimit(kind, (limit, hard))
 
 
 def _tell(status: int, line: str) -> None:

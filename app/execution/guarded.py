@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from app.execution import guard
+from app.execution.limits import NO_LIMITS, ProgramLimits
 from app.execution.pipes import FdPipe
 from app.models import Stream
 
@@ -37,10 +38,12 @@ class Request:
     tmp: Path
     lease_s: float
     grace_s: float
+    limits: ProgramLimits = NO_LIMITS
 
     def encode(self) -> bytes:
         """Return the request as the guard reads it."""
-        fields = [str(self.cwd), str(self.lease_s), str(self.grace_s), str(len(self.argv)), *self.argv]
+        fields = [str(self.cwd), str(self.lease_s), str(self.grace_s), self.limits.encode()]
+        fields += [str(len(self.argv)), *self.argv]
         fields += [f"{name}={value}" for name, value in self.env.items()]
         body = os.fsencode("\0".join(fields))
         return b"%d\n" % len(body) + body

@@ -20,6 +20,7 @@ from app.execution.attendance import Attendance
 from app.execution.environment import build_env, search_path
 from app.execution.executor import LineSink, StopReason, StopToken, ToolResult, ToolRun
 from app.execution.guarded import Guarded, Request
+from app.execution.limits import NO_LIMITS, LimitWatch, ProgramLimits
 from app.execution.orphans import kill_orphans
 from app.execution.source_file import source_file
 from app.models import Wants
@@ -29,15 +30,18 @@ class LocalExecutor:
     """Implements `app.execution.executor.Executor`. Times in seconds.
 
     Without a `heartbeat` for `silence_s` every tool is killed. Each has a temporary folder below
-    `tmp_dir`, which is gone when the tool is.
+    `tmp_dir`, which is gone when the tool is. `limits` hold for each process of a tool.
     """
 
     reattaches = False
 
-    def __init__(self, *, tmp_dir: Path, silence_s: float = 4, grace_s: float = 5) -> None:
+    def __init__(
+        self, *, tmp_dir: Path, silence_s: float = 4, grace_s: float = 5, limits: ProgramLimits = NO_LIMITS
+    ) -> None:
         self._tmp_dir = tmp_dir
         self._silence_s = silence_s
         self._grace_s = grace_s
+        self._limits = limits
         self._running: dict[asyncio.Task[ToolResult], Guarded | None] = {}
         self._closed = False
 
@@ -97,12 +101,15 @@ class LocalExecutor:
                 "of their own: leave these fields out, or use TOOL_EXECUTOR=kubernetes.",
                 retried=False,
             )
+        watch = LimitWatch(self._limits, sink) if self._limits else None
         try:
             async with tool.workspace.checkout() as checkout:
-                result = await self._run_in(checkout.path, tool, sink, stop)
+                result = await self._run_in(checkout.path, tool, watch or sink, stop)
                 _unless_lost(result)
         except _Lost as lost:
             return lost.result
+        if watch is not None and (failure := watch.failure(result)) is not None:
+            raise failure
         return replace(result, changed=tuple(checkout.changed), skipped=tuple(checkout.skipped))
 
     async def _run_in(self, cwd: Path, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
@@ -133,7 +140,7 @@ class LocalExecutor:
         if any("\0" in arg for arg in argv):
             raise RunFailure(ErrorCode.START_FAILED, "An argument holds a NUL character.", retried=False)
         there = cwd if tool.cwd is None else Path(tool.cwd)
-        return Request(argv, there, env, tmp, self._silence_s, self._grace_s)
+        return Request(argv, there, env, tmp, self._silence_s, self._grace_s, self._limits)
 
     async def _start(self, request: Request, name: str) -> Guarded:
         """Start the guard in a thread: a fork takes milliseconds that the loop is needed in."""

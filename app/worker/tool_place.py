@@ -8,6 +8,7 @@ from random import Random
 
 from app.config import Settings
 from app.execution.executor import CannotRun, Executor
+from app.execution.limits import ProgramLimits
 from app.execution.process import LocalExecutor
 from app.storage.factory import open_staging
 from app.storage.staging import StagingUnset
@@ -23,7 +24,14 @@ def open_executor(
         CannotRun: the settings do not say enough for it.
     """
     if settings.tool_executor == "local":
-        return LocalExecutor(grace_s=settings.cancel_grace_s, silence_s=settings.lease_s - 1, tmp_dir=tmp_dir)
+        return LocalExecutor(
+            grace_s=settings.cancel_grace_s,
+            silence_s=settings.lease_s - 1,
+            tmp_dir=tmp_dir,
+            limits=ProgramLimits(
+                settings.tool_cpu_s, settings.tool_memory_bytes, settings.tool_file_max_bytes
+            ),
+        )
     from app.k8s.executor import open_executor as open_cluster  # noqa: PLC0415 - a laptop needs none of it
 
     try:
