@@ -279,11 +279,14 @@ def test_what_scales_by_prometheus_names_metrics_that_exist() -> None:
 
 
 def test_the_database_is_migrated_before_anything_new_runs() -> None:
-    """In an init container, and in a hook before an upgrade."""
+    """In an init container of both, and in a hook before an upgrade."""
     made = scenario("minimal")
-    [init] = made.one("Deployment", "agent-api")["spec"]["template"]["spec"]["initContainers"]
     job = made.one("Job", "agent-migrate")
-    assert init["args"] == job["spec"]["template"]["spec"]["containers"][0]["args"] == ["migrate"]
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["migrate"]
+    for name in ("agent-api", "agent-worker"):
+        [init] = made.one("Deployment", name)["spec"]["template"]["spec"]["initContainers"]
+        assert init == container
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
 
 

@@ -148,15 +148,15 @@ affinity:
 {{- end }}
 {{- end }}
 
-{{/* The init container and the hook do the same thing. */}}
+{{/* The init containers and the hook do the same thing; a lock in the database lets one of them do it. */}}
 {{- define "tailrun.migrateContainer" -}}
 name: migrate
-image: {{ include "tailrun.image" . }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+image: {{ include "tailrun.image" .root }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 args: [migrate]
 envFrom:
-  {{- include "tailrun.envFrom" (dict "root" . "extra" .Values.api.extraEnvFrom) | nindent 2 }}
-{{- with include "tailrun.env" (dict "root" . "token" false "extra" .Values.api.extraEnv) | trim }}
+  {{- include "tailrun.envFrom" (dict "root" .root "extra" .values.extraEnvFrom) | nindent 2 }}
+{{- with include "tailrun.env" (dict "root" .root "token" false "extra" .values.extraEnv) | trim }}
 env:
   {{- . | nindent 2 }}
 {{- end }}
@@ -168,7 +168,7 @@ securityContext:
 volumeMounts:
   - {name: data, mountPath: /data}
   - {name: tmp, mountPath: /tmp}
-  {{- with .Values.api.extraVolumeMounts }}
+  {{- with .values.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end }}
