@@ -2,12 +2,45 @@
 #
 #   docker build --target app -t tailrun .
 #   buildah bud --isolation=chroot --target app -t tailrun .
+#   docker build --target toolbox -t tailrun-toolbox .
 #
 # BASE       any Debian with Python 3.11 or newer and its venv module; the same one for building and running.
 # VERSION, REVISION   what the image's labels say.
 # A package index of your own: --secret id=pip.conf,src=pip.conf; it reaches no layer.
 
 ARG BASE=python:3.13-slim
+
+# ---- toolbox: what tools run in as Jobs, and what carries their files -----------------------------------
+FROM ${BASE} AS toolbox
+ARG VERSION=0.0.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tailrun-toolbox" \
+      org.opencontainers.image.description="Runs Tailrun's tools in pods: the wrapper, the sync container, and usual programs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+RUN apt-get update -qq \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        bash ca-certificates curl git jq nodejs >/dev/null \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/*.log /var/log/apt
+RUN echo 'tool:x:10001:10001:Tool:/workspace:/bin/bash' >> /etc/passwd \
+    && echo 'tool:x:10001:' >> /etc/group \
+    && mkdir -p /workspace /tailrun /run/tailrun && chown 10001:10001 /workspace /tailrun
+COPY toolbox /opt/toolbox/toolbox
+# Found with -I as well; compiled now, for at run time the file system is read-only.
+RUN python3 -c 'import sysconfig; open(sysconfig.get_path("purelib") + "/toolbox.pth", "w").write("/opt/toolbox\n")' \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/toolbox \
+    && chmod -R go=u,go-w /opt/toolbox
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    LANG=C.UTF-8 \
+    HOME=/workspace
+# Not /workspace: nobody's files stand where Python looks for modules.
+WORKDIR /
+USER 10001:10001
+STOPSIGNAL SIGTERM
+ENTRYPOINT []
+CMD ["python", "-I", "-m", "toolbox"]
 
 # ---- app-build: a virtual environment with exactly what requirements.txt locks ------------------------
 FROM ${BASE} AS app-build

@@ -101,7 +101,7 @@ def main() -> int:
     except (Failed, TransferFailed, Refused, ValueError) as error:
         return _fail(places, str(error))
     except OSError as error:
-        return _fail(places, f"{error.strerror}: {error.filename}")
+        return _fail(places, f"{error.strerror or type(error).__name__}: {error.filename}")
     return 0
 
 

@@ -45,8 +45,8 @@ def download(address: Mapping[str, Any], take: Callable[[Read], T], seconds: flo
             answer = exchange.request("GET", None, 0)
 
             def read(size: int) -> bytes:
-                exchange.check_time()
                 with _network():
+                    exchange.check_time()
                     return answer.read1(size)
 
             return take(read)
@@ -138,9 +138,9 @@ def _network() -> Generator[None]:
     """Turn what went wrong into words that hold no address."""
     try:
         yield
+    except OSError as error:  # first: a certificate that does not verify is a ValueError as well
+        raise _Passing(error.strerror or type(error).__name__) from None
     except (http.client.InvalidURL, ValueError):
         raise TransferFailed("the address or a header is malformed") from None
-    except OSError as error:
-        raise _Passing(error.strerror or type(error).__name__) from None
     except http.client.HTTPException as error:
         raise _Passing(type(error).__name__) from None
