@@ -9,14 +9,17 @@ always with BEGIN IMMEDIATE, and a few read.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, text
 
+from app.db import connect
 from app.db.connect import dialect_of, postgres_engine, sqlite_engine
 from app.db.faults import storage_errors
+from app.errors import StorageError
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -81,9 +84,14 @@ class _Sqlite:
     async def run(self, work: Work[T], *, write: bool, single: bool) -> T:
         threads = self._writer if write else self._readers
         begin = "BEGIN IMMEDIATE" if write else "BEGIN"
-        return await asyncio.get_running_loop().run_in_executor(threads, self._transaction, work, begin)
+        loop, asked = asyncio.get_running_loop(), time.monotonic()
+        return await loop.run_in_executor(threads, self._transaction, work, begin, asked)
 
-    def _transaction(self, work: Work[T], begin: str) -> T:
+    def _transaction(self, work: Work[T], begin: str, asked: float) -> T:
+        if time.monotonic() - asked > connect.BUSY_TIMEOUT_S:  # else a frozen writer costs each its own wait
+            raise StorageError(
+                f"the database is busy: others have been writing for {connect.BUSY_TIMEOUT_S:g} s"
+            )
         with self._engine.begin() as connection:
             connection.exec_driver_sql(begin)
             return work(connection)

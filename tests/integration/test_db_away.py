@@ -154,6 +154,26 @@ async def test_a_locked_sqlite_file_is_a_storage_error(
     await db.close()
 
 
+async def test_nobody_waits_for_all_the_others_who_wait(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen process has the write lock: two or three find that out, the rest is told with them."""
+    monkeypatch.setattr(connect, "BUSY_TIMEOUT_S", 0.5)
+    migrate(sqlite_url)
+    db = Database(sqlite_url)
+    other = connect.sqlite_engine(sqlite_url, pool_size=1)
+    with other.connect() as holder:
+        holder.exec_driver_sql("BEGIN IMMEDIATE")
+        asked = (RunStore(db).create(new_run(), NOW) for _ in range(20))
+        errors = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(error, StorageError) for error in errors)
+        assert 1 <= sum("locked" in str(error) for error in errors) <= 3
+        holder.exec_driver_sql("ROLLBACK")
+    await RunStore(db).create(new_run(), NOW)
+    other.dispose()
+    await db.close()
+
+
 async def test_a_full_disk_is_a_storage_error(sqlite_url: str) -> None:
     """SQLite's own page limit stands for the disk's; once there is room again, writing goes on."""
     migrate(sqlite_url)
