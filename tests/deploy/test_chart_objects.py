@@ -46,7 +46,6 @@ def test_names_stand_fast() -> None:
     assert made == snapshot(
         [
             "ConfigMap agents/tailrun-config",
-            "ConfigMap agents/tailrun-tool-images",
             "Deployment agents/agent-api",
             "Deployment agents/agent-worker",
             "Job agents/agent-migrate",

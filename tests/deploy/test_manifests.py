@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -146,7 +147,9 @@ def test_prod_names_its_images_everywhere() -> None:
         pod = one("overlays/prod", "Deployment", name)["spec"]["template"]
         assert {each["image"] for each in containers(pod)} == {"registry.example/team/tailrun:0.1.0"}
     image = one("overlays/prod", "ConfigMap", "tailrun-config")["data"]["TOOL_IMAGE"]
-    assert re.search(one("overlays/prod", "ConfigMap", "tailrun-tool-images")["data"]["regex"], image)
+    for policy in [e for e in built("overlays/prod") if e["kind"] == "ValidatingAdmissionPolicy"]:
+        [images] = policy["spec"]["variables"]
+        assert re.search(json.loads(images["expression"]), image)
     assert one("overlays/prod", "Ingress", "agent-api")["spec"]["rules"][0]["host"] == "tailrun.example.com"
 
 
