@@ -14,18 +14,26 @@ import pytest
 from crowd import BEARER, CLIENTS, Watch, by_text, follow
 from servers import RedisServer
 from stack import Process, Stack, shell, wait_for
-from tcp_proxy import BehindProxy
+from tcp_proxy import BehindProxy, TcpProxy
 
 LINES = 100
 LOST = 0.05
 """The share of pub/sub messages that the proxy drops."""
 
 
+class Exposed(Stack):
+    """A stack whose watchers come through a proxy."""
+
+    front: TcpProxy
+
+
 @pytest.fixture
-def stack(tmp_path: Path, database_url: str) -> Iterator[Stack]:
+def stack(tmp_path: Path, database_url: str) -> Iterator[Exposed]:
     redis = BehindProxy(RedisServer(tmp_path / "redis").start(), seed=1)
-    stack = Stack(tmp_path, database_url, redis=redis, WORKER_CONCURRENCY="20")
+    stack = Exposed(tmp_path, database_url, redis=redis, WORKER_CONCURRENCY="20")
+    stack.front = TcpProxy(stack.port, seed=2)
     yield stack
+    stack.front.close()
     stack.close()
 
 
@@ -49,13 +57,14 @@ class Size:
         return self.to_redis <= 70 and self.others <= before.others + 24
 
 
-async def watched(stack: Stack, run_ids: list[str], clients: int, rounds: int) -> list[Watch]:
+async def watched(stack: Exposed, run_ids: list[str], clients: int, rounds: int) -> list[Watch]:
     """Let a crowd follow the runs; meanwhile break something, round after round."""
+    url = f"http://127.0.0.1:{stack.front.port}"
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=clients)
     async with httpx2.AsyncClient(
-        base_url=stack.url, headers=BEARER, timeout=60, trust_env=False, limits=limits
+        base_url=url, headers=BEARER, timeout=60, trust_env=False, limits=limits
     ) as http:
-        watches = [Watch(stack.url, http, run_ids[n % len(run_ids)]) for n in range(clients)]
+        watches = [Watch(url, http, run_ids[n % len(run_ids)]) for n in range(clients)]
         tasks = [
             asyncio.create_task(follow(watch, CLIENTS[n % len(CLIENTS)])) for n, watch in enumerate(watches)
         ]
@@ -72,19 +81,22 @@ async def progress(watches: list[Watch], part: int, of: int) -> None:
         await asyncio.sleep(0.05)
 
 
-def break_something(stack: Stack, n: int) -> None:
-    """The API twice as often as Redis: its death cuts every watcher."""
-    if n % 3 == 1:
-        stack.redis.kill()
-        stack.redis.start()
-    elif n % 3 == 0:
+def break_something(stack: Exposed, n: int) -> None:
+    """One after the other; the last cuts watchers off at any byte of what they get."""
+    if n % 4 == 0:
         stack.api.kill()
         stack.api.start()
-    else:
+    elif n % 4 == 1:
+        stack.redis.kill()
+        stack.redis.start()
+    elif n % 4 == 2:
         stack.redis.proxy.cut(0.5)
+    else:
+        for _ in range(50):
+            stack.front.lose(reply=b'"seq":', keep=stack.front.dice.randrange(200))
 
 
-def under_fire(stack: Stack, *, runs: int, clients: int, rounds: int, pause_s: float) -> None:
+def under_fire(stack: Exposed, *, runs: int, clients: int, rounds: int, pause_s: float) -> None:
     stack.wait_end(stack.submit(shell("seq 10")))
     processes = (stack.api, stack.workers[0])
     before = [Size.of(stack, process) for process in processes]
@@ -112,17 +124,18 @@ def under_fire(stack: Stack, *, runs: int, clients: int, rounds: int, pause_s: f
         assert Size.of(stack, process).memory_mb <= old.memory_mb + 60
     print(
         f"{runs} runs, {clients} clients, {sum(w.connections for w in watches)} connections, "
+        f"{sum(loss.happened for loss in stack.front.losses)} cut at a byte, "
         f"{stack.redis.proxy.dropped} messages dropped; API and worker were {before}, "
         f"are {[Size.of(stack, process) for process in processes]}"
     )
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_small_crowd(stack: Stack) -> None:
-    under_fire(stack, runs=5, clients=14, rounds=3, pause_s=0.05)
+def test_a_small_crowd(stack: Exposed) -> None:
+    under_fire(stack, runs=5, clients=14, rounds=4, pause_s=0.05)
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(600)
-def test_fifty_clients(stack: Stack) -> None:
+def test_fifty_clients(stack: Exposed) -> None:
     under_fire(stack, runs=20, clients=50, rounds=12, pause_s=0.4)
