@@ -38,6 +38,7 @@ _HURRIED_UPLOAD_S = 1.5
 _KILL_S = 2.0
 _START_FAILED, _NOT_READY = frozenset({126, 127}), 125
 _TOLD_EVENTS = 20
+_WORTH_TELLING = frozenset({"Pulling", "TriggeredScaleUp"})
 
 log = structlog.get_logger()
 
@@ -134,6 +135,8 @@ class Attendance:
     async def _tell(self) -> None:
         """Put what the cluster says of the pod into the run's log, each thing once."""
         for event in tuple(self._view.events):
+            if event.get("type") != "Warning" and event.get("reason") not in _WORTH_TELLING:
+                continue
             text = f"{event.get('reason')}: {event.get('message')}"
             if text not in self._told and len(self._told) < _TOLD_EVENTS:
                 self._told.add(text)
