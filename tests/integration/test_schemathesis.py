@@ -13,6 +13,7 @@ import schemathesis
 import yaml
 from api_server import TOKEN, Api, serving, settings_for
 from hypothesis import HealthCheck, settings
+from pydantic import SecretStr
 from schemathesis.checks import not_a_server_error
 from servers import RedisServer
 
@@ -28,7 +29,8 @@ schema = schemathesis.openapi.from_dict(DOCUMENT)
 def api(tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("schemathesis")
     url = f"sqlite:///{folder / 'tailrun.db'}"
-    with serving(settings_for(folder, shared_redis.url, url, body_max_bytes=100_000)) as api:
+    more: dict[str, Any] = {"body_max_bytes": 100_000, "projects_key": SecretStr("k" * 43 + "=")}
+    with serving(settings_for(folder, shared_redis.url, url, **more)) as api:
         yield api
 
 
