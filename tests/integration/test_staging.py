@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import signal
 import tarfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
@@ -21,13 +25,17 @@ from workspace_contents import content, paths
 from app.config import Settings
 from app.errors import Conflict, TooLarge, Unprocessable
 from app.storage.factory import open_staging, open_workspaces
+from app.storage.s3_staging import S3Staging
 from app.storage.staging import StagingUnset, UploadMissing, UploadRefused
+from app.storage.workspace import Checkout
 
 LIMITS = {"file_max_bytes": 1_000_000, "workspace_max_bytes": 2_500_000, "workspace_max_files": 12}
 
 
 @pytest.fixture(params=["api", "s3"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    deep = request.node.get_closest_marker("deep") is not None
+    limits = {name: bound * (1000 if deep else 1) for name, bound in LIMITS.items()}
     with contextlib.ExitStack() as stack:
         if request.param == "s3":
             settings = Settings(
@@ -37,12 +45,12 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
                 s3_region="us-east-1",
                 s3_access_key="k",
                 s3_secret_key=SecretStr("s"),
-                **LIMITS,
+                **limits,
             )
         else:
             redis: RedisServer = request.getfixturevalue("redis_server")
             served = settings_for(
-                tmp_path / "data", redis.url, request.getfixturevalue("sqlite_url"), **LIMITS
+                tmp_path / "data", redis.url, request.getfixturevalue("sqlite_url"), **limits
             )
             url = stack.enter_context(serving(served)).url
             settings = served.model_copy(update={"tool_sync_url": url})
@@ -252,6 +260,69 @@ async def test_addresses_are_json_and_hold_no_credential(world: World) -> None:
             continue  # moto checks no signature; `test_presigned_addresses` looks at what is signed
         answer = httpx2.request(method, url, headers=headers, content=b"x" if method == "PUT" else None)
         assert answer.status_code in {404, 405}, (method, answer.text)
+
+
+async def test_presigned_addresses(world: World) -> None:
+    """S3 alone: each is signed for one object, one method and its time, and needs nothing else."""
+    if not isinstance(world.staging, S3Staging):
+        return
+    offer = await world.offer(lifetime_s=1234)
+    down, up = (urlsplit(way["url"]) for way in (offer.down, offer.up))
+    for url, name in ((down, "in.tar.gz"), (up, "out.tar.gz")):
+        said = parse_qs(url.query)
+        assert url.path.split("/")[2:] == ["staging", KEY, name]
+        assert said["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
+        assert said["X-Amz-SignedHeaders"] == ["host"]
+        assert said["X-Amz-Expires"] == ["1234"]
+    assert down.query != up.query
+    assert (offer.down["headers"], offer.up["headers"]) == ({}, {})
+    longer = await world.offer(lifetime_s=1e9)
+    assert parse_qs(urlsplit(longer.up["url"]).query)["X-Amz-Expires"] == [str(7 * 86_400)]
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(900)
+async def test_a_large_workspace_takes_little_memory(world: World) -> None:
+    """200 MB in 5 000 files, down and half of it back: the pod's memory does not grow with them."""
+    workspace, count = world.workspace, 5_000
+    folder = world.folder / "many"
+    for n in range(count):
+        path = folder / f"d{n % 50}/f{n}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(20_000) * 2)
+    await workspace.take_in(Checkout(folder, []), ())
+    began = time.monotonic()
+    offer = await world.offer()
+    offered = time.monotonic()
+    pod = world.pod(offer).wait_ready()
+    synced = time.monotonic()
+    for n in range(0, count, 2):
+        with (pod.workspace / f"d{n % 50}/f{n}").open("ab") as file:
+            file.write(b"more")
+    ended = time.monotonic()
+    pod.popen.send_signal(signal.SIGTERM)
+    peak = 0
+    while pod.popen.poll() is None:
+        peak = max(peak, _peak_kib(pod.popen.pid))
+        await asyncio.sleep(0.02)
+    uploaded = time.monotonic()
+    collected = await world.staging.collect(KEY, workspace)
+    done = time.monotonic()
+    assert pod.popen.returncode == 0, pod.log
+    assert collected.failure is None
+    assert [file.size for file in collected.changed] == [40_004] * (count // 2)
+    assert 10_000 < peak < 80_000, "KiB of the sync container"
+    print(
+        f"\n{type(world.staging).__name__}, 200 MB in {count} files: offer {offered - began:.1f} s, "
+        f"down {synced - offered:.1f} s, half of it back {uploaded - ended:.1f} s, "
+        f"collect {done - uploaded:.1f} s, the pod's memory {peak / 1024:.0f} MiB"
+    )
+
+
+def _peak_kib(pid: int) -> int:
+    """Return a process' largest resident set since its exec (a parent's would count in `ru_maxrss`)."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in status if line.startswith("VmHWM")), 0)  # none: a zombie
 
 
 def _escapes() -> dict[str, bytes]:

@@ -1,0 +1,157 @@
+"""The two routes of tool pods: what opens them, what bounds them, and what they leave behind."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from api_server import Api, serving, settings_for
+from servers import RedisServer
+from stack import wait_for
+
+from app.storage.api_staging import TOKEN_HEADER
+from app.storage.factory import staged_files, workspace_limits
+from app.storage.staged_files import StagedFiles, Way
+from app.storage.staging_archive import largest_upload
+
+KEY, OTHER = "tool-00000000000000aa", "tool-00000000000000bb"
+
+
+@pytest.fixture
+def api(tmp_path: Path, redis_server: RedisServer, sqlite_url: str) -> Iterator[Api]:
+    limits = {"file_max_bytes": 1000, "workspace_max_bytes": 1000, "workspace_max_files": 1}
+    with serving(settings_for(tmp_path, redis_server.url, sqlite_url, **limits)) as api:
+        yield api
+
+
+@pytest.fixture
+def staged(api: Api) -> StagedFiles:
+    files = staged_files(api.settings)
+    for key in (KEY, OTHER):
+        files.make(key)
+        part = files.begin(key, Way.DOWN)
+        part.write(b"archive of " + key.encode())
+        part.finish()
+        part.discard()
+    return files
+
+
+def ask(api: Api, method: str, key: str, token: str | None, content: bytes | None = None) -> httpx2.Response:
+    headers = {} if token is None else {TOKEN_HEADER: token}
+    return api.client().request(method, f"/v1/staging/{key}", headers=headers, content=content)
+
+
+def _uploaded(staged: StagedFiles) -> bytes:
+    with staged.open(KEY, Way.UP) as file:
+        return file.read()
+
+
+def places(api: Api) -> list[str]:
+    root = api.settings.data_dir / "staging"
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_one_key_one_direction_one_while(api: Api, staged: StagedFiles) -> None:
+    """The right token does the one thing; anything else is the same 404 as a key that never was."""
+    down, up = (staged.token(KEY, way, 600) for way in Way)
+    answer = ask(api, "GET", KEY, down)
+    assert (answer.status_code, answer.content) == (200, b"archive of " + KEY.encode())
+    assert answer.headers["Content-Length"] == str(len(answer.content))
+    assert ask(api, "PUT", KEY, up, b"one").status_code == 204
+    assert ask(api, "PUT", KEY, up, b"two").status_code == 204
+    assert _uploaded(staged) == b"two"
+    expires, _, mac = down.partition(".")
+    wrong = [
+        None,
+        "",
+        ".",
+        up,
+        f"{int(expires) + 1}.{mac}",
+        f"{expires}.{mac[:-1]}",
+        f"{expires}.{mac}0",
+        f"-{expires}.{mac}",
+        f"{'9' * 5000}.{mac}",
+        staged.token(OTHER, Way.DOWN, 600),
+        staged.token(KEY, Way.DOWN, -1),
+    ]
+    for token in wrong:
+        assert ask(api, "GET", KEY, token).status_code == 404, token
+    for token in (None, down, staged.token(OTHER, Way.UP, 600), staged.token(KEY, Way.UP, -1)):
+        assert ask(api, "PUT", KEY, token, b"evil").status_code == 404, token
+    assert api.admin.get(f"/v1/staging/{KEY}").status_code == 404
+    assert _uploaded(staged) == b"two"
+
+
+@pytest.mark.parametrize("key", ["tool-never", "..%2f..%2fetc", ".secret", "TOOL", "a" * 64, "%00"])
+def test_keys_that_are_none(api: Api, staged: StagedFiles, key: str) -> None:
+    """Also with a token that would fit, nothing outside of the keys' places is reached."""
+    for method, way in (("GET", Way.DOWN), ("PUT", Way.UP)):
+        answer = ask(api, method, key, staged.token(key, way, 600), b"x" if method == "PUT" else None)
+        assert answer.status_code == 404
+    assert places(api) == [".secret", f"{KEY}/in.tar.gz", f"{OTHER}/in.tar.gz"]
+
+
+def test_nothing_was_ever_staged(api: Api) -> None:
+    """An API that carries no files has no secret to guess, and makes none for a stranger."""
+    assert ask(api, "GET", KEY, f"{int(time.time()) + 60}.{'0' * 64}").status_code == 404
+    assert not (api.settings.data_dir / "staging").exists()
+
+
+def test_an_upload_is_bounded(api: Api, staged: StagedFiles) -> None:
+    """Announced or not, too much is refused, and leaves nothing."""
+    limit = largest_upload(workspace_limits(api.settings))
+    token = staged.token(KEY, Way.UP, 600)
+    before = places(api)
+    assert ask(api, "PUT", KEY, token, bytes(limit + 1)).status_code == 413
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(limit // 65_536 + 2):
+            yield bytes(65_536)
+
+    answer = api.client().put(f"/v1/staging/{KEY}", headers={TOKEN_HEADER: token}, content=endless())
+    assert answer.status_code == 413
+    wait_for(lambda: places(api) == before, "the part to be removed", 60)
+    assert ask(api, "PUT", KEY, token, bytes(limit)).status_code == 204
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(api: Api, staged: StagedFiles) -> None:
+    """Whole or not at all: what had come before stays."""
+    token = staged.token(KEY, Way.UP, 600)
+    assert ask(api, "PUT", KEY, token, b"whole").status_code == 204
+    before = places(api)
+    url = urlsplit(api.url)
+    with socket.create_connection((url.hostname or "", url.port or 0)) as sock:
+        head = [
+            f"PUT /v1/staging/{KEY} HTTP/1.1",
+            "Host: x",
+            f"{TOKEN_HEADER}: {token}",
+            "Content-Length: 600000",
+        ]
+        sock.sendall("\r\n".join([*head, "", ""]).encode() + bytes(300_000))
+        wait_for(lambda: len(places(api)) > len(before), "the part", 60)
+    wait_for(lambda: places(api) == before, "the part to be removed", 60)
+    assert _uploaded(staged) == b"whole"
+
+
+def test_what_was_dropped_takes_no_more(api: Api, staged: StagedFiles) -> None:
+    """A pod that comes late can't leave an archive that nobody will ever ask for."""
+    tokens = {way: staged.token(KEY, way, 600) for way in Way}
+    staged.drop(KEY)
+    assert ask(api, "GET", KEY, tokens[Way.DOWN]).status_code == 404
+    assert ask(api, "PUT", KEY, tokens[Way.UP], gzip.compress(b"x")).status_code == 404
+    assert places(api) == [".secret", f"{OTHER}/in.tar.gz"]
+
+
+def test_api_and_worker_agree_on_the_secret(tmp_path: Path) -> None:
+    """Whoever comes first makes it; it is nobody else's to read."""
+    one, other = StagedFiles(tmp_path / "staging"), StagedFiles(tmp_path / "staging")
+    assert other.opens(one.token(KEY, Way.UP, 60), KEY, Way.UP)
+    assert one.opens(other.token(KEY, Way.DOWN, 60), KEY, Way.DOWN)
+    assert (tmp_path / "staging/.secret").stat().st_mode & 0o077 == 0
+    assert not StagedFiles(tmp_path / "else").opens(one.token(KEY, Way.UP, 60), KEY, Way.UP)
