@@ -166,7 +166,7 @@ def _account(stack: Stack, havoc: Havoc, run_ids: list[str], watchers: list[Watc
 def _hold_to_promises(stack: Stack, folder: Path, run_ids: list[str], watchers: list[Watcher]) -> None:
     stack.wait_ready()
     for n, run_id in enumerate(run_ids):
-        run = stack.wait_end(run_id, 120)
+        run = stack.wait_end(run_id, 300)
         assert run["status"] == "succeeded", (run["status"], run["error"], run["attempt"])
         events = stack.events(run_id)
         assert seqs(events) == list(range(1, run["last_seq"] + 1)), run_id
