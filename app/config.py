@@ -118,6 +118,14 @@ class Settings(BaseSettings):
     tool_upload_s: float = Field(30, gt=0)
     tool_ttl_s: int = Field(3600, ge=60)
 
+    # Webhooks
+    webhook_secret: SecretStr | None = None
+    webhook_allow_private: bool = False
+    webhook_timeout_s: float = Field(10, gt=0, le=60)
+    webhook_max_attempts: int = Field(10, ge=1, le=100)
+    webhook_retry_base_s: float = Field(5, gt=0)
+    webhook_retry_max_s: float = Field(3600, gt=0)
+
     # Logs of runs
     log_batch: int = Field(64, ge=1)
     log_linger_s: float = Field(0.02, ge=0)

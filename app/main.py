@@ -28,6 +28,7 @@ from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
+from app.db.webhook_store import WebhookStore
 from app.errors import StorageError
 from app.redis.clients import RedisClients
 from app.redis.dead import DeadLetters
@@ -54,6 +55,7 @@ from app.routes import (
     tasks,
     tokens,
     watch,
+    webhooks,
 )
 from app.routes.abortable import AbortableHttp, AbortableWebSocket
 from app.routes.backlog import Backlog
@@ -74,6 +76,7 @@ _ROUTES = (
     logs,
     stream,
     watch,
+    webhooks,
     files,
     staging,
     tasks,
@@ -269,6 +272,7 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         db=db,
         runs=run_store,
         schedules=ScheduleStore(db),
+        webhooks=WebhookStore(db),
         projects=ProjectStore(db, settings.project_keys),
         task_types=task_types,
         logs=history,

@@ -271,6 +271,7 @@ class Run:
     priority: Priority = Priority.NORMAL
     retry_on: list[str] | None = None
     run_at: int | None = None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

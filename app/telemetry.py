@@ -158,6 +158,9 @@ RECONCILED_AT = Gauge(
     "tailrun_reconciled_timestamp_seconds", "When this worker last compared database and Redis; 0: never."
 )
 SCHEDULED = Counter("tailrun_scheduled_runs", "Runs that this worker made for schedules.")
+WEBHOOKS = Counter(
+    "tailrun_webhooks", "Tries to deliver a webhook, by outcome: delivered, retried, gave_up.", ["outcome"]
+)
 DEAD_LETTERS = Counter("tailrun_dead_letters", "Entries put into jobs:dead, by reason.", ["reason"])
 RUN_WAIT_SECONDS = Histogram(
     "tailrun_run_wait_seconds",

@@ -16,6 +16,7 @@ from app.db.log_rows import insert_lines, weigh
 from app.db.run_claim import as_seen, close_lost_attempt
 from app.db.run_rows import WHOLE_RUN, to_run
 from app.db.tables import runs
+from app.db.webhook_store import note_end
 from app.errors import Conflict, ErrorCode, NotFound
 from app.models import Event, EventType, Run, RunStatus
 
@@ -144,6 +145,7 @@ def _end(
         last_seq=event.seq,
         **more,
     )
+    note_end(connection, run.run_id, run.webhook_url, now)
     return Changed(ended, [event])
 
 

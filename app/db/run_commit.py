@@ -20,6 +20,7 @@ from app.db.log_rows import insert_from, insert_lines, line_arrays, weigh
 from app.db.run_batch import Batch, Committed, Cut, Outcome
 from app.db.run_rows import STEP_COLUMNS, step_values
 from app.db.tables import log_lines, runs
+from app.db.webhook_store import note_end
 from app.errors import LostOwnership
 from app.line_batch import Written, first_seq
 from app.models import Fence, RunStatus
@@ -33,7 +34,7 @@ _FENCE = """UPDATE runs SET last_seq = CAST(:top AS bigint),
  truncated = (truncated OR CAST(:cut AS boolean)){outcome}
  WHERE run_id = CAST(:run_id AS text) AND attempt = CAST(:attempt AS integer)
  AND worker_id = CAST(:worker_id AS text) AND status = 'running' AND last_seq = CAST(:after AS bigint)
- RETURNING cancel_requested_at"""
+ RETURNING cancel_requested_at, run_id, webhook_url"""
 _FENCE_OUTCOME = """, status = CAST(:status AS text), exit_code = CAST(:exit_code AS integer),
  error = CAST(:error AS text), next_attempt_at = CAST(:next_attempt_at AS bigint),
  retries = retries + CAST(:retry AS integer), ended_at = CAST(:ended_at AS bigint),
@@ -51,6 +52,9 @@ _STEPS_POSTGRES = (
 _USAGE = """INSERT INTO usage (run_id, attempt, data)
  SELECT CAST(:run_id AS text), CAST(:attempt AS integer), CAST(:usage AS text) {gate}
  ON CONFLICT (run_id, attempt) DO UPDATE SET data = excluded.data"""
+_WEBHOOK = """INSERT INTO webhooks (run_id, url, created_at, next_at, attempts, tries)
+ SELECT run_id, webhook_url, CAST(:at AS bigint), CAST(:at AS bigint), 0, '[]' FROM fence
+ WHERE webhook_url IS NOT NULL AND CAST(:ended_at AS bigint) IS NOT NULL"""
 _ATTEMPT = """UPDATE attempts SET ended_at = CAST(:at AS bigint), outcome = CAST(:status AS text),
  error = CAST(:error AS text)
  WHERE run_id = CAST(:run_id AS text) AND attempt = CAST(:attempt AS integer){gate}"""
@@ -102,6 +106,7 @@ def _statement(events: bool, steps: bool, usage: bool, outcome: bool) -> TextCla
         parts.append(f"usage_in AS ({_USAGE.format(gate='FROM fence')})")
     if outcome:
         parts.append(f"attempt_end AS ({_ATTEMPT.format(gate=' AND EXISTS (SELECT 1 FROM fence)')})")
+        parts.append(f"webhook_in AS ({_WEBHOOK})")
     return text(", ".join(parts) + " SELECT cancel_requested_at FROM fence")
 
 
@@ -116,6 +121,8 @@ def _in_statements(connection: Connection, values: dict[str, Any], batch: Batch)
         connection.execute(_USAGE_SQLITE, values)
     if batch.outcome is not None:
         connection.execute(_ATTEMPT_SQLITE, values)
+        if batch.outcome.status.terminal:
+            note_end(connection, row.run_id, row.webhook_url, values["at"])
     return row
 
 

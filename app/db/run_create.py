@@ -40,6 +40,7 @@ class NewRun:
     priority: Priority = Priority.NORMAL
     retry_on: list[str] | None = None
     run_at: int | None = None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ def _first_state(new: NewRun, now: int) -> tuple[Run, list[Event]]:
         priority=new.priority,
         retry_on=new.retry_on,
         run_at=new.run_at,
+        webhook_url=new.webhook_url,
     )
     return run, events
 

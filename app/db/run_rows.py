@@ -17,7 +17,7 @@ RUN_COLUMNS = (
     *("retries", "redeliveries", "max_attempts", "timeout_s", "queued_at", "started_at", "ended_at"),
     *("next_attempt_at", "cancel_requested_at", "exit_code", "error", "log_lines", "log_size"),
     *("truncated", "last_seq", "labels", "retry_of", "workspace_from", "project", "type"),
-    *("priority", "retry_on", "run_at"),
+    *("priority", "retry_on", "run_at", "webhook_url"),
 )
 """In the order of `Run`'s fields; every SELECT and RETURNING of whole runs uses it."""
 
@@ -113,6 +113,7 @@ def run_values(run: Run) -> dict[str, Any]:
         "priority": run.priority.value,
         "retry_on": to_json_or_none(run.retry_on),
         "run_at": run.run_at,
+        "webhook_url": clean_or_none(run.webhook_url),
     }
 
 

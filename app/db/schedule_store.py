@@ -30,7 +30,7 @@ BACKLOG_FULL = "skipped: so many of your runs wait already (USER_BACKLOG_MAX)"
 _CURSOR = re.compile(r"([0-9]{1,18})\.(.+)", re.ASCII)
 _KEPT = (
     *("kind", "spec", "max_attempts", "timeout_s", "labels", "workspace_from", "project", "type"),
-    *("priority", "retry_on"),
+    *("priority", "retry_on", "webhook_url"),
 )
 """Fields of a `NewRun` that all runs of a schedule share."""
 

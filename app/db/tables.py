@@ -85,6 +85,7 @@ runs = Table(
     Column("priority", SafeText, nullable=False, server_default="normal"),
     Column("retry_on", Text),
     Column("run_at", BigInteger),
+    Column("webhook_url", SafeText),
     Index("runs_by_status", "status", "run_id"),
     _partial_index("runs_by_backlog", "user_id", "status = 'queued'"),
     _partial_index("runs_by_end", "ended_at", "ended_at IS NOT NULL"),
@@ -204,6 +205,19 @@ schedules = Table(
     Column("last_error", SafeText),
     Index("schedules_by_user", "user_id", "created_at", "schedule_id"),
     Index("schedules_by_time", "next_at"),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    _run_id(),
+    Column("url", SafeText, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("next_at", BigInteger),
+    Column("attempts", Integer, nullable=False),
+    Column("delivered_at", BigInteger),
+    Column("tries", Text, nullable=False),
+    _partial_index("webhooks_by_time", "next_at", "next_at IS NOT NULL"),
 )
 
 projects = Table(

@@ -26,6 +26,7 @@ from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
+from app.db.webhook_store import WebhookStore
 from app.errors import Forbidden, NotFound, Unauthorized
 from app.models import Run
 from app.redis.clients import RedisClients
@@ -57,6 +58,7 @@ class Services:
     db: Database
     runs: RunStore
     schedules: ScheduleStore
+    webhooks: WebhookStore
     projects: ProjectStore
     task_types: TaskTypes
     logs: LogHistory

@@ -146,6 +146,11 @@ class RunFields(Body):
     priority: Literal["high", "normal"] = Field(
         default="normal", description="`high` goes to the front of the queue: it is taken next."
     )
+    webhook_url: Text | None = Field(
+        default=None,
+        description="Where to POST a signed message once the run has ended; needs `WEBHOOK_SECRET`.",
+        examples=["https://example.com/hooks/tailrun"],
+    )
     workspace_from: str | None = Field(
         default=None, description="A run of yours whose files the new run starts with."
     )
@@ -243,6 +248,7 @@ class RunView(BaseModel):
     priority: Priority
     retry_on: list[str] | None
     run_at: str | None
+    webhook_url: str | None
     links: dict[str, str]
 
 

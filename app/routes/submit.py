@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from app.catalogue import parse_steps
+from app.config import Settings
 from app.db.run_store import Created, NewRun
 from app.errors import Conflict, NotFound, StorageError, TooManyRequests, Unprocessable
 from app.models import Event, Priority, Run, RunKind, RunStatus, parse_ts
@@ -24,11 +25,12 @@ from app.projects import DEFAULT
 from app.routes.deps import RUN_ID, Principal, Services, now_us
 from app.routes.schemas import RunFields
 from app.telemetry import get_logger
+from app.webhook_url import checked
 
 _log = get_logger(__name__)
 _KEY_CHARS = 255
 _MAX_DELAY_US = 366 * 24 * 3600 * 1_000_000
-_LATER_FIELDS = {"priority": "normal", "retry_on": None, "run_at": None}
+_LATER_FIELDS = {"priority": "normal", "retry_on": None, "run_at": None, "webhook_url": None}
 """Fields that 0.1.0 had not: left out of the hash at their defaults, so that its keys still repeat."""
 
 
@@ -70,6 +72,7 @@ async def compose(services: Services, user: Principal, body: RunFields, *, start
         run_at=_run_at(body.run_at),
         project=(body.project or DEFAULT) if kind is RunKind.TASK else None,
         type=body.type,
+        webhook_url=_webhook(body.webhook_url, services.settings),
     )
 
 
@@ -108,6 +111,7 @@ async def retry_run(services: Services, run: Run, key: str | None = None) -> Run
         type=run.type,
         priority=run.priority,
         retry_on=run.retry_on,
+        webhook_url=run.webhook_url,
         idempotency_key=key,
         request_hash=key,
     )
@@ -213,6 +217,14 @@ def _run_at(time: str | None) -> int | None:
     if at > now_us() + _MAX_DELAY_US:
         raise Unprocessable("run_at must be at most one year ahead.")
     return at
+
+
+def _webhook(url: str | None, settings: Settings) -> str | None:
+    if url is None:
+        return None
+    if settings.webhook_secret is None:
+        raise Unprocessable("webhook_url: this server sends no webhooks, for it has no WEBHOOK_SECRET.")
+    return checked(url, allow_private=settings.webhook_allow_private)
 
 
 def _hash(body: RunFields, *, start: bool) -> str:

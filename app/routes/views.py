@@ -58,6 +58,7 @@ def run_view(run: Run) -> dict[str, Any]:
         "priority": run.priority,
         "retry_on": run.retry_on,
         "run_at": moment(run.run_at),
+        "webhook_url": run.webhook_url,
         "links": links(run.run_id),
     }
 

@@ -63,6 +63,7 @@ from app.worker.resources import FRESH_S, Resources
 from app.worker.scheduler import Scheduler
 from app.worker.secrets import Secrets
 from app.worker.tool_place import open_executor
+from app.worker.webhooks import open_webhooks
 
 _RETRY_S = 1.0
 _REMARKS_S = 0.5
@@ -116,6 +117,9 @@ class Worker:
         )
         self._reaper = Reaper(self._ticks, Reconciler(self._runs, queue, now_us), self.worker_id)
         self._janitor = self._make_janitor()
+        self._webhooks = open_webhooks(
+            settings, self._db, self._runs, self._ticks, clock=now_us, worker_id=self.worker_id
+        )
         self._scheduler = Scheduler(
             ScheduleStore(self._db),
             queue,
@@ -222,6 +226,7 @@ class Worker:
             asyncio.create_task(self._forever("reaper", self._reaper.run())),
             asyncio.create_task(self._forever("scheduler", self._scheduler.run())),
             asyncio.create_task(self._forever("janitor", self._janitor.run())),
+            asyncio.create_task(self._forever("webhooks", self._webhooks.run())),
         ]
         if self._executor.reattaches:
             jobs = cast("Jobs", self._executor)

@@ -1,0 +1,212 @@
+"""Webhooks over real HTTP: once at the end, again when it fails, never lost, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Iterator
+from random import Random
+
+import pytest
+from db_world import NOW, end, ended, new_run, running
+from servers import RedisServer
+from webhook_receiver import SECRET, Receiver, verify
+
+from app.db.engine import Database
+from app.db.run_store import Batch, Outcome, RunStore
+from app.db.webhook_store import WebhookStore
+from app.models import Fence, RunStatus
+from app.redis.clients import RedisClients
+from app.redis.ticks import Ticks
+from app.worker.outcome import Backoff
+from app.worker.webhook_sender import WebhookSender
+from app.worker.webhooks import Retry, Webhooks
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture
+async def ticks(redis_server: RedisServer) -> AsyncIterator[Ticks]:
+    clients = RedisClients(redis_server.url)
+    yield Ticks(clients, 5)
+    await clients.close()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW + 1_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def webhooks(
+    database: Database,
+    ticks: Ticks,
+    clock: Clock,
+    *,
+    tries: int = 3,
+    allow: bool = True,
+    timeout_s: float = 30,
+) -> tuple[Webhooks, WebhookSender]:
+    sender = WebhookSender(SECRET, timeout_s=timeout_s, allow_private=allow)
+    retry = Retry(tries, Backoff(10, 100, Random(1)))
+    runs, store = RunStore(database), WebhookStore(database)
+    made = Webhooks(store, runs, ticks, sender, retry, timeout_s=timeout_s, clock=clock, worker_id="w1")
+    return made, sender
+
+
+async def send(pair: tuple[Webhooks, WebhookSender]) -> int:
+    """Send what is due and wait for the answers."""
+    began = await pair[0].send_due(pair[1])
+    while pair[0]._sending:
+        await asyncio.wait(tuple(pair[0]._sending), timeout=60)
+    return began
+
+
+async def finished(database: Database, url: str | None, status: RunStatus = RunStatus.SUCCEEDED) -> str:
+    run, fence = await running(RunStore(database), webhook_url=url)
+    await RunStore(database).commit(fence, 2, ended(run.run_id, 3, status))
+    return run.run_id
+
+
+async def test_the_row_comes_with_the_end_and_only_then(database: Database, ticks: Ticks) -> None:
+    """Whoever ends the run: its owner, a cancel before the start, the end of an orphan; not a retry."""
+    runs, store = RunStore(database), WebhookStore(database)
+    run, fence = await running(runs, webhook_url="https://example.com/")
+    again = Outcome(RunStatus.QUEUED, next_attempt_at=NOW + 5, counts_retry=True, at=NOW + 2)
+    await runs.commit(fence, 2, Batch(outcome=again))
+    assert await store.get(run.run_id) is None
+    (run,) = await runs.claim([run.run_id], "w2", NOW + 9)
+    last = Batch(events=[end(run.run_id, 3, attempt=2)], outcome=Outcome(RunStatus.SUCCEEDED, 0))
+    for _ in range(2):  # a repeat, whose first reply was lost, changes nothing
+        await runs.commit(Fence(run.run_id, 2, "w2"), 2, last)
+    found = await store.get(run.run_id)
+    assert found
+    assert (found.url, found.next_at, found.attempts) == ("https://example.com/", NOW + 3, 0)
+
+    waiting = await runs.create(new_run(webhook_url="https://example.com/"), NOW)
+    await runs.request_cancel(waiting.run.run_id, NOW + 4)
+    assert await store.get(waiting.run.run_id)
+    orphan, _ = await running(runs, webhook_url="https://example.com/")
+    await runs.end_orphan(orphan, RunStatus.FAILED, {"code": "worker_lost", "message": "x"}, NOW + 5)
+    assert await store.get(orphan.run_id)
+    assert await store.get(await finished(database, None)) is None
+
+
+async def test_an_end_is_told_once_signed_and_noted(
+    database: Database, ticks: Ticks, receiver: Receiver
+) -> None:
+    run_id, clock = await finished(database, receiver.url, RunStatus.FAILED), Clock()
+    pair = webhooks(database, ticks, clock)
+    assert [await send(pair), await send(pair)] == [1, 0]
+    [(headers, body)] = receiver.got
+    assert headers["host"] == f"127.0.0.1:{receiver.port}"
+    assert (headers["webhook-id"], headers["content-type"]) == (f"msg_{run_id}", "application/json")
+    verify(SECRET, headers, body)
+    told = json.loads(body)
+    assert (told["type"], told["data"]["run_id"], told["data"]["status"]) == ("run.failed", run_id, "failed")
+    row = await WebhookStore(database).get(run_id)
+    assert row
+    assert (row.delivered_at, row.next_at, row.attempts) == (clock.now, None, 1)
+    assert [(one["status"], one["error"]) for one in row.tries] == [(204, None)]
+
+
+async def test_failures_are_tried_again_with_pauses_and_given_up(
+    database: Database, ticks: Ticks, receiver: Receiver
+) -> None:
+    """A 500, a redirect that is not followed, nobody there: three tries, and a record of each."""
+    receiver.answers, clock = [500, 302], Clock()
+    receiver.location = receiver.url
+    run_id = await finished(database, receiver.url)
+    pair, store = webhooks(database, ticks, clock), WebhookStore(database)
+    pauses = list[int]()
+    for n in range(3):
+        if n == 2:
+            receiver.close()
+        assert await send(pair) == 1
+        assert await send(pair) == 0
+        row = await store.get(run_id)
+        assert row
+        pauses.append(0 if row.next_at is None else row.next_at - clock.now)
+        clock.now = row.next_at or clock.now
+    assert len(receiver.got) == 2
+    assert 0 <= pauses[0] <= 10_000_000
+    assert 0 <= pauses[1] <= 20_000_000
+    assert pauses[2] == 0
+    assert (row.delivered_at, row.next_at, row.attempts) == (None, None, 3)
+    assert [one["status"] for one in row.tries] == [500, 302, None]
+    assert "Connect" in row.tries[2]["error"]
+
+
+async def test_gone_is_final(database: Database, ticks: Ticks, receiver: Receiver) -> None:
+    receiver.answers = [410]
+    run_id = await finished(database, receiver.url)
+    await send(webhooks(database, ticks, Clock()))
+    row = await WebhookStore(database).get(run_id)
+    assert row
+    assert (row.next_at, row.delivered_at) == (None, None)
+
+
+async def test_private_addresses_are_refused_at_the_try(
+    database: Database, ticks: Ticks, receiver: Receiver
+) -> None:
+    """Also a name that leads there: localhost stands for one that was public at the POST."""
+    urls = [f"http://{host}:{receiver.port}/" for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]")]
+    ids = [await finished(database, url) for url in urls]
+    await send(webhooks(database, ticks, Clock(), allow=False))
+    for run_id in ids:
+        row = await WebhookStore(database).get(run_id)
+        assert row
+        assert "not a public address" in row.tries[0]["error"]
+    assert receiver.got == []
+
+
+async def test_a_sender_that_died_leaves_it_to_the_next(
+    database: Database, ticks: Ticks, receiver: Receiver
+) -> None:
+    """Taken, and never settled: due again after a while; a late answer of the first is not noted."""
+    run_id, clock, store = await finished(database, receiver.url), Clock(), WebhookStore(database)
+    [seen] = await store.due(clock.now, 10)
+    assert await store.take(seen, clock.now + 50)
+    assert not await store.take(seen, clock.now + 50)
+    pair = webhooks(database, ticks, clock)
+    assert await send(pair) == 0
+    late = clock.now + 50
+    clock.now += 100
+    assert await send(pair) == 1
+    tried = {"at": clock.now, "status": 500, "error": None, "ms": 1}
+    assert not await store.settle(seen, late, tried, next_at=None, delivered=False)
+    row = await store.get(run_id)
+    assert row
+    assert row.delivered_at is not None
+
+
+async def test_two_senders_send_it_once(database: Database, ticks: Ticks, receiver: Receiver) -> None:
+    for _ in range(5):
+        await finished(database, receiver.url)
+    clock = Clock()
+    pairs = [webhooks(database, ticks, clock) for _ in range(3)]
+    for _ in range(3):
+        await asyncio.gather(*(send(pair) for pair in pairs))
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == len(receiver.got) == 5
+
+
+async def test_a_receiver_that_hangs_takes_four_places_and_its_time(
+    database: Database, ticks: Ticks, receiver: Receiver
+) -> None:
+    hanging = socket.create_server(("127.0.0.1", 0))  # takes connections, and never answers
+    port = hanging.getsockname()[1]
+    for _ in range(6):
+        await finished(database, f"http://127.0.0.1:{port}/")
+    fine = await finished(database, receiver.url)
+    pair = webhooks(database, ticks, Clock(), timeout_s=0.5)
+    assert await send(pair) == 5
+    assert [headers["webhook-id"] for headers, _ in receiver.got] == [f"msg_{fine}"]
+    hanging.close()
