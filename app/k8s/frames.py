@@ -214,6 +214,6 @@ def _decoded(line: bytes) -> dict[str, Any] | None:
         frame = orjson.loads(line[at + 1 :])
     except orjson.JSONDecodeError:
         return None
-    if not isinstance(frame, dict) or not isinstance(frame.get("n"), int) or frame["n"] < 1:
+    if not isinstance(frame, dict) or type(frame.get("n")) is not int or frame["n"] < 1:  # true is an int
         return None
     return frame

@@ -1,0 +1,39 @@
+"""The failure table, row by row."""
+
+from __future__ import annotations
+
+import pytest
+from pod_statuses import OOM, STATUSES, ended, pod
+
+from app.errors import ErrorCode
+from app.k8s.failure import State, Verdict, finished, judge
+from app.k8s.spec import SYNC, TOOL
+
+
+@pytest.mark.parametrize("what", STATUSES)
+def test_a_status_means(what: str) -> None:
+    """State, error code, and whether another attempt could mend it."""
+    seen, (state, code, final) = STATUSES[what]
+    verdict = judge(
+        seen.get("job"), seen["pod"], seen.get("events", ()), pod_gone=seen.get("pod_gone", False)
+    )
+    assert (verdict.state, verdict.code, verdict.final) == (state, code, final), verdict.why
+    assert (verdict.why == "") is (state in {State.RUNNING, State.ENDED})
+
+
+def test_the_exit_code_is_the_containers() -> None:
+    verdict = judge(None, pod(ended(42)), ())
+    assert (verdict.state, verdict.exit_code) == (State.ENDED, 42)
+
+
+def test_a_failure_says_what_the_pod_says_and_whether_to_try_again() -> None:
+    failure = judge(None, pod(OOM), ()).failure()
+    assert (failure.code, failure.exit_code, failure.retried) == (ErrorCode.OOM_KILLED, 137, True)
+    final = Verdict(State.FAILED, ErrorCode.IMAGE_PULL, "no such image", final=True).failure()
+    assert (final.message, final.retried) == ("no such image", False)
+
+
+def test_each_container_is_looked_at_by_itself() -> None:
+    assert finished(pod(ended(0)), TOOL)
+    assert not finished(pod(ended(0)), SYNC)
+    assert not finished(None, SYNC)
