@@ -10,7 +10,7 @@ Usage: verify.sh [--url URL] [--namespace NAME] [--token-file FILE] [--timeout S
 
   --url URL           where clients reach the API; else $API; else a port-forward to agent-api
   --namespace NAME    also look into this namespace with kubectl (default without a URL: agents)
-  --token-file FILE   holds the token; else $TOKEN; else the Secret agent-api-token of the namespace
+  --token-file FILE   holds the token; else $TOKEN; else the Secret that agent-api has it from
   --worker-url URL    where a worker answers /metrics; else a port-forward, where there is a namespace
   --timeout SECONDS   longest wait of one check (default 120)
   --json              print JSON instead of the table
@@ -127,6 +127,7 @@ kube() { kubectl --namespace "$NAMESPACE" "$@" 2>"$WORK/kubectl"; }
 said() { head -c 300 "$WORK/kubectl"; }
 
 forward() { # forward TARGET PORT: sets FORWARDED to an address of this machine
+    : >"$WORK/forward"
     kubectl --namespace "$NAMESPACE" port-forward "$1" ":$2" >"$WORK/forward" 2>"$WORK/kubectl" &
     FORWARDS="$FORWARDS $!"
     wait_for grep -q 'Forwarding from 127' "$WORK/forward" || return 1
@@ -170,10 +171,16 @@ find_token() {
     local token=${TOKEN:-}
     [ -z "$TOKEN_FILE" ] || token=$(cat "$TOKEN_FILE") || { fail "$TOKEN_FILE can't be read"; return; }
     if [ -z "$token" ] && [ -n "$NAMESPACE" ]; then
-        token=$(kube get secret agent-api-token -o 'jsonpath={.data.API_TOKEN}' | base64 -d)
+        token=$(token_of_deployment)
     fi
     [ -n "$token" ] || { fail 'no token: set TOKEN, or use --token-file'; return; }
     (umask 077 && printf 'Authorization: Bearer %s\n' "$token" >"$WORK/auth")
+}
+
+token_of_deployment() { # its Secret, as a variable of its own or among those that are taken in whole
+    local secret key
+    read -r secret key < <(kube get deployment agent-api -o 'jsonpath={range .spec.template.spec.containers[0].env[?(@.name=="API_TOKEN")].valueFrom.secretKeyRef}{.name} {.key}{"\n"}{end}') || return 1
+    kube get secret "$secret" -o "jsonpath={.data.$key}" | base64 -d
 }
 
 api_answers() {
@@ -213,10 +220,11 @@ create_run() {
     ask POST /agent/execute "{\"action\":\"create\",\"prompt\":$(quoted "\`\`\`json
 $steps
 \`\`\`"),\"labels\":{\"from\":\"verify.sh\"}}" || return 1
-    RUN=$(field run_id "$BODY") RUNS="$RUNS $RUN"
+    local made
+    made=$(field run_id "$BODY") RUNS="$RUNS $made"
     [ "$(field status "$BODY")" = created ] || { fail "expected created: $BODY"; return; }
-    ask PUT "/v1/runs/$RUN/files/in.txt" 'given before' || return 1
-    DETAIL="run $RUN is held, with a file"
+    ask PUT "/v1/runs/$made/files/in.txt" 'given before' || return 1
+    RUN=$made DETAIL="run $RUN is held, with a file"
 }
 
 start_run() {
@@ -302,7 +310,7 @@ network_closed() { # a program that only connects; who refuses or keeps silent i
     local probe
     probe=$(field run_id "$BODY") RUNS="$RUNS $probe"
     wait_for ended "$probe" || { fail "the probe did not end in $TIMEOUT s: $probe"; return; }
-    stands_at "$probe" succeeded || { fail "the probe failed: $BODY"; return; }
+    [ "$STATUS" = succeeded ] || { fail "the probe $STATUS: $(field message "$BODY")"; return; }
     lines=$(api GET "/v1/runs/$probe/logs?format=text&stream=stdout")
     case $lines in
     *'host tool-'*) ;;
@@ -317,7 +325,8 @@ cancelled() {
     local silent
     ask POST /v1/runs '{"argv":["sleep","600"],"labels":{"from":"verify.sh"}}' || return 1
     silent=$(field run_id "$BODY") RUNS="$RUNS $silent"
-    wait_for stands_at "$silent" running || { fail "it did not start in $TIMEOUT s"; return; }
+    wait_for taken "$silent" || { fail "it did not start in $TIMEOUT s"; return; }
+    [ "$STATUS" = running ] || { fail "it $STATUS: $(field message "$BODY")"; return; }
     ask POST "/v1/runs/$silent/cancel" || return 1
     wait_for ended "$silent" || { fail "still $STATUS $TIMEOUT s after the cancel"; return; }
     stands_at "$silent" cancelled || { fail "it is $STATUS"; return; }

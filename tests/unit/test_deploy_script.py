@@ -1,0 +1,327 @@
+"""`deploy.sh` against recording programs: what it asks the cluster, in which order, what it never shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from recording_programs import Recorder
+
+SCRIPT = str(Path(__file__).resolve().parents[2] / "deploy.sh")
+MANIFESTS = """apiVersion: v1
+kind: Namespace
+metadata:
+  name: agents
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: tailrun-config-abc123
+  namespace: agents
+data:
+  TOOL_IMAGE: registry.example/team/tailrun-toolbox:0.1.0
+---
+apiVersion: v1
+kind: Secret
+metadata:
+  name: tailrun-credentials-abc
+  namespace: agents
+---
+kind: Policy
+metadata:
+  name: images
+  expression: '"^(registry\\\\.example/team/tailrun-toolbox:0\\\\.1\\\\.0)$"'
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: agent-api
+  namespace: agents
+spec:
+  image: registry.example/team/tailrun:0.1.0
+  config: tailrun-config-abc123
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: agent-worker
+  namespace: agents
+spec:
+  image: registry.example/team/tailrun:0.1.0
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: agent-worker
+"""
+SECRETS = {
+    "API_TOKEN": "secret-token-1",
+    "DATABASE_URL": "postgresql://tailrun:secret-password-2@db/tailrun",
+    "REDIS_URL": "rediss://:secret-password-3@redis:6379/0",
+    "S3_ACCESS_KEY": "secret-access-4",
+    "S3_SECRET_KEY": 'secret-"key"-\\5',
+}
+PROD = ("--overlay", "prod", "--image", "r.example:5000/a/tailrun:2")
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Recorder:
+    recorder = Recorder(tmp_path, "kubectl", "helm", "docker", "buildah", "kind", "ctr", manifests=MANIFESTS)
+    recorder.answer("docker version", 1)  # a client without its daemon
+    return recorder
+
+
+def changes(fakes: Recorder) -> list[str]:
+    """Return the calls that change something in the cluster."""
+    verbs = ("create", "apply", "patch", "delete", "scale", "annotate", "rollback", "upgrade", "uninstall")
+    return [
+        call.line
+        for call in fakes.calls
+        if any(f" {verb} " in f"{call.line} " for verb in verbs)
+        and "--dry-run" not in call.line
+        and "can-i" not in call.line
+    ]
+
+
+def test_the_order_of_an_installation(fakes: Recorder) -> None:
+    """Looks come before changes, the server's own check before the first object, the API before workers."""
+    done = fakes.run(SCRIPT, *PROD, **SECRETS)
+    assert done.returncode == 0, done.stderr
+    order = [
+        fakes.at("get --raw /version"),
+        fakes.at("auth can-i create deployments.apps"),
+        fakes.at("kustomize"),
+        fakes.at("apply -f -", "kind: Namespace"),
+        fakes.at("create -f -", "tailrun-credentials"),
+        fakes.at("apply --dry-run=server"),
+        fakes.at("apply -f -", "name: agent-api"),
+        fakes.at("rollout status deployment/agent-api"),
+        fakes.at("apply -f -", "kind: Deployment", "name: agent-worker\n  namespace"),
+        fakes.at("rollout status deployment/agent-worker"),
+    ]
+    assert order == sorted(order)
+    first = fakes.calls[order[6]].stdin
+    assert "kind: ServiceAccount" in first
+    assert first.count("kind: Deployment") == 1
+    assert "./verify.sh --namespace agents" in done.stdout
+
+
+@pytest.mark.parametrize("helm", [[], ["--helm"]])
+def test_no_secret_stands_on_a_command_line_or_is_printed(fakes: Recorder, helm: list[str]) -> None:
+    done = fakes.run(SCRIPT, *PROD, *helm, **SECRETS)
+    assert done.returncode == 0, done.stderr
+    shown = "\n".join(call.line for call in fakes.calls) + done.stdout + done.stderr
+    assert "secret-" not in shown
+    made = fakes.calls[fakes.at("create -f -", "stringData")].stdin
+    assert 'secret-\\"key\\"-\\\\5' in made
+    assert all(name in made for name in SECRETS)
+
+
+def test_secrets_from_a_file(fakes: Recorder, tmp_path: Path) -> None:
+    """Values keep their equals signs; what the environment has does not count then."""
+    file = tmp_path / "secrets.env"
+    file.write_text("# ours\n" + "".join(f"{n}={v}=\n" for n, v in SECRETS.items() if n != "API_TOKEN"))
+    done = fakes.run(SCRIPT, *PROD, "--secrets", str(file), API_TOKEN="secret-elsewhere")
+    assert done.returncode == 0, done.stderr
+    made = fakes.calls[fakes.at("create -f -", "stringData")].stdin
+    assert "secret-password-2@db/tailrun=" in made
+    assert "secret-elsewhere" not in made
+    assert '"API_TOKEN"' in made, "one is made up"
+
+
+def test_the_same_again_changes_nothing(fakes: Recorder) -> None:
+    """The token that was made up stays, and nothing is restarted; a new password restarts both."""
+    given = {name: value for name, value in SECRETS.items() if name != "API_TOKEN"}
+    assert fakes.run(SCRIPT, *PROD, **given).returncode == 0
+    first = [call.stdin for call in fakes.calls if " apply " in call.line]
+    fakes.forget()
+    done = fakes.run(SCRIPT, *PROD, **given)
+    assert done.returncode == 0, done.stderr
+    assert [call.stdin for call in fakes.calls if " apply " in call.line] == first
+    assert not [call for call in fakes.calls if "restart" in call.line or "create -f -" in call.line]
+    assert "API_TOKEN" not in fakes.calls[fakes.at("patch secret")].stdin
+    fakes.forget()
+    assert fakes.run(SCRIPT, *PROD, REDIS_URL="redis://:new@redis/0").returncode == 0
+    assert fakes.at("rollout restart deployment/agent-api") < fakes.at(
+        "rollout restart deployment/agent-worker"
+    )
+
+
+def test_names_of_ours_are_put_in(fakes: Recorder) -> None:
+    """Image, tool image, its place in the policy, namespace; changed settings get another name."""
+    assert fakes.run(SCRIPT, *PROD, "--namespace", "team-a", **SECRETS).returncode == 0
+    applied = "".join(call.stdin for call in fakes.calls if "apply -f -" in call.line)
+    assert "image: r.example:5000/a/tailrun:2\n" in applied
+    assert "TOOL_IMAGE: r.example:5000/a/tailrun-toolbox:2\n" in applied
+    assert "expression: '\"^(r\\\\.example:5000/a/tailrun-toolbox:2)$\"'" in applied
+    assert "registry.example" not in applied
+    assert "agents" not in applied
+    assert applied.count("tailrun-config-abc123-") == applied.count("tailrun-config-") == 2
+
+
+def test_a_missing_right_is_named_before_anything_changes(fakes: Recorder) -> None:
+    fakes.answer("can-i create rolebindings", 1)
+    done = fakes.run(SCRIPT, **SECRETS)
+    assert done.returncode == 1
+    assert "create rolebindings.rbac.authorization.k8s.io in agents-tools" in done.stderr
+    assert changes(fakes) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "said"),
+    [
+        (("--overlay", "prod"), {}, "DATABASE_URL REDIS_URL S3_ACCESS_KEY S3_SECRET_KEY"),
+        (PROD, SECRETS | {"DATABASE_URL": "sqlite:///x.db"}, "postgresql://"),
+        (PROD, SECRETS | {"REDIS_URL": "localhost:6379"}, "REDIS_URL"),
+        (("--overlay", "prod"), SECRETS, "which image"),
+    ],
+)
+def test_settings_are_checked_before_anything_changes(
+    fakes: Recorder, args: tuple[str, ...], env: dict[str, str], said: str
+) -> None:
+    done = fakes.run(SCRIPT, *args, **env)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "secret-" not in done.stderr
+    assert changes(fakes) == []
+
+
+def test_a_cluster_that_does_not_answer(fakes: Recorder) -> None:
+    fakes.answer("get --raw /version", 1, "connection refused")
+    done = fakes.run(SCRIPT)
+    assert (done.returncode, "connection refused" in done.stderr) == (1, True)
+    assert len(fakes.calls) == 1
+
+
+def test_a_roll_out_that_hangs_is_diagnosed(fakes: Recorder) -> None:
+    """Pods, events and the last lines of what is not ready; the workers are not touched."""
+    fakes.answer("rollout status deployment/agent-api", 1, "timed out waiting")
+    fakes.answer(
+        "get pods --no-headers", 0, "agent-api-1 0/1 Init:Error 3 1m\nagent-worker-1 1/1 Running 0 1m"
+    )
+    fakes.answer("get events", 0, "BackOff restarting failed container")
+    fakes.answer("logs agent-api-1", 0, "the database does not answer")
+    done = fakes.run(SCRIPT)
+    assert done.returncode == 1
+    for said in ("timed out", "BackOff", "the database does not answer", "agent-api is not ready"):
+        assert said in done.stderr
+    assert not [call for call in fakes.calls if "name: agent-worker\n  namespace" in call.stdin]
+
+
+def test_objects_that_the_server_refuses(fakes: Recorder) -> None:
+    fakes.answer("apply --dry-run=server", 1, "spec.replicas: Invalid value")
+    done = fakes.run(SCRIPT)
+    assert done.returncode == 1
+    assert "Invalid value" in done.stderr
+    assert not [call for call in fakes.calls if "kind: Deployment" in call.stdin]
+
+
+@pytest.mark.parametrize("helm", [[], ["--helm"]])
+def test_a_dry_run_changes_nothing(fakes: Recorder, helm: list[str]) -> None:
+    done = fakes.run(SCRIPT, "--dry-run", *helm)
+    assert done.returncode == 0, done.stderr
+    assert changes(fakes) == []
+    assert "Nothing was changed" in done.stderr
+
+
+def test_helm(fakes: Recorder) -> None:
+    """The release is checked by the server first; the chart reads our Secret."""
+    done = fakes.run(SCRIPT, *PROD, "--helm", "--namespace", "team-a", **SECRETS)
+    assert done.returncode == 0, done.stderr
+    upgrades = [call.line for call in fakes.calls if call.name == "helm"]
+    assert ["--dry-run=server" in line for line in upgrades] == [True, False]
+    for part in (
+        "--set image.repository=r.example:5000/a/tailrun",
+        "--set-string image.tag=2",
+        "--set tools.namespace.name=team-a-tools",
+        "--set apiToken.existingSecret.name=tailrun-credentials",
+        "k8s/overlays/prod/values.yaml",
+    ):
+        assert part in upgrades[1]
+    assert fakes.at("create namespace team-a") < fakes.at("helm upgrade")
+
+
+@pytest.mark.parametrize(
+    ("load", "loader"), [("kind", "kind load image-archive"), ("containerd", "images import")]
+)
+def test_build_and_load(fakes: Recorder, load: str, loader: str) -> None:
+    """Without docker's daemon buildah builds both images."""
+    done = fakes.run(SCRIPT, "--build", "--load", load)
+    assert done.returncode == 0, done.stderr
+    built = [call.line for call in fakes.calls if "buildah bud" in call.line]
+    assert ["--target app" in line for line in built] == [True, False]
+    assert "--target toolbox" in built[1]
+    assert len([call for call in fakes.calls if loader in call.line]) == 2
+
+
+def test_build_and_push(fakes: Recorder) -> None:
+    done = fakes.run(SCRIPT, "--build", "--push", "r.example/team", "--overlay", "prod", **SECRETS)
+    assert done.returncode == 0, done.stderr
+    pushed = [call.args[-1] for call in fakes.calls if call.line.startswith("buildah push")]
+    assert [name.rpartition(":")[0] for name in pushed] == [
+        "r.example/team/tailrun",
+        "r.example/team/tailrun-toolbox",
+    ]
+    assert max(fakes.at(f"push {name}") for name in pushed) < fakes.at("kustomize")
+
+
+def test_rollback(fakes: Recorder) -> None:
+    assert fakes.run(SCRIPT, "--rollback").returncode == 0
+    assert fakes.at("rollout undo deployment/agent-worker deployment/agent-api") < fakes.at("rollout status")
+    fakes.forget()
+    assert fakes.run(SCRIPT, "--rollback", "--helm").returncode == 0
+    fakes.at("helm rollback tailrun --namespace agents")
+
+
+def test_in_process_and_back(fakes: Recorder) -> None:
+    """The API works before the workers stop, and they work before it ceases."""
+    fakes.answer("{.spec.replicas}", 0, "3")
+    fakes.answer("tailrun/replicas}", 0, "3")
+    fakes.answer("get scaledobject", 0)
+    assert fakes.run(SCRIPT, "--in-process").returncode == 0
+    order = [
+        fakes.at("annotate deployment agent-worker", "tailrun/replicas=3"),
+        fakes.at("paused-replicas=0"),
+        fakes.at("patch deployment agent-api", '["api","--with-worker"]'),
+        fakes.at("rollout status deployment/agent-api"),
+        fakes.at("scale deployment agent-worker --replicas=0"),
+    ]
+    assert order == sorted(order)
+    fakes.forget()
+    assert fakes.run(SCRIPT, "--out-of-process").returncode == 0
+    order = [
+        fakes.at("scale deployment agent-worker --replicas=3"),
+        fakes.at("rollout status deployment/agent-worker"),
+        fakes.at("patch deployment agent-api", '["api"]', "agent-api"),
+        fakes.at("delete networkpolicy agent-api-in-process"),
+    ]
+    assert order == sorted(order)
+
+
+def test_uninstall_keeps_data_unless_told(fakes: Recorder) -> None:
+    done = fakes.run(SCRIPT, "--uninstall")
+    assert done.returncode == 0, done.stderr
+    deleted = fakes.calls[fakes.at("delete --ignore-not-found -f -")].stdin
+    assert "kind: Deployment" in deleted
+    assert "kind: Namespace" not in deleted
+    assert "kind: Secret" not in deleted
+    assert not [call for call in fakes.calls if "persistentvolumeclaims" in call.line]
+    fakes.forget()
+    assert fakes.run(SCRIPT, "--uninstall", "--purge-data").returncode == 0
+    assert fakes.at("delete persistentvolumeclaims") < fakes.at("delete namespace agents-tools agents")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--nothing"],
+        ["--overlay", "test"],
+        ["--image"],
+        ["--purge-data"],
+        ["--load", "x"],
+        ["--namespace", "A b"],
+    ],
+)
+def test_wrong_usage_is_said(fakes: Recorder, args: list[str]) -> None:
+    assert fakes.run(SCRIPT, *args).returncode == 2
+    assert fakes.calls == []
