@@ -348,8 +348,11 @@ class Worker:
         self._draining.set()
 
     async def _drain(self) -> None:
-        """Let runs finish for `DRAIN_S`, then stop them and give them back."""
-        if self._tasks:
+        """Let runs finish for `DRAIN_S`, then stop them and give them back.
+
+        Where programs outlive their worker there is nothing to wait for: the next one goes on with them.
+        """
+        if self._tasks and not self._executor.reattaches:
             await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
         self._in_flight.stop_all(StopReason.DRAIN)
         if self._tasks:

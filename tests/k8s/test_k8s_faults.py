@@ -1,0 +1,253 @@
+"""What goes wrong in a cluster, and what the executor makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from executor_conformance import Recorder, ended, shell
+from fake_cluster.cluster import FakeCluster
+from fake_cluster.faults import Fault
+from fake_cluster.http import refusal
+
+from app.errors import ErrorCode, RunFailure
+from app.execution.executor import CannotRun, StopReason, StopToken, ToolRun
+from app.k8s.crew import Patience
+from app.k8s.spec import job_name
+from app.models import Stream, Wants
+
+BAD_GATEWAY = 502
+
+
+@pytest.fixture
+def hurried(executor: Any) -> Any:
+    """An executor without much patience."""
+    executor._crew = replace(executor._crew, patience=Patience(0.5, 0.5, 5, 1))
+    return executor
+
+
+async def failure(executor: Any, what: ToolRun, sink: Recorder | None = None) -> RunFailure:
+    with pytest.raises(RunFailure) as caught:
+        async with asyncio.timeout(60):
+            await executor.run(what, sink or Recorder(), StopToken())
+    return caught.value
+
+
+async def at_line(executor: Any, what: ToolRun, line: str, act: Callable[[], Any]) -> asyncio.Task[Any]:
+    """Start `what`, wait for a line, then do something to the cluster."""
+    sink = Recorder()
+    task = asyncio.create_task(executor.run(what, sink, StopToken()))
+    await sink.until(line)
+    await asyncio.to_thread(act)
+    return task
+
+
+async def test_quota_is_told_and_then_a_resource_limit(hurried: Any, cwd: Path, cluster: FakeCluster) -> None:
+    cluster.quota = 'pods "x" is forbidden: exceeded quota: tools'
+    sink = Recorder()
+    found = await failure(hurried, shell(cwd, "true"), sink)
+    assert found.code is ErrorCode.RESOURCE_LIMIT
+    assert any("exceeded quota" in line for line in sink.of(Stream.SYSTEM))
+
+
+async def test_quota_that_is_freed_lets_it_run(executor: Any, cwd: Path, cluster: FakeCluster) -> None:
+    cluster.quota = 'pods "x" is forbidden: exceeded quota: tools'
+    sink = Recorder()
+    task = asyncio.create_task(executor.run(shell(cwd, "echo ran"), sink, StopToken()))
+    while not sink.of(Stream.SYSTEM):
+        await asyncio.sleep(0.01)
+    cluster.quota = None
+    async with asyncio.timeout(60):
+        assert (await task).exit_code == 0
+    assert sink.of(Stream.STDOUT) == ["ran"]
+
+
+async def test_a_pod_that_policy_refuses_fails_for_good(
+    executor: Any, cwd: Path, cluster: FakeCluster
+) -> None:
+    cluster.policy = 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'
+    found = await failure(executor, shell(cwd, "true"))
+    assert (found.code, found.retried) == (ErrorCode.START_FAILED, False)
+
+
+async def test_no_node_is_told_and_then_unschedulable(hurried: Any, cwd: Path, cluster: FakeCluster) -> None:
+    cluster.node.unschedulable = True
+    sink = Recorder()
+    assert (await failure(hurried, shell(cwd, "true"), sink)).code is ErrorCode.UNSCHEDULABLE
+    assert any("0/3 nodes are available" in line for line in sink.of(Stream.SYSTEM))
+
+
+async def test_an_image_that_is_not_there_fails_for_good(
+    executor: Any, cwd: Path, cluster: FakeCluster
+) -> None:
+    cluster.node.images_missing.add("toolbox")
+    found = await failure(executor, shell(cwd, "true"))
+    assert (found.code, found.retried) == (ErrorCode.IMAGE_PULL, False)
+
+
+async def test_a_slow_start_is_waited_for(executor: Any, cwd: Path, cluster: FakeCluster) -> None:
+    cluster.node.pull_s, cluster.node.start_s = 0.5, 0.5
+    result, sink = await ended(executor, shell(cwd, "echo ran"))
+    assert (result.exit_code, sink.of(Stream.STDOUT)) == (0, ["ran"])
+    stages = list(result.stages.items())
+    assert [name for name, _ in stages] == ["created", "scheduled", "pulled", "synced", "first_line", "ended"]
+    assert [at for _, at in stages] == sorted(at for _, at in stages)
+
+
+async def test_out_of_memory_keeps_its_lines_and_files(
+    executor: Any, cwd: Path, cluster: FakeCluster
+) -> None:
+    what = shell(cwd, "echo made > file; echo ready; sleep 60")
+    pod = f"{job_name(what)}"
+    task = await at_line(executor, what, "ready", lambda: cluster.pod_of(pod).kill("OOMKilled"))
+    with pytest.raises(RunFailure) as caught:
+        async with asyncio.timeout(60):
+            await task
+    assert caught.value.code is ErrorCode.OOM_KILLED
+    assert (cwd / "file").read_text() == "made\n"
+
+
+async def test_a_pod_deleted_by_force_is_a_lost_worker(
+    executor: Any, cwd: Path, cluster: FakeCluster
+) -> None:
+    what = shell(cwd, "echo ready; sleep 60")
+
+    def delete() -> None:
+        cluster.do(cluster.delete_pod(cluster.pod_of(job_name(what)).name, force=True))
+
+    task = await at_line(executor, what, "ready", delete)
+    with pytest.raises(RunFailure) as caught:
+        async with asyncio.timeout(60):
+            await task
+    assert caught.value.code is ErrorCode.WORKER_LOST
+
+
+async def test_an_eviction_has_its_own_name(executor: Any, cwd: Path, cluster: FakeCluster) -> None:
+    what = shell(cwd, "echo ready; sleep 60")
+
+    def evict() -> None:
+        pod = cluster.pod_of(job_name(what))
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+        pod.pod["status"]["conditions"].append(condition)
+        cluster.do(cluster.objects.changed("pods", "MODIFIED", pod.pod))
+        pod.kill("Error")
+
+    task = await at_line(executor, what, "ready", evict)
+    with pytest.raises(RunFailure) as caught:
+        async with asyncio.timeout(60):
+            await task
+    assert caught.value.code is ErrorCode.EVICTED
+
+
+@pytest.mark.parametrize("status", [429, 500, BAD_GATEWAY, 503])
+async def test_a_busy_api_server_is_asked_again(
+    executor: Any, cwd: Path, cluster: FakeCluster, status: int
+) -> None:
+    def busy() -> Any:
+        return refusal(status, "later", Retry_After="0")
+
+    cluster.faults += [Fault("POST", path, answer=busy, times=2) for path in ("/jobs$", "/secrets$")]
+    result, sink = await ended(executor, shell(cwd, "echo ran"))
+    assert (result.exit_code, sink.of(Stream.STDOUT)) == (0, ["ran"])
+
+
+async def test_a_create_whose_answer_is_lost_makes_one_job(
+    executor: Any, cwd: Path, cluster: FakeCluster
+) -> None:
+    cluster.faults += [Fault("POST", path, cut_after=lambda: 0) for path in ("/jobs$", "/secrets$")]
+    result, sink = await ended(executor, shell(cwd, "echo ran"))
+    assert (result.exit_code, sink.of(Stream.STDOUT)) == (0, ["ran"])
+    assert len(cluster.of("jobs")) == 1
+
+
+async def test_a_token_that_was_replaced_is_read_again(
+    executor: Any, cwd: Path, cluster: FakeCluster, tmp_path: Path
+) -> None:
+    cluster.token = "another-token"
+    (tmp_path / "token").write_text("another-token")
+    result, _ = await ended(executor, shell(cwd, "true"))
+    assert result.exit_code == 0
+
+
+async def test_watches_that_are_too_old_start_again(executor: Any, cwd: Path, cluster: FakeCluster) -> None:
+    """410 in mid-run: the change that nobody saw is in the next list."""
+    what = shell(cwd, "echo ready; while [ ! -e go ]; do sleep 0.05; done; echo end")
+    sink = Recorder()
+    task = asyncio.create_task(executor.run(what, sink, StopToken()))
+    await sink.until("ready")
+    cluster.objects.forget_history()
+    (cluster.pod_of(job_name(what)).folder / "workspace/go").touch()
+    async with asyncio.timeout(60):
+        assert (await task).exit_code == 0
+    assert sink.of(Stream.STDOUT) == ["ready", "end"]
+
+
+async def test_cut_watches_are_taken_up(executor: Any, cwd: Path, cluster: FakeCluster) -> None:
+    cluster.faults += [Fault("GET", f"/{kind}$", cut_after=lambda: 100, times=3) for kind in ("pods", "jobs")]
+    result, sink = await ended(executor, shell(cwd, "echo ran"))
+    assert (result.exit_code, sink.of(Stream.STDOUT)) == (0, ["ran"])
+
+
+async def test_a_second_attempt_goes_on_where_the_first_one_was(
+    executor: Any, cwd: Path, cluster: FakeCluster
+) -> None:
+    """From the `src` of its last line; the Job, its files and its result are the same."""
+    wait = "while [ ! -e go ]; do sleep 0.05; done"
+    what = shell(cwd, f"for i in 1 2 3; do echo $i; done; {wait}; echo 4 > f; echo 4")
+    first, stop = Recorder(), StopToken()
+    task = asyncio.create_task(executor.run(what, first, stop))
+    await first.until("3")
+    stop.stop(StopReason.LOST)
+    assert (await task).stopped is StopReason.LOST
+    src = next(line.src for line in first.lines if line.content == "2")
+    (cluster.pod_of(job_name(what)).folder / "workspace/go").touch()
+    result, sink = await ended(executor, replace(what, attempt=2, cursor=src))
+    assert (result.exit_code, sink.of(Stream.STDOUT)) == (0, ["3", "4"])
+    assert (cwd / "f").read_text() == "4\n"
+    again, sink = await ended(executor, replace(what, attempt=3))
+    assert (again.exit_code, sink.of(Stream.STDOUT)) == (0, ["1", "2", "3", "4"])
+    assert len([r for r in cluster.requests if r.method == "POST" and r.path.endswith("/jobs")]) == 1
+
+
+async def test_a_job_that_had_printed_and_is_gone_was_lost(executor: Any, cwd: Path) -> None:
+    found = await failure(executor, replace(shell(cwd, "true"), attempt=2, cursor="1:7"))
+    assert found.code is ErrorCode.WORKER_LOST
+
+
+async def test_what_a_step_may_not_have_is_refused(executor: Any, cwd: Path) -> None:
+    for wants in (
+        Wants(image="evil:latest"),
+        Wants(cpu="64"),
+        Wants(memory="1Ti"),
+        Wants(network="internet"),
+    ):
+        found = await failure(executor, replace(shell(cwd, "true"), wants=wants))
+        assert (found.code, found.retried) == (ErrorCode.START_FAILED, False)
+
+
+async def test_dollars_reach_the_program_as_they_are(executor: Any, cwd: Path) -> None:
+    """Kubernetes expands $(NAME) in commands, and takes $$ for an escape."""
+    _, sink = await ended(executor, shell(cwd, "echo '$(HOME) $$ $(nope) $$$(HOME)'; echo $(echo sub)"))
+    assert sink.of(Stream.STDOUT) == ["$(HOME) $$ $(nope) $$$(HOME)", "sub"]
+
+
+async def test_a_worker_that_may_not_says_what_is_missing(executor: Any, cluster: FakeCluster) -> None:
+    cluster.refused = {"create jobs", "get pods/log"}
+    with pytest.raises(CannotRun, match=r"create jobs, get pods/log"):
+        await executor.start()
+
+
+async def test_nothing_is_left_when_the_result_is_kept(
+    executor: Any, cwd: Path, cluster: FakeCluster
+) -> None:
+    what = shell(cwd, "true", COLOUR="a-secret-value")
+    await ended(executor, what)
+    assert all(b"a-secret-value" not in r.body for r in cluster.requests if r.path.endswith("/jobs"))
+    await executor.settled(what)
+    async with asyncio.timeout(60):
+        while cluster.of("jobs") or cluster.of("pods") or cluster.of("secrets"):
+            await asyncio.sleep(0.01)
