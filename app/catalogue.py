@@ -25,7 +25,7 @@ from pydantic import (
 
 from app.catalogue_errors import STEP_ID, explain, kind_of, quote
 from app.errors import Unprocessable
-from app.models import Step
+from app.models import Step, Wants
 from app.paths import MAX_PATH_BYTES, InvalidPath, normalise, normalise_prefix
 
 MAX_STEPS = 100
@@ -35,6 +35,8 @@ MAX_PATH = MAX_PATH_BYTES
 MAX_ARGUMENT = 100_000
 """Bytes of one program argument; Linux takes at most 131 071."""
 MAX_TIMEOUT_S = 604_800
+QUANTITY = r"^[0-9]{1,12}(\.[0-9]{1,9})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+"""A Kubernetes quantity, of those that make sense here."""
 
 
 def _text(value: str) -> str:
@@ -166,14 +168,39 @@ class _StepIn(_Strict):
     continue_on_error: bool = Field(default=False, description="Whether the run goes on if this step fails.")
 
 
-class CodeStep(_StepIn):
+Quantity = Annotated[str, Field(max_length=32, pattern=QUANTITY)]
+
+
+class _ProgramStep(_StepIn):
+    """What a step may have that runs a program; only where programs run as Kubernetes Jobs."""
+
+    image: str | None = Field(
+        None,
+        min_length=1,
+        max_length=500,
+        pattern=r"^[\w./:@-]+$",
+        description="The container image, one of those that the deployment allows (Kubernetes only).",
+        examples=["python:3.13-slim"],
+    )
+    cpu: Quantity | None = Field(None, description="CPUs, such as `500m` or `2` (Kubernetes only).")
+    memory: Quantity | None = Field(None, description="Memory, such as `512Mi` (Kubernetes only).")
+    network: Literal["none", "internet"] | None = Field(
+        None, description="Where the network leads (Kubernetes only)."
+    )
+
+    def wants(self) -> Wants:
+        """Return what the step asks for."""
+        return Wants(self.image, self.cpu, self.memory, self.network)
+
+
+class CodeStep(_ProgramStep):
     """Run a program that is given as source text."""
 
     tool: Literal["code"]
     args: CodeArgs
 
 
-class ShellStep(_StepIn):
+class ShellStep(_ProgramStep):
     """Run a command line."""
 
     tool: Literal["shell"]
@@ -292,7 +319,8 @@ def _parse(number: int, item: Any) -> Step:
     except ValidationError as error:
         raise _invalid(f"step {number} ({tool}): {explain(error, model)}") from None
     args = cast("dict[str, Any]", step.model_dump()["args"])
-    return Step(step.id or f"s{number}", tool, args, step.timeout_s, step.continue_on_error)
+    wants = step.wants() if isinstance(step, _ProgramStep) else Wants()
+    return Step(step.id or f"s{number}", tool, args, step.timeout_s, step.continue_on_error, wants)
 
 
 def _tool(number: int, item: dict[Any, Any]) -> str:

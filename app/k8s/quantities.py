@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-QUANTITY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+_QUANTITY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _FACTORS = {
     "m": Decimal("0.001"),
     "": Decimal(1),
@@ -22,7 +22,7 @@ _FACTORS = {
 
 def amount(quantity: str) -> Decimal:
     """Return a quantity as a number; ValueError if it is none."""
-    found = QUANTITY.fullmatch(quantity)
+    found = _QUANTITY.fullmatch(quantity)
     if found is None:
         raise ValueError(f"{quantity!r} is no quantity like 500m, 2 or 512Mi")
     return Decimal(found[1]) * _FACTORS[found[2] or ""]
