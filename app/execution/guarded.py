@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from struct import error as StructError  # noqa: N812 - `error` says too little here
+from struct import unpack
 from typing import Any
 
 import orjson
@@ -159,7 +161,21 @@ class Guarded:
 def _script() -> str:
     """The guard's compiled file where there is one: compiling it takes as long as all the rest."""
     cached = guard.__spec__.cached if guard.__spec__ else None
-    return cached if cached is not None and Path(cached).exists() else guard.__file__
+    return cached if cached is not None and _is_fresh(Path(cached), Path(guard.__file__)) else guard.__file__
+
+
+def _is_fresh(compiled: Path, source: Path) -> bool:
+    """Whether a compiled file is of this very source: nobody renews it under PYTHONDONTWRITEBYTECODE.
+
+    Its header (PEP 552): magic number, flags, then the source's time and size, or its hash.
+    """
+    try:
+        with compiled.open("rb") as file:
+            _, flags, time, size = unpack("<4sIII", file.read(16))
+        about = source.stat()
+    except (OSError, StructError):
+        return False
+    return flags != 0 or (time, size) == (int(about.st_mtime) & 0xFFFFFFFF, about.st_size & 0xFFFFFFFF)
 
 
 def _enlarge(fd: int) -> None:
