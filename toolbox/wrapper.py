@@ -29,6 +29,7 @@ _LAST_READ_BYTES = 1 << 20  # the most that an unprivileged user's pipe holds
 _HELD_S = 0.2
 _LOOK_S = 0.004
 _LINGER_S = 1.0
+_LONGEST_POLL_MS = 1e9  # poll takes no more than an int
 _FOREVER = float("inf")
 
 
@@ -79,7 +80,6 @@ class Wrapper:
                 return 128 + self._stopped_by
         if ready:
             self._frames.say("synced", "")
-            self._turn(0)
         return 0
 
     def _start(self) -> int:
@@ -161,7 +161,7 @@ class Wrapper:
     def _patience_ms(self, at_most_s: float) -> float | None:
         soonest = min((self._due[what] for what in self._actions()), default=_FOREVER)
         wait_s = min(soonest - time.monotonic(), at_most_s)
-        return None if wait_s == _FOREVER else max(0.0, wait_s * 1000)
+        return None if wait_s == _FOREVER else min(max(0.0, wait_s * 1000), _LONGEST_POLL_MS)
 
     def _actions(self) -> list[str | int]:
         """Return what may fall due; nothing is read or said while the reader lets us wait."""

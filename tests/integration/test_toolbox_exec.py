@@ -266,12 +266,22 @@ def _peak_kib(pid: int) -> int:
     return next((int(line.split()[1]) for line in status if line.startswith("VmHWM")), 0)  # none: a zombie
 
 
+def _wait_until_it_hears(pid: int) -> None:
+    """Wait until a SIGTERM no longer ends a wrapper that is just starting, but is heard."""
+
+    def hears() -> bool:
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        caught = next(line.split()[1] for line in status if line.startswith("SigCgt"))
+        return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+    wait_for(hears, "the wrapper to hear signals", 60)
+
+
 def test_it_waits_for_the_workspace(tmp_path: Path) -> None:
     """Nothing starts before the files are there; then a frame says so."""
     ready = tmp_path / "ready"
     process = start(["cat", "file"], tmp_path, TOOLBOX_WAIT=str(ready))
-    wrapper = psutil.Process(process.pid)
-    wait_for(lambda: wrapper.num_fds() >= 5, "the wrapper to wait", 60)
+    _wait_until_it_hears(process.pid)
     (tmp_path / "file").write_text("content\n")
     assert process.poll() is None
     ready.touch()
@@ -291,11 +301,28 @@ def test_a_workspace_that_failed(tmp_path: Path) -> None:
 def test_stopped_while_it_waits(tmp_path: Path) -> None:
     """A pod that is deleted before its files came ends at once."""
     process = start(["true"], tmp_path, TOOLBOX_WAIT=str(tmp_path / "ready"))
-    wrapper = psutil.Process(process.pid)
-    wait_for(lambda: wrapper.num_fds() >= 5, "the wrapper to wait", 60)
+    _wait_until_it_hears(process.pid)
     process.send_signal(signal.SIGTERM)
     done = finish(process)
     assert (done.code, done.end["signal"], done.end["started"]) == (143, 15, 0)
+
+
+def test_stopped_just_as_it_starts(tmp_path: Path) -> None:
+    """A signal that comes with the workspace is for the program, if there is one by then."""
+    for n in range(10):
+        ready = tmp_path / str(n) / "ready"
+        ready.parent.mkdir()
+        process = start(["sleep", "600"], tmp_path, TOOLBOX_WAIT=str(ready))
+        _wait_until_it_hears(process.pid)
+        ready.touch()
+        time.sleep(n / 1000)
+        process.send_signal(signal.SIGTERM)
+        assert finish(process).code == 143
+
+
+def test_a_limit_of_a_year(tmp_path: Path) -> None:
+    """No number of seconds is too large."""
+    assert wrapped(["true"], tmp_path, TOOLBOX_TIMEOUT_S="31536000", TOOLBOX_GRACE_S="1e12").code == 0
 
 
 @pytest.mark.parametrize("closed", ["0", "1", "0,1,2"])
@@ -347,8 +374,10 @@ def test_as_pid_1_nothing_survives(tmp_path: Path) -> None:
         "import os, subprocess, time\n"
         "for _ in range(20): subprocess.Popen(['sh', '-c', '(exit 3) & exit 0']).wait()\n"
         "subprocess.Popen(['setsid', 'sleep', '600'])\n"
-        "while [p for p in os.listdir('/proc') if p.isdigit() and "
-        "open(f'/proc/{p}/stat').read().rpartition(')')[2].split()[0] == 'Z']: time.sleep(0.01)\n"
+        "def dead(pid):\n"
+        "    try: return open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[0] == 'Z'\n"
+        "    except OSError: return False\n"
+        "while any(dead(pid) for pid in os.listdir('/proc') if pid.isdigit()): time.sleep(0.01)\n"
         "print('no zombies', os.getpid() != 1, os.getppid()); os._exit(9)\n"
     )
     done = finish(start(python(code), tmp_path, *PID_1))
