@@ -51,7 +51,7 @@ case $TIMEOUT in '' | *[!0-9]*) wrong '--timeout is a number of seconds' ;; esac
 URL=${URL%/}
 [ -n "$URL$NAMESPACE" ] || NAMESPACE=agents
 WORK=$(mktemp -d) || exit 1
-BODY='' STATUS='' FORWARDED='' FORWARDS='' RUNS='' RUN='' # of this verification: port-forwards, runs that may still be in flight, the main run
+BODY='' STATUS='' FORWARDED='' FORWARDS='' RUNS='' RUN='' SILENT='' # of this verification: port-forwards, all its runs, the two it looks at
 
 clean_up() {
     local each
@@ -233,6 +233,12 @@ start_run() {
     case $STARTED in queued | running) DETAIL=$STARTED ;; *) fail "expected queued: $BODY" ;; esac
 }
 
+silent_run() { # one that lasts, for the looks that take their time
+    ask POST /v1/runs '{"argv":["sleep","600"],"labels":{"from":"verify.sh"}}' || return 1
+    SILENT=$(field run_id "$BODY") RUNS="$RUNS $SILENT"
+    DETAIL="run $SILENT"
+}
+
 seen_in_redis() {
     local until=$((SECONDS + 5)) key
     if ! redis PING >/dev/null 2>&1; then
@@ -243,14 +249,15 @@ seen_in_redis() {
     fi
     while [ $SECONDS -le $until ]; do # twice, for it may move between two looks
         for key in jobs:pending $(redis ZRANGE jobs:workers 0 -1 | sed 's/^/jobs:processing:/'); do
-            case $(redis LRANGE "$key" 0 -1) in *"$RUN"*) DETAIL="its entry stands in $key" && return ;; esac
+            case $(redis LRANGE "$key" 0 -1) in *"$SILENT"*) DETAIL="its entry stands in $key" && return ;; esac
         done
     done
-    fail "no entry of $RUN in jobs:pending or jobs:processing:* (another Redis, or REDIS_PREFIX?)"
+    fail "no entry of $SILENT in jobs:pending or jobs:processing:* (another Redis, or REDIS_PREFIX?)"
 }
 
 taken_by_worker() {
-    wait_for taken "$RUN" || { fail "no worker took it in $TIMEOUT s; it is $STATUS"; return; }
+    wait_for taken "$SILENT" || { fail "no worker took it in $TIMEOUT s; it is $STATUS"; return; }
+    [ "$STATUS" = running ] || { fail "it $STATUS: $(field message "$BODY")"; return; }
     DETAIL="$STATUS, attempt $(field attempt "$BODY")"
 }
 
@@ -303,8 +310,8 @@ network_closed() { # a program that only connects; who refuses or keeps silent i
     if [ -n "$NAMESPACE" ]; then
         address=$(kubectl get service kubernetes --namespace default -o 'jsonpath={.spec.clusterIP}' 2>/dev/null)
         [ -z "$address" ] || targets="$targets,\"API server,$address,443\""
-        address=$(kube get pods -l app.kubernetes.io/component=api -o 'jsonpath={.items[0].status.podIP}')
-        [ -z "$address" ] || targets="$targets,\"another pod,$address,8080\""
+        address=$(kube get pods -l app.kubernetes.io/component=worker -o 'jsonpath={.items[0].status.podIP}') # the API takes files from tools
+        [ -z "$address" ] || targets="$targets,\"another pod,$address,9090\""
     fi
     ask POST /v1/runs "{\"steps\":[{\"tool\":\"code\",\"args\":{\"language\":\"python\",\"source\":$(quoted "$PROBE"),\"args\":[$targets]}}],\"labels\":{\"from\":\"verify.sh\"}}" || return 1
     local probe
@@ -322,14 +329,9 @@ network_closed() { # a program that only connects; who refuses or keeps silent i
 }
 
 cancelled() {
-    local silent
-    ask POST /v1/runs '{"argv":["sleep","600"],"labels":{"from":"verify.sh"}}' || return 1
-    silent=$(field run_id "$BODY") RUNS="$RUNS $silent"
-    wait_for taken "$silent" || { fail "it did not start in $TIMEOUT s"; return; }
-    [ "$STATUS" = running ] || { fail "it $STATUS: $(field message "$BODY")"; return; }
-    ask POST "/v1/runs/$silent/cancel" || return 1
-    wait_for ended "$silent" || { fail "still $STATUS $TIMEOUT s after the cancel"; return; }
-    stands_at "$silent" cancelled || { fail "it is $STATUS"; return; }
+    ask POST "/v1/runs/$SILENT/cancel" || return 1
+    wait_for ended "$SILENT" || { fail "still $STATUS $TIMEOUT s after the cancel"; return; }
+    stands_at "$SILENT" cancelled || { fail "it is $STATUS"; return; }
     DETAIL='a silent program was stopped'
 }
 
@@ -360,12 +362,13 @@ check 'API ready' api_ready "$ADDRESS"
 check 'workers alive' workers_alive "$ADDRESS"
 check 'create' create_run "$ADDRESS"
 check 'start' start_run "$RUN"
-check 'enqueued in Redis' seen_in_redis "$STARTED"
-check 'taken by a worker' taken_by_worker "$STARTED"
 check 'tailed while it runs' tailed_live "$STARTED"
 check 'files of the workspace' files_through "$STARTED"
+check 'submit' silent_run "$ADDRESS"
+check 'enqueued in Redis' seen_in_redis "$SILENT"
+check 'taken by a worker' taken_by_worker "$SILENT"
+check 'cancel' cancelled "$SILENT"
 check "a tool's network" network_closed "$ADDRESS"
-check 'cancel' cancelled "$ADDRESS"
 check "the API's metrics" api_metrics "$ADDRESS"
 check "a worker's metrics" worker_metrics "$ADDRESS"
 
