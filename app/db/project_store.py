@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.clean import to_json
 from app.db.engine import Database
@@ -88,7 +89,7 @@ class ProjectStore:
         return await self._db.write(self._reseal)
 
     def _put(self, connection: Connection, project_id: str, change: Change, now: int) -> tuple[Project, bool]:
-        row = _row(connection, project_id)
+        row = _row(connection, project_id, for_update=True)
         before = ProjectConfig(project_id) if row is None else self._before(row, change)
         after = _changed(before, change)
         check_project(after)
@@ -99,7 +100,10 @@ class ProjectStore:
             "updated_at": now,
         }
         if row is None:
-            connection.execute(insert(projects).values(id=project_id, **values))
+            insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+            statement = insert(projects).values(id=project_id, **values).on_conflict_do_nothing()
+            if not connection.execute(statement).rowcount:  # somebody else made it just now
+                return self._put(connection, project_id, change, now)
         else:
             connection.execute(update(projects).where(projects.c.id == project_id).values(**values))
         return _project({"id": project_id, **values}), row is None
@@ -136,8 +140,9 @@ class ProjectStore:
         return [row["id"] for row in found]
 
 
-def _row(connection: Connection, project_id: str) -> Mapping[str, Any] | None:
-    row = connection.execute(select(projects).where(projects.c.id == project_id)).mappings().first()
+def _row(connection: Connection, project_id: str, *, for_update: bool = False) -> Mapping[str, Any] | None:
+    query = select(projects).where(projects.c.id == project_id)
+    row = connection.execute(query.with_for_update() if for_update else query).mappings().first()
     return cast("Mapping[str, Any] | None", row)
 
 

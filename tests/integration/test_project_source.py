@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -111,6 +112,19 @@ async def test_resealing_lets_the_old_key_go(store: ProjectStore, database: Data
     assert await ProjectStore(database, f"{NEW_KEY},{KEY}").reseal() == ["shop"]
     assert (await asked(ProjectStore(database, NEW_KEY))).secrets == {"K": "v"}
     await failure(store)
+
+
+async def test_who_makes_a_project_at_the_same_time_changes_it(store: ProjectStore) -> None:
+    """None of them fails, and what is to be kept is kept from the one before."""
+    changes = [Change(paths={}, env={"N": str(n)}, secrets={"kept": None}) for n in range(8)]
+    changes[0] = Change(paths={}, env={}, secrets={"kept": "x"})
+    made = await asyncio.gather(*(store.put("new", change, n) for n, change in enumerate(changes)))
+    assert sum(new for _, new in made) == 1
+    await store.put("new", changes[0], 9)
+    await asyncio.gather(*(store.put("new", change, n) for n, change in enumerate(changes[1:])))
+    project = await store.load("new")
+    assert project is not None
+    assert project.secrets == {"kept": "x"}
 
 
 async def test_what_is_sealed_opens_in_its_own_row_only(store: ProjectStore, database: Database) -> None:
