@@ -31,10 +31,6 @@ def test_the_next_worker_delivers_what_a_killed_one_could_not(stack: Stack) -> N
     receiver = Receiver(receiver.port)
     try:
         stack.workers.append(stack.add_worker(9))
-<<<<<<< HEAD
-=======
-        stack.workers[-1].start()
->>>>>>> origin/main
         wait_for(lambda: receiver.got, "a webhook", timeout_s=120)
         path = f"/v1/runs/{run_id}/webhook"
         wait_for(lambda: stack.http.get(path).json()["status"] == "delivered", "the note of it")
