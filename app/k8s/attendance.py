@@ -36,6 +36,7 @@ _LAST_LINES_S = 5.0
 _STOP_MARGIN_S = 3.0
 _HURRIED_UPLOAD_S = 1.5
 _KILL_S = 2.0
+_AGAIN_S = 0.5
 _START_FAILED, _NOT_READY = frozenset({126, 127}), 125
 _TOLD_EVENTS = 20
 _WORTH_TELLING = frozenset({"Pulling", "TriggeredScaleUp"})
@@ -279,9 +280,16 @@ class Attendance:
         while not (finished(self._view.pod, spec.SYNC) or self._view.pod_gone) and self._clock() < until:
             self._wake.clear()
             await self._pause(until)
-        if self._stop.reason is StopReason.LOST:
-            raise LostOwnership("the run was taken over while its files came back")
-        return await self._crew.staging.collect(self.name, self._tool.workspace)
+        until = self._clock() + within_s
+        while True:
+            if self._stop.reason is StopReason.LOST:
+                raise LostOwnership("the run was taken over while its files came back")
+            try:
+                return await self._crew.staging.collect(self.name, self._tool.workspace)
+            except StorageError:  # the program has run: its files are worth some patience
+                if self._clock() >= until:
+                    raise
+                await asyncio.sleep(_AGAIN_S)
 
     def _usage(self) -> Usage:
         report = self._report

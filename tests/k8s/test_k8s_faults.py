@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from executor_conformance import Recorder, ended, shell
+from executor_conformance import Recorder, ended, shell, stopped_at, tool
 from fake_cluster.cluster import FakeCluster
 from fake_cluster.faults import Fault
 from fake_cluster.http import refusal
@@ -17,6 +17,7 @@ from fake_cluster.http import refusal
 from app.errors import ErrorCode, RunFailure
 from app.execution.executor import CannotRun, StopReason, StopToken, ToolRun
 from app.k8s.crew import Patience
+from app.k8s.profile import Profiles
 from app.k8s.spec import job_name
 from app.models import Stream, Wants
 
@@ -216,6 +217,30 @@ async def test_a_second_attempt_goes_on_where_the_first_one_was(
 async def test_a_job_that_had_printed_and_is_gone_was_lost(executor: Any, cwd: Path) -> None:
     found = await failure(executor, replace(shell(cwd, "true"), attempt=2, cursor="1:7"))
     assert found.code is ErrorCode.WORKER_LOST
+
+
+async def test_an_image_without_our_wrapper_runs_raw(executor: Any, cwd: Path, cluster: FakeCluster) -> None:
+    """One stream, the kubelet's times; its files are there before it starts, and come back."""
+    allowed = executor.settings.model_copy(update={"tool_images_allowed": "python:*"})
+    executor._crew = replace(executor._crew, profiles=Profiles(allowed))
+    (cwd / "in").write_text("here")
+    what = replace(
+        shell(cwd, "cat in; echo; echo err >&2; echo out > f; exit 4"), wants=Wants(image="python:3")
+    )
+    result, sink = await ended(executor, what)
+    assert (result.exit_code, sink.of(Stream.STDOUT)) == (4, ["here", "err"])
+    assert (cwd / "f").read_text() == "out\n"
+    again, sink = await ended(executor, replace(what, attempt=2, cursor=sink.lines[0].src))
+    assert (again.exit_code, sink.of(Stream.STDOUT)) == (4, ["err"])
+    result, _ = await stopped_at(
+        executor,
+        replace(shell(cwd, "echo ready; exec sleep 60"), wants=Wants(image="python:3")),
+        "ready",
+        StopReason.CANCEL,
+    )
+    assert (result.exit_code, result.stopped) == (143, StopReason.CANCEL)
+    silent = replace(tool(cwd, "sleep", "60", timeout_s=0.3), wants=Wants(image="python:3"))
+    assert (await ended(executor, silent))[0].stopped is StopReason.TIMEOUT
 
 
 async def test_what_a_step_may_not_have_is_refused(executor: Any, cwd: Path) -> None:
