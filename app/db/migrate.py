@@ -23,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from app.db.connect import BUSY_TIMEOUT_S, dialect_of, postgres_engine, sqlite_engine, sqlite_path
 from app.db.faults import storage_errors
+from app.errors import StorageError
 
 T = TypeVar("T")
 _LOCK = 7_461_696
@@ -41,6 +42,12 @@ def is_current(url: str) -> bool:
     if dialect_of(url) == "sqlite" and not sqlite_path(url).exists():
         return False
     return _run(url, _is_current, begin="BEGIN")
+
+
+def ensure_current(url: str) -> None:
+    """Raise `StorageError`, which says what to do, unless `is_current`."""
+    if not is_current(url):
+        raise StorageError("the database is not migrated: run `tailrun migrate`")
 
 
 def _upgrade(connection: Connection) -> None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import HTTPConnection
 
-from app.db.migrate import is_current
+from app.db.migrate import ensure_current
 from app.errors import StorageError
 from app.models import RunStatus
 from app.redis.server_report import ServerReport
@@ -50,9 +50,8 @@ class ReadyCheck:
         if self._migrated:
             return
         url = self._services.settings.effective_database_url
-        self._migrated = await asyncio.to_thread(is_current, url)
-        if not self._migrated:
-            raise StorageError("the database is not migrated: run `tailrun migrate`")
+        await asyncio.to_thread(ensure_current, url)
+        self._migrated = True
 
 
 def ready_check(conn: HTTPConnection) -> ReadyCheck:

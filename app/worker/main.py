@@ -24,6 +24,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.log_upkeep import LogUpkeep
+from app.db.migrate import ensure_current
 from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
@@ -93,6 +94,7 @@ class Worker:
         self._draining = asyncio.Event()
         self._more = False
         self._trouble = "starting"
+        self._migrated = False
         self._redis = RedisClients.for_worker(settings)
         self._server_report = ServerReport(self._redis)
         self._db = Database(settings.effective_database_url)
@@ -193,6 +195,9 @@ class Worker:
             try:
                 await self._redis.ping()
                 await self._db.ping()
+                if not self._migrated:
+                    await asyncio.to_thread(ensure_current, self._settings.effective_database_url)
+                    self._migrated = True
                 await self._runs.counts()
             except StorageError as error:
                 self._trouble = str(error)

@@ -12,6 +12,8 @@ import pytest
 from servers import free_port
 from stack import Process, Stack, shell, wait_for
 
+from app.db.migrate import migrate
+
 
 @pytest.fixture
 def stack(tmp_path: Path, sqlite_url: str) -> Iterator[Stack]:
@@ -38,6 +40,21 @@ def test_it_is_not_ready_while_redis_is_away_and_recovers(stack: Stack) -> None:
     stack.redis.start()
     wait_for(lambda: worker.get("/readyz").status_code == 200, "the worker to recover")
     assert stack.wait_end(stack.submit(shell("echo x")))["status"] == "succeeded"
+
+
+def test_it_waits_for_a_database_that_is_not_migrated(stack: Stack, tmp_path: Path) -> None:
+    """A cluster starts everything at once: nobody dies for being early."""
+    url, port = f"sqlite:///{tmp_path / 'later.db'}", free_port()
+    env = {**stack._env(WORKER_PORT=str(port)), "DATABASE_URL": url, "REDIS_PREFIX": "early:"}
+    worker = Process("worker.main", env, tmp_path / "early.log")
+    worker.url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: "not migrated" in worker.log.read_text(), "the worker to say what it waits for")
+        assert "not migrated" in worker.get("/readyz").text
+        migrate(url)
+        wait_for(lambda: worker.get("/readyz").status_code == 200, "the worker to be ready")
+    finally:
+        assert worker.stop() == 0
 
 
 def test_it_claims_nothing_while_the_database_is_locked_and_recovers(stack: Stack) -> None:
