@@ -1,4 +1,4 @@
-"""What a scanner of others has to say about the chart. It is installed apart, for it wants other libraries."""
+"""What a scanner of others has to say about the chart. Installed apart: it wants other libraries."""
 
 from __future__ import annotations
 
