@@ -36,21 +36,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing's own flag costs its import
     from collections.abc import Callable
 
-HEARTBEAT = b"h"
-"""The worker still owns the run."""
-TERMINATE = b"t"
-"""SIGTERM to the group; after the grace SIGKILL to all."""
-KILL = b"k"
-"""SIGKILL to all at once."""
-FINISH = b"f"
-"""The tool ended a while ago: end what it left behind."""
+HEARTBEAT = b"h"  # the worker still owns the run
+TERMINATE = b"t"  # SIGTERM to the group; after the grace SIGKILL to all
+KILL = b"k"  # SIGKILL to all at once
+FINISH = b"f"  # the tool ended a while ago: end what it left behind
 
-_SWEEP_S = 0.5
-"""Between SIGTERM and SIGKILL for what the tool left behind."""
-_GIVE_UP_S = 5.0
-"""How long what can't be killed (another user's, or stuck in the kernel) is waited for."""
+_SWEEP_S = 0.5  # between SIGTERM and SIGKILL for what the tool left behind
+_GIVE_UP_S = 5.0  # how long what can't be killed (another user's, or stuck in the kernel) is waited for
 _TICK_S = 0.02
-_SPARE_CPU_S = 2
 _LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -309,16 +302,14 @@ def _become(request: _Request, failed: int, guard: int) -> None:
 
 
 def _limit(limits: list[int]) -> None:
-    """Set what is limited; some CPU time is left for a program that handles SIGXCPU."""
+    """Set what is limited; 2 s of CPU time are left for a program that handles SIGXCPU."""
     import resource  # noqa: PLC0415 - after the fork: the tool's start waits for it, not the guard's
 
     kinds = (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_FSIZE)
-    for kind, limit in zip(kinds, limits, strict=True):
-        most = resource.getrlimit(kind)[1]
-        if limit and (most == resource.RLIM_INFINITY or limit < most):
-            spare = _SPARE_CPU_S if kind == resource.RLIMIT_CPU else 0
-            hard = limit + spare if most == resource.RLIM_INFINITY else min(limit + spare, most)
-            resource.setrlimit(kind, (limit, hard))
+    for kind, limit, spare in zip(kinds, limits, (2, 0, 0), strict=True):
+        most = resource.getrlimit(kind)[1] % (1 << 63)  # without a limit it is -1
+        if limit and limit < most:
+            resource.setrlimit(kind, (limit, min(limit + spare, most)))
 
 
 def _tell(status: int, line: str) -> None:
