@@ -9,7 +9,7 @@ DEV := $(VENV)/.ready-dev
 IMAGE ?= tailrun
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-deep test-deploy chaos check bench bench-stream bench-ingest bench-queue bench-runs build manifests compose-up compose-down clean lock
+.PHONY: help demo up down test test-deep test-deploy chaos check bench bench-stream bench-ingest bench-queue bench-runs load build manifests compose-up compose-down clean lock
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,9 @@ bench-queue: $(DEV) ## compare the queue with raw Redis, BullMQ, saq, taskiq, ar
 
 bench-runs: $(DEV) ## measure what each process spends on a run; writes docs/benchmarks-queue.md
 	@$(BIN)/python bench/runs.py
+
+load: $(DEV) ## load API (with TOKEN), or a stack of its own, with runs and watchers (LOAD_SECONDS, …)
+	@$(BIN)/python bench/load.py
 
 build: ## build the container image (docker or buildah)
 	@sh tools/build_image.sh $(IMAGE)

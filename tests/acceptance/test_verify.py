@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,6 +78,23 @@ def test_no_api_is_a_failure() -> None:
     code, checks = verify("--url", "http://127.0.0.1:1", "--timeout", "1", TOKEN="x")
     assert code == 1
     assert "connect" in checks["API answers"]["detail"].lower()
+
+
+def test_the_load_generator_finds_nothing_missing(up: Up) -> None:
+    """`make load` against a running server, with the smallest of loads."""
+    bounds = {"LOAD_SECONDS": "1", "LOAD_SUBMITTERS": "2", "LOAD_WATCHERS": "1"}
+    where = {"API": f"http://127.0.0.1:{up.port}", "TOKEN": up.token}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT.parent / "bench/load.py")],
+        env=clean_environment(**bounds, **where),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"lines followed +[1-9]\d\d", done.stdout)
+    assert re.search(r"something missing +0$", done.stdout, re.MULTILINE)
 
 
 class _Buffering(BaseHTTPRequestHandler):
