@@ -78,7 +78,7 @@ def chart_files() -> dict[Path, str]:
         CHART / "README.md": f"{before}{BEGIN}\n{chart_values.table(values)}{END}{after}",
         CHART / "files/alerts.yaml": (MONITORING / "alerts.yaml").read_text(encoding="utf-8"),
     }
-    for path in sorted((MONITORING / "dashboards").glob("*.json")):
+    for path in sorted(MONITORING.glob("dashboard*.json")):
         made[CHART / "files/dashboards" / path.name] = path.read_text(encoding="utf-8")
     return made
 
