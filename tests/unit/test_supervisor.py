@@ -62,8 +62,11 @@ class Case:
         self.stop = StopToken()
         self.tools = Tools()
 
+    def make_tools(self, **answers: Answer) -> Tools:
+        return Tools(**answers)
+
     async def go(self, *done: StepRecord, **answers: Answer) -> int | None:
-        self.tools = Tools(**answers)
+        self.tools = self.make_tools(**answers)
         clock = itertools.count(1_000_000, 1_000_000)
         return await supervise(
             self.run,
