@@ -136,7 +136,8 @@ def secret(job: Mapping[str, Any], name: str, values: Mapping[str, str]) -> dict
             "name": name,
             "namespace": about["namespace"],
             "labels": {**MANAGED, JOB: about["name"]},
-            "ownerReferences": [{**owner, "controller": False, "blockOwnerDeletion": True}],
+            # Not blocking: where that permission is enforced, it would need one more on the Job.
+            "ownerReferences": [{**owner, "controller": False, "blockOwnerDeletion": False}],
         },
         "stringData": dict(values),
     }
