@@ -95,6 +95,9 @@ def run(
         typer.Option("--at", metavar="TIME", help="Start not before 2026-11-20T18:00, here or with a zone."),
     ] = None,
     high: High = False,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="Tell this address when the run has ended.")
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Print the run's lines as they come.")
     ] = True,
@@ -121,6 +124,7 @@ def run(
         "retry_on": retry_on,
         "run_at": None if at is None else moment(at),
         "priority": "high" if high else None,
+        "webhook_url": webhook,
     }
     body |= {name: value for name, value in given.items() if value is not None}
     with connect(url, token) as client:

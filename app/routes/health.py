@@ -74,9 +74,7 @@ async def readyz(check: Annotated[ReadyCheck, Depends(ready_check)]) -> Response
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(
-    services: CurrentServices, check: Annotated[ReadyCheck, Depends(ready_check)]
-) -> Response:
+async def metrics(services: CurrentServices, check: Annotated[ReadyCheck, Depends(ready_check)]) -> Response:
     """Return all figures in Prometheus' text format; what cannot be asked just now keeps its last value."""
     await asyncio.gather(
         _ask(lambda: _count_runs(services)), _ask(lambda: _count_queue(services)), _count_ready(check)

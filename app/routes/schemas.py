@@ -182,6 +182,10 @@ class NewTask(Body):
     type: Name
     command: Name | None = None
     params: dict[str, Any] = Field(default_factory=dict[str, Any])
+    timeout_s: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="As of `POST /v1/runs`."
+    )
+    webhook_url: Text | None = Field(default=None, description="As of `POST /v1/runs`.")
 
 
 class NewOperation(Body):

@@ -35,7 +35,7 @@ async def create(
     body: Annotated[NewTask, json_body(NewTask)], user: CurrentUser, services: CurrentServices
 ) -> Response:
     """Make a task of a declared type and queue it."""
-    fields = RunFields(project=body.project, type=body.type, command=body.command, params=body.params)
+    fields = RunFields(**body.model_dump())
     made = await submit(services, user, fields, start=True)
     return answer({"task_id": made.run.run_id, **run_view(made.run)}, 201)
 

@@ -67,6 +67,19 @@ def test_a_task_is_a_run_and_is_stored_as_sent(api: Api) -> None:
     assert retried.spec == made["spec"]
 
 
+def test_a_task_has_a_limit_and_a_webhook_of_its_own(settings: Settings) -> None:
+    """Both as of a run; a webhook is refused by a server that could not sign it."""
+    url = "https://example.com/"
+    with serving(settings, migrated=False) as api:
+        refused = api.admin.post("/tasks", json={**SEED, "webhook_url": url})
+        assert refused.status_code == 422
+        assert "WEBHOOK_SECRET" in refused.json()["error"]["message"]
+    with serving(changed(settings, webhook_secret=SecretStr("w" * 32)), migrated=False) as api:
+        made = api.admin.post("/tasks", json={**SEED, "webhook_url": url, "timeout_s": 7}).json()
+        assert made["webhook_url"] == url
+        assert made["timeout_s"] == 7
+
+
 @pytest.mark.parametrize(
     ("body", "code", "says"),
     [
