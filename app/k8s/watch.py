@@ -197,8 +197,11 @@ class Watch:
 
     def _take_pod(self, pod: dict[str, Any], change: str) -> None:
         name = (pod["metadata"].get("labels") or {}).get(JOB)
-        if name:
-            self.view(name).take_pod(_slim(pod), gone=change == "DELETED")
+        gone = change == "DELETED"
+        if name and (name in self._views or not gone):
+            self.view(name).take_pod(_slim(pod), gone=gone)
+            if gone:
+                self.forget(name)
 
     def _take_event(self, event: dict[str, Any], change: str) -> None:
         about = event.get("involvedObject") or {}
