@@ -12,8 +12,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import IO, Annotated
 
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response, Security
 from fastapi.responses import StreamingResponse
+from fastapi.security import APIKeyHeader
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
@@ -33,7 +34,10 @@ _GZIP = {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}
 _threads = Threads()
 
 Key = Annotated[str, Path(description="The tool pod's key.", examples=["tool-1f0c7d9a2b3e4f50"])]
-Token = Annotated[str, Header(alias=TOKEN_HEADER, description="From the pod's Secret.")]
+_token = APIKeyHeader(
+    name=TOKEN_HEADER, scheme_name="staging", description="From the pod's Secret.", auto_error=False
+)
+Token = Annotated[str | None, Security(_token)]
 
 
 class _Download(StreamingResponse):
@@ -45,7 +49,7 @@ class _Download(StreamingResponse):
 
 
 @router.get(_PATH, response_class=Response, responses={200: {"content": _GZIP}})
-async def fetch(key: Key, services: CurrentServices, token: Token = "") -> Response:
+async def fetch(key: Key, services: CurrentServices, token: Token) -> Response:
     """Give the pod its workspace and its sources."""
     staged = staged_files(services.settings)
     await _check(staged, token, key, Way.DOWN)
@@ -61,7 +65,7 @@ async def fetch(key: Key, services: CurrentServices, token: Token = "") -> Respo
     response_class=Response,
     openapi_extra={"requestBody": {"required": True, "content": _GZIP}},
 )
-async def store(key: Key, services: CurrentServices, request: Request, token: Token = "") -> Response:
+async def store(key: Key, services: CurrentServices, request: Request, token: Token) -> Response:
     """Take what the tool left in its workspace; a second upload replaces the first."""
     staged = staged_files(services.settings)
     await _check(staged, token, key, Way.UP)
@@ -83,8 +87,8 @@ async def store(key: Key, services: CurrentServices, request: Request, token: To
     return Response(status_code=204)
 
 
-async def _check(staged: StagedFiles, token: str, key: str, way: Way) -> None:
-    if not await _threads.run(staged.opens, token, key, way):
+async def _check(staged: StagedFiles, token: str | None, key: str, way: Way) -> None:
+    if not await _threads.run(staged.opens, token or "", key, way):
         raise NotFound("There is nothing of that name.")
 
 
