@@ -135,6 +135,7 @@ class Settings(BaseSettings):
     log_pack_after_s: float = Field(600, ge=0)
     log_retention_days: float = Field(30, ge=0)
     log_archive: Literal["off", "on"] = "off"
+    usage_every_s: float = Field(3600, ge=0)
 
     # Logs of Tailrun itself
     log_format: Literal["text", "json"] = "text"

@@ -177,6 +177,11 @@ LOG_COMMIT_SECONDS = Histogram(
     "Time of one database transaction of the log writer.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
+WORKSPACE_BYTES = Gauge(
+    "tailrun_workspace_bytes",
+    "Bytes of users' files; the largest users by name, the others together.",
+    ["user"],
+)
 LOG_UPKEEP = Counter(
     "tailrun_log_upkeep", "Logs of ended runs that the janitor packed, archived or expired.", ["work"]
 )

@@ -8,7 +8,7 @@ call needs a checksum that older stores refuse.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 import boto3
@@ -90,6 +90,13 @@ class Bucket:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
         with self._explained(prefix):
             return [_object(item) for page in pages for item in page.get("Contents", [])]
+
+    def each(self, prefix: str) -> Iterator[Object]:
+        """Yield all objects whose key starts with `prefix`, a page at a time: there may be millions."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        with self._explained(prefix):
+            for page in pages:
+                yield from map(_object, page.get("Contents", []))
 
     def head(self, key: str) -> Object:
         """Describe one object."""

@@ -64,6 +64,7 @@ from app.worker.resources import FRESH_S, Resources
 from app.worker.scheduler import Scheduler
 from app.worker.secrets import Secrets
 from app.worker.tool_place import open_executor
+from app.worker.usage import UsageCount
 from app.worker.webhooks import open_webhooks
 
 _RETRY_S = 1.0
@@ -119,6 +120,7 @@ class Worker:
         )
         self._reaper = Reaper(self._ticks, Reconciler(self._runs, queue, now_us), self.worker_id)
         self._janitor = self._make_janitor()
+        self._usage = UsageCount(self._ticks, self._workspaces, self.worker_id, settings.usage_every_s)
         self._webhooks = open_webhooks(
             settings, self._db, self._runs, self._ticks, clock=now_us, worker_id=self.worker_id
         )
@@ -231,6 +233,7 @@ class Worker:
             asyncio.create_task(self._forever("reaper", self._reaper.run())),
             asyncio.create_task(self._forever("scheduler", self._scheduler.run())),
             asyncio.create_task(self._forever("janitor", self._janitor.run())),
+            asyncio.create_task(self._forever("usage", self._usage.run())),
             asyncio.create_task(self._forever("webhooks", self._webhooks.run())),
         ]
         if self._executor.reattaches:
