@@ -143,7 +143,9 @@ class Stack:
             return int(client.zcard(f"{self._prefix}jobs:workers")) >= len(self.workers)
 
     def close(self) -> None:
+        """Stop everything; what the processes said last is shown by a test that failed."""
         for process in (*self.workers, self.api):
+            print(f"-- {process.log.name}:", *_last_lines(process.log), sep="\n")
             if process.popen.poll() is None:
                 process.signal(signal.SIGCONT)
                 process.kill()
@@ -273,6 +275,10 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> 
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
         time.sleep(0.02)
+
+
+def _last_lines(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines()[-40:] if log.exists() else []
 
 
 def processes_with(marker: str) -> list[int]:

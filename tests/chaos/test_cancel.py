@@ -95,10 +95,10 @@ def test_a_cancel_whose_signal_is_lost_is_read_from_the_row(stack: Stack, slack:
 
 
 def test_a_time_limit_ends_the_run_as_timed_out(stack: Stack) -> None:
-    run_id = stack.submit(shell("echo up; sleep 6000"), timeout_s=1)
+    run_id = stack.submit(shell("echo up; sleep 4107"), timeout_s=1)
     run = stack.wait_end(run_id)
     assert (run["status"], run["error"]["code"], run["attempt"]) == ("timed_out", "timeout", 1)
-    assert not processes_with("sleep\x006000\x00")
+    assert not processes_with("sleep\x004107\x00")
 
 
 def test_an_orphan_is_cancelled_without_any_worker(tmp_path: Path, sqlite_url: str) -> None:

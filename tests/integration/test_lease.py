@@ -51,11 +51,11 @@ from app.worker import job_processor, main
 
 plan = job_processor.plan
 
-def burning(run):
+def burning(run, *more):
     until = time.monotonic() + float(run.labels.get("burn_s", 0))
     while time.monotonic() < until:
         pass
-    return plan(run)
+    return plan(run, *more)
 
 job_processor.plan = burning
 sys.exit(main.serve(Settings()))

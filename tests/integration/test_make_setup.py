@@ -15,11 +15,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import os, signal, sys, time
-signal.signal(signal.SIGINT, lambda *_: (print("drained", flush=True), sys.exit(0)))
-signal.signal(signal.SIGCONT, lambda *_: print("again", flush=True))
+def say(text):  # a signal may come while `print` is at work
+    os.write(1, f"{text}{chr(10)}".encode())
+signal.signal(signal.SIGINT, lambda *_: (say("drained"), sys.exit(0)))
+signal.signal(signal.SIGCONT, lambda *_: say("again"))
 while os.isatty(0) and os.tcgetpgrp(0) != os.getpgrp():
     time.sleep(0.01)
-print("ready", flush=True)
+say("ready")
 while True:
     signal.pause()
 """

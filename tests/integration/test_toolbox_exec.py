@@ -378,7 +378,7 @@ def test_as_pid_1_nothing_survives(tmp_path: Path) -> None:
         "    try: return open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[0] == 'Z'\n"
         "    except OSError: return False\n"
         "while any(dead(pid) for pid in os.listdir('/proc') if pid.isdigit()): time.sleep(0.01)\n"
-        "print('no zombies', os.getpid() != 1, os.getppid()); os._exit(9)\n"
+        "print('no zombies', os.getpid() != 1, os.getppid(), flush=True); os._exit(9)\n"
     )
     done = finish(start(python(code), tmp_path, *PID_1))
     assert (done.code, done.out) == (9, "no zombies True 1\n")

@@ -35,7 +35,7 @@ class Tools:
     def reattaches(self, step: Step) -> bool:
         return False
 
-    async def call(self, step: Step, stop: StopToken, again: Again = Again()) -> ToolOutcome:
+    async def call(self, step: Step, stop: StopToken, again: Again | None = None) -> ToolOutcome:
         self.called.append(step.id)
         answer = self.answers.get(step.id, ToolOutcome(exit_code=0))
         if isinstance(answer, Exception):
