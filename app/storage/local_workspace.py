@@ -98,7 +98,7 @@ class LocalWorkspace:
                 if size > room:
                     raise budget.too_large(path, room)
                 await self._run(_append, fd, piece, path)
-            return await self._run(self._commit, fd, temp, path)
+            return await self._run(self._upload, fd, temp, path)
 
     async def stat(self, path: str) -> FileInfo:
         """Describe one file."""
@@ -252,14 +252,20 @@ class LocalWorkspace:
             os.fchmod(fd, 0o644)
             return fd, Path(name)
 
-    def _commit(self, fd: int, temp: Path, path: str) -> FileInfo:
-        """Put an uploaded file in its place, on the disk: what was answered outlives a power cut."""
+    def _upload(self, fd: int, temp: Path, path: str) -> FileInfo:
+        """Put an uploaded file in its place, on the disk: what was answered outlives a power cut.
+
+        What a step writes has no such promise, like what programs write: a run can be run again.
+        """
         with explained(path, writing=True):
             os.fsync(fd)
+        return self._commit(fd, temp, path, durably=True)
+
+    def _commit(self, fd: int, temp: Path, path: str, *, durably: bool = False) -> FileInfo:
         found = Found.of(os.fstat(fd))
         with self._locked():
             self._budget().take(path, found.size)
-            self._place(temp, path, durably=True)
+            self._place(temp, path, durably=durably)
         return found.info(path)
 
     def _place(self, temp: Path, path: str, *, durably: bool = False) -> None:
