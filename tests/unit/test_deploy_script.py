@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from recording_programs import Recorder
 
+from app.config import Settings
+
 SCRIPT = str(Path(__file__).resolve().parents[2] / "deploy.sh")
 MANIFESTS = """apiVersion: v1
 kind: Namespace
@@ -127,6 +129,17 @@ def test_secrets_from_a_file(fakes: Recorder, tmp_path: Path) -> None:
     assert "secret-password-2@db/tailrun=" in made
     assert "secret-elsewhere" not in made
     assert '"API_TOKEN"' in made, "one is made up"
+
+
+def test_every_secret_setting_can_be_given() -> None:
+    """What is a secret to the settings goes into the Secret."""
+    text = Path(SCRIPT).read_text(encoding="utf-8")
+    names = text.partition("\nNAMES='")[2].partition("'")[0].split()
+    secret = [
+        name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
+    ]
+    assert len(secret) > 5
+    assert set(secret) <= set(names)
 
 
 def test_the_same_again_changes_nothing(fakes: Recorder) -> None:
