@@ -46,6 +46,11 @@ class Place:
     def delete(self, path: str) -> None:
         self._do("delete", f"/api/v1/namespaces/{self.namespace}/{path}")
 
+    def evict(self, pod: str) -> None:
+        """Do to a pod what draining its node does."""
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+        self._do("create", f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction", body)
+
     def all(self, kind: str) -> list[dict[str, Any]]:
         group = "apis/batch/v1" if kind == "jobs" else "api/v1"
         labels = {"labelSelector": "app.kubernetes.io/component=tool"}

@@ -164,6 +164,7 @@ def test_a_tool_reaches_nothing_but_its_files(stack: Stack, place: Place) -> Non
 
 
 def test_a_worker_that_dies_in_mid_step_costs_nothing(stack: Stack, place: Place) -> None:
+    place.wait_nothing_left()  # of the tests before
     run_id = stack.submit(shell("for i in $(seq 1 60); do echo line $i; sleep 0.2; done; echo kept > file"))
     watcher = stack.watch(run_id)
     watcher.wait_line("line 10", WAIT_S)
@@ -176,6 +177,17 @@ def test_a_worker_that_dies_in_mid_step_costs_nothing(stack: Stack, place: Place
     assert stack.run(run_id)["attempt"] == 2
     assert f"re-attached to Job {job['metadata']['name']}" in lines(events, "system")
     assert stack.http.get(f"/v1/runs/{run_id}/files/file").text == "kept\n"
+
+
+def test_a_drained_node_evicts_the_step(stack: Stack, place: Place) -> None:
+    place.wait_nothing_left()  # of the tests before
+    run_id = stack.submit(shell("echo up; sleep 600"), max_attempts=1)
+    stack.watch(run_id).wait_line("up", WAIT_S)
+    [pod] = place.all("pods")
+    place.evict(pod["metadata"]["name"])
+    run = stack.wait_end(run_id, WAIT_S)
+    assert (run["status"], run["error"]["code"]) == ("failed", "evicted")
+    place.wait_nothing_left()
 
 
 def test_twenty_runs_at_once(stack: Stack, place: Place) -> None:
