@@ -114,8 +114,7 @@ class Attendance:
         reason = await self._stop.wait()
         if reason in _WITH_GRACE:
             self._program.say(guard.TERMINATE)
-            while self._stop.reason in _WITH_GRACE:  # noqa: ASYNC110 - the token tells its first reason only
-                await asyncio.sleep(0.1)
+            await self._stop.lost()
         self._program.say(guard.KILL)
 
     def _time_out(self) -> None:

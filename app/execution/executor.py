@@ -57,6 +57,7 @@ class StopToken:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._lost = asyncio.Event()
         self._asked: set[asyncio.Future[None]] = set()
         self.reason: StopReason | None = None
 
@@ -64,6 +65,8 @@ class StopToken:
         """Ask to stop; later calls change nothing, but LOST overrides every other reason."""
         if self.reason is None or reason is StopReason.LOST:
             self.reason = reason
+        if reason is StopReason.LOST:
+            self._lost.set()
         self._event.set()
         for asked in self._asked:
             if not asked.done():
@@ -79,6 +82,10 @@ class StopToken:
         await self._event.wait()
         assert self.reason is not None  # noqa: S101 - set before the event
         return self.reason
+
+    async def lost(self) -> None:
+        """Wait until the run is somebody else's, which may come behind another reason."""
+        await self._lost.wait()
 
     async def race(self, task: asyncio.Task[Any], timeout_s: float | None = None) -> None:
         """Wait until `task` is done, somebody asks to stop, or the time is over; cancel nothing."""

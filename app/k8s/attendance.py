@@ -69,9 +69,7 @@ class Attendance:
         hearing = asyncio.create_task(self._hear())
         try:
             return await self._attend()
-        except LostOwnership:
-            raise
-        except RunFailure:
+        except (LostOwnership, RunFailure):
             raise
         except BaseException:
             if self._stop.reason not in _LEFT:
@@ -84,9 +82,9 @@ class Attendance:
     async def _hear(self) -> None:
         """Wake up for a request to stop; LOST may come after another one."""
         await self._stop.wait()
-        while True:
-            self._wake.set()
-            await asyncio.sleep(0.1)
+        self._wake.set()
+        await self._stop.lost()
+        self._wake.set()
 
     async def _attend(self) -> ToolResult:
         if self._stop.reason in _LEFT:

@@ -40,3 +40,16 @@ async def test_two_races_hear_of_one_request() -> None:
     await asyncio.gather(*races)
     assert token.reason is StopReason.LOST
     task.cancel()
+
+
+async def test_a_run_that_is_lost_behind_another_reason_is_heard_of() -> None:
+    """Whoever stops with a grace learns that there is none any more."""
+    token = StopToken()
+    lost = asyncio.create_task(token.lost())
+    token.stop(StopReason.CANCEL)
+    token.stop(StopReason.DRAIN)
+    await asyncio.sleep(0)
+    assert not lost.done()
+    token.stop(StopReason.LOST)
+    await lost
+    assert token.reason is StopReason.LOST
