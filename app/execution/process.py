@@ -23,6 +23,7 @@ from app.execution.guarded import Guarded, Request
 from app.execution.limits import NO_LIMITS, LimitWatch, ProgramLimits
 from app.execution.orphans import kill_orphans
 from app.execution.source_file import source_file
+from app.execution.undisturbed import to_the_end
 from app.models import Wants
 
 
@@ -49,26 +50,13 @@ class LocalExecutor:
         """Processes can be started at any time."""
 
     async def run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
-        """Run `tool` to the end of its last descendant.
-
-        The work is a task of its own, so that it is cancelled once at the most and its clean-up
-        runs undisturbed, however often the caller is.
-        """
+        """Run `tool` to the end of its last descendant, also when the caller is cancelled."""
         if self._closed:
             raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, "The worker is shutting down.")
         task = asyncio.create_task(self._run(tool, sink, stop))
         self._running[task] = None
         task.add_done_callback(self._running.pop)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.cancel()
-            while not task.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # looked at: the cancellation goes on instead
-            raise
+        return await to_the_end(task, task.cancel)
 
     def finds(self, program: str, wants: Wants) -> bool:
         """Whether this machine has a program of this name where tools look."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from app.errors import RunFailure
 from app.execution.direct import DirectCommand, inherited_env, run_direct
 from app.execution.executor import StopReason, StopToken, ToolResult
+from app.execution.undisturbed import to_the_end
 from app.models import Level, Line, Stream
 from tailrun.capture.cancellation import CancellationToken, StopSignal
 from tailrun.capture.output_capture import OutputCapture
@@ -71,7 +72,7 @@ async def execute_long_running_task(
             with _obeying(token, stop):
                 work = run_direct(command, sink, stop, grace_s=grace_s, timeout_s=timeout_s)
                 running = asyncio.create_task(work)
-                result = await _to_the_end(running, stop)
+                result = await to_the_end(running, lambda: stop.stop(StopReason.CANCEL))
         return _exit_code(result, timeout_s)
     except RunFailure as failure:
         error = failure
@@ -132,20 +133,6 @@ def _obeying(token: CancellationToken | None, stop: StopToken) -> Generator[None
         yield
     finally:
         forget()
-
-
-async def _to_the_end(running: asyncio.Task[ToolResult], stop: StopToken) -> ToolResult:
-    """Wait for the program; when cancelled, ask it to end and wait on, however often it is repeated."""
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        stop.stop(StopReason.CANCEL)
-        while not running.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # looked at: the cancellation goes on instead
-        raise
 
 
 def _exit_code(result: ToolResult, timeout_s: float | None) -> int:
