@@ -34,18 +34,21 @@ def build_env(tool: ToolRun, cwd: Path, tmp: Path) -> dict[str, str]:
         Unprocessable: the run asks for a reserved name or for something that is no variable.
     """
     check_env(tool.env)
+    return {"PATH": search_path(), **_zone(), **variables(tool, str(cwd), str(tmp))}
+
+
+def variables(tool: ToolRun, folder: str, tmp: str) -> dict[str, str]:
+    """Return what every tool finds, wherever it runs; `folder` has the run's files. Its own `env` wins."""
     return {
-        "PATH": search_path(),
-        "HOME": str(cwd),
-        "TMPDIR": str(tmp),
+        "HOME": folder,
+        "TMPDIR": tmp,
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "TERM": "dumb",
         "TAILRUN_RUN_ID": tool.run_id,
         "TAILRUN_ATTEMPT": str(tool.attempt),
         "TAILRUN_STEP": tool.step_id,
-        "TAILRUN_WORKSPACE": str(cwd),
-        **_zone(),
+        "TAILRUN_WORKSPACE": folder,
         **tool.env,
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from app.execution import environment
 from app.execution.executor import ToolRun
 from app.k8s.profile import Profile
 from app.storage.staging import Offer
@@ -165,18 +166,7 @@ def source_files(tool: ToolRun) -> dict[str, bytes]:
 
 def variables(tool: ToolRun) -> dict[str, str]:
     """Return the program's own variables, as they go into its Secret."""
-    return {
-        "HOME": _WORKSPACE,
-        "TMPDIR": _TMP,
-        "LANG": "C.UTF-8",
-        "PYTHONUNBUFFERED": "1",
-        "TERM": "dumb",
-        "TAILRUN_RUN_ID": tool.run_id,
-        "TAILRUN_ATTEMPT": str(tool.attempt),
-        "TAILRUN_STEP": tool.step_id,
-        "TAILRUN_WORKSPACE": _WORKSPACE,
-        **tool.env,
-    }
+    return environment.variables(tool, _WORKSPACE, _TMP)
 
 
 # -- the pod --------------------------------------------------------------------------------
