@@ -10,6 +10,8 @@ from pathlib import Path
 
 import boto3
 import pytest
+from api_server import Api
+from live_run import Stores, stores_of
 from moto.server import ThreadedMotoServer
 from workspace_contents import LIMITS
 
@@ -21,6 +23,13 @@ from app.storage.workspace import Workspace, Workspaces
 def temporary_files(folder: Path) -> list[Path]:
     found = [path for top in ("root/.scratch", "tmp") for path in (folder / top).rglob("*")]
     return [path for path in found if path.suffix != ".lock" and path.name != "workspaces"]
+
+
+@pytest.fixture
+async def stores(api: Api) -> AsyncIterator[Stores]:
+    """A worker's stores beside the module's own `api`."""
+    async with stores_of(api) as stores:
+        yield stores
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import httpx2
 import orjson
 import pytest
 from api_server import TOKEN, Api, serving, settings_for
-from live_run import PATIENT, LiveRun, Stores, stores_of
+from live_run import PATIENT, LiveRun, Stores
 from servers import RedisServer, free_port
 from stream_world import until
 from websockets.asyncio.client import connect
@@ -50,12 +50,6 @@ def api(tmp_path: Path, redis_server: RedisServer, sqlite_url: str) -> Iterator[
     settings = settings_for(tmp_path / "data", redis_server.url, sqlite_url, stream_ping_s=PING_S)
     with serving(settings) as api:
         yield api
-
-
-@pytest.fixture
-async def stores(api: Api) -> AsyncIterator[Stores]:
-    async with stores_of(api) as stores:
-        yield stores
 
 
 @pytest.fixture

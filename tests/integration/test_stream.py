@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -21,12 +21,6 @@ def api(tmp_path: Path, redis_server: RedisServer, database_url: str) -> Iterato
     settings = settings_for(tmp_path / "data", redis_server.url, database_url, stream_ping_s=0.3)
     with serving(settings) as api:
         yield api
-
-
-@pytest.fixture
-async def stores(api: Api) -> AsyncIterator[Stores]:
-    async with stores_of(api) as stores:
-        yield stores
 
 
 @pytest.fixture

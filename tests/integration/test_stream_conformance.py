@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from api_server import TOKEN, Api, serving, settings_for
-from live_run import PATIENT, LiveRun, Stores, hub_of, now_us, stores_of
+from live_run import PATIENT, LiveRun, Stores, hub_of, now_us
 from servers import RedisServer
 from stream_world import until
 from websockets.asyncio.client import connect
@@ -35,12 +35,6 @@ HARD = [
 def api(tmp_path: Path, redis_server: RedisServer, database_url: str) -> Iterator[Api]:
     with serving(settings_for(tmp_path / "data", redis_server.url, database_url)) as api:
         yield api
-
-
-@pytest.fixture
-async def stores(api: Api) -> AsyncIterator[Stores]:
-    async with stores_of(api) as stores:
-        yield stores
 
 
 async def by_sse(run: LiveRun, query: str = "") -> Events:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -24,12 +24,6 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 def api(tmp_path: Path, redis_server: RedisServer, sqlite_url: str) -> Iterator[Api]:
     with serving(settings_for(tmp_path / "data", redis_server.url, sqlite_url)) as api:
         yield api
-
-
-@pytest.fixture
-async def stores(api: Api) -> AsyncIterator[Stores]:
-    async with stores_of(api) as stores:
-        yield stores
 
 
 @pytest.fixture
