@@ -1,6 +1,6 @@
 """Tailrun's queue layer without the rest: `Queue.push`, and `Claims` driven as a worker drives it.
 
-The loop is that of `app.worker.main` and `app.worker.job_queue` (claim the free slots and ack what has ended
+The loop is that of `app.worker.slots` and `app.worker.job_queue` (claim the free slots and ack what has ended
 in one call; a task for each job; BLMOVE when there is nothing), with lease and tick beside it. What is
 left out is the database, which says whose each run is.
 """

@@ -1,0 +1,137 @@
+"""The slots of a worker: claims exactly as many runs as there are free ones, each a task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import structlog
+
+from app.errors import StorageError
+from app.execution.executor import StopReason
+from app.models import Run
+from app.telemetry import SLOTS_BUSY
+from app.worker.in_flight import Attempt, InFlight
+from app.worker.job_processor import Bench, JobProcessor
+from app.worker.job_queue import Claimed
+from app.worker.readiness import Readiness
+from app.worker.resources import FRESH_S, Resources
+
+_FEW, _GATHER_S = 3, 0.002
+"""While more runs wait, a third of the slots is claimed for at once, if it comes free within 2 ms."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class Slots:
+    """Fills `WORKER_CONCURRENCY` slots from the queue until `draining` is set."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        in_flight: InFlight,
+        resources: Resources,
+        readiness: Readiness,
+        draining: asyncio.Event,
+    ) -> None:
+        self._bench, self._queue, self._in_flight = bench, bench.queue, in_flight
+        self._count = bench.settings.worker_concurrency
+        self._resources, self._readiness, self._draining = resources, readiness, draining
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
+        self._more = False
+
+    # -- claim --------------------------------------------------------------------------
+
+    async def fill(self) -> None:
+        """Claim and work until the drain begins."""
+        while not self._draining.is_set():
+            free = self._count - len(self._in_flight)
+            if free <= 0:
+                self._freed.clear()
+                await self._unless_draining(self._freed.wait())
+            elif self._resources.lack():
+                await self._unless_draining(asyncio.sleep(FRESH_S))
+            elif self._more and free < self._count // _FEW:
+                self._more = False
+                await asyncio.sleep(_GATHER_S)
+            else:
+                await self._claim_or_wait(free)
+
+    async def _claim_or_wait(self, free: int) -> None:
+        """Claim; where Redis or the database is away, claim nothing until both answer."""
+        try:
+            await self._claim(free)
+        except StorageError as error:
+            log.warning("claiming stops", error=str(error))
+            await self._readiness.pause(self._draining, error)
+            await self._readiness.wait(self._draining)
+
+    async def _claim(self, free: int) -> None:
+        """Claim what there is; if there is nothing, wait a few seconds for the next entry."""
+        claimed = await self._queue.claim(free)
+        self._more = len(claimed) == free
+        self._readiness.trouble = ""
+        if not claimed:
+            entry = await self._unless_draining(self._queue.wait())
+            if entry is not None and self._resources.lack():
+                await self._queue.give_back([entry])
+                return
+            claimed = await self._queue.admit(entry) if entry is not None else []
+        self._start(claimed)
+
+    async def _unless_draining(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Await `work`, or give it up when the drain begins."""
+        task, draining = asyncio.create_task(work), asyncio.create_task(self._draining.wait())
+        await asyncio.wait((task, draining), return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return None
+
+    # -- work ---------------------------------------------------------------------------
+
+    async def adopt(self, run: Run) -> None:
+        """Work on a run that the database says is ours though nobody here knows it."""
+        claimed = await self._queue.adopt(run, self._bench.clock())
+        self._start([claimed] if claimed is not None else [])
+
+    def _start(self, claimed: list[Claimed]) -> None:
+        for one in claimed:
+            attempt = Attempt(one.run, one.entry)
+            self._in_flight.add(attempt)
+            task = asyncio.create_task(self._process(attempt, one))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        SLOTS_BUSY.set(len(self._in_flight))
+
+    async def _process(self, attempt: Attempt, claimed: Claimed) -> None:
+        try:
+            await JobProcessor(self._bench, attempt, claimed.failure).process()
+        finally:
+            self._in_flight.remove(attempt)
+            SLOTS_BUSY.set(len(self._in_flight))
+            self._freed.set()
+
+    # -- drain --------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Let runs finish for `DRAIN_S`, then stop them and give them back.
+
+        Where programs outlive their worker there is nothing to wait for: the next one goes on with them.
+        """
+        settings = self._bench.settings
+        if not self._bench.executor.reattaches:
+            await self._wait_for_tasks(settings.drain_s)
+        self._in_flight.stop_all(StopReason.DRAIN)
+        await self._wait_for_tasks(settings.cancel_grace_s + 10)
+        await self._queue.flush()
+
+    async def _wait_for_tasks(self, timeout_s: float) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
