@@ -10,11 +10,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from postgres_server import PostgresServer
 from servers import RedisServer
 
 from app.db.engine import Database
 from app.db.migrate import migrate
+
+settings.register_profile("shared machine", deadline=None)  # only the outcome of an example counts
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")

@@ -165,7 +165,7 @@ def test_zstd_reads_an_archive() -> None:
 def test_any_log_comes_back_from_its_archive_line_by_line() -> None:
     """Through any zstd decompressor, as the wire shape."""
 
-    @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, database=None, suppress_health_check=list(HealthCheck))
     @given(any_log, st.integers(1, 300))
     def hold(log: list[Event], size: int) -> None:
         async def collect() -> bytes:

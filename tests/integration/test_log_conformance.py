@@ -66,7 +66,7 @@ def test_any_log_reads_the_same_before_while_and_after_packing(
             assert await answers(logs, run.run_id, asked) == before
         assert await answers(logs, run.run_id, asked) == before
 
-    @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, database=None, suppress_health_check=list(HealthCheck))
     @given(any_log, questions)
     def property_holds(events: list[Event], asked: list[dict[str, Any]]) -> None:
         loop.run(hold(events, asked))

@@ -63,7 +63,6 @@ def ended(api: Api) -> str:
 @schema.parametrize()  # pyright: ignore[reportUntypedFunctionDecorator]
 @settings(
     max_examples=20,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -301,7 +301,6 @@ STEPLIKE = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)  # the machine is shared; only the outcome counts
 @given(JSON | st.lists(STEPLIKE | JSON, max_size=4))
 def test_arbitrary_json_is_steps_or_unprocessable(raw: Any) -> None:
     message = refusal(raw)

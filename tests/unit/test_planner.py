@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.agent.fences import MAX_BLOCK
@@ -187,7 +187,6 @@ def test_the_same_run_has_the_same_plan_on_every_attempt() -> None:
     assert plan(run) == plan(run)
 
 
-@settings(deadline=None)  # the machine is shared; only the outcome counts
 @given(
     st.text(),
     st.sampled_from(["yaml", "json"]),
@@ -197,7 +196,6 @@ def test_arbitrary_blocks_are_plans_or_invalid_plans(text: str, language: str, s
     assert code_of(fenced(start + text, language)) in {None, ErrorCode.INVALID_PLAN}
 
 
-@settings(deadline=None)  # the machine is shared; only the outcome counts
 @given(st.text(alphabet="[]{}:,-&*!|>'\"#%@`?=~<. \n\t01axyzTn_+e"))
 def test_arbitrary_yaml_syntax_is_a_plan_or_an_invalid_plan(text: str) -> None:
     assert code_of(fenced(text)) in {None, ErrorCode.INVALID_PLAN}

@@ -241,7 +241,7 @@ def streams_are_whole(
     examples: int,
     *phases: Phase,
 ) -> Callable[[], None]:
-    @settings(max_examples=examples, deadline=None, database=None, phases=phases or tuple(Phase))
+    @settings(max_examples=examples, database=None, phases=phases or tuple(Phase))
     @given(strategy)
     def hold(ops: list[Op]) -> None:
         async def play() -> None:
