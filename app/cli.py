@@ -1,6 +1,6 @@
 """`tailrun …`: one command for clients and for the processes themselves.
 
-Here commands get their names; each lives in an `app.cli_*` module and imports what is heavy
+Here commands get their names; each lives in a module of `app.commands` and imports what is heavy
 only when it is called, so that `tailrun --help` and completion answer at once.
 """
 
@@ -10,20 +10,20 @@ import sys
 
 import typer
 
-from app import (
-    cli_admin,
-    cli_dead,
-    cli_demo,
-    cli_files,
-    cli_processes,
-    cli_redis,
-    cli_run,
-    cli_runs,
-    cli_schedules,
-    cli_settings,
-    cli_tasks,
+from app.commands import (
+    admin,
+    dead,
+    demo,
+    files,
+    processes,
+    redis,
+    run,
+    runs,
+    schedules,
+    settings,
+    tasks,
 )
-from app.cli_config import CliError
+from app.commands.config import CliError
 
 app = typer.Typer(
     name="tailrun",
@@ -34,36 +34,36 @@ app = typer.Typer(
 
 RUNS, LOOK, SERVE = "Runs", "Queue and access", "Processes"
 
-app.callback()(cli_settings.root)
-app.command("run", cls=cli_run.DashedCommand, rich_help_panel=RUNS)(cli_run.run)
-app.command("logs", rich_help_panel=RUNS)(cli_runs.logs)
-app.command("ls", rich_help_panel=RUNS)(cli_runs.ls)
-app.command("show", rich_help_panel=RUNS)(cli_runs.show)
-app.command("cancel", rich_help_panel=RUNS)(cli_runs.cancel)
-app.command("retry", rich_help_panel=RUNS)(cli_runs.retry)
-app.add_typer(cli_files.app, name="files", rich_help_panel=RUNS)
-app.add_typer(cli_tasks.app, name="tasks", rich_help_panel=RUNS)
+app.callback()(settings.root)
+app.command("run", cls=run.DashedCommand, rich_help_panel=RUNS)(run.run)
+app.command("logs", rich_help_panel=RUNS)(runs.logs)
+app.command("ls", rich_help_panel=RUNS)(runs.ls)
+app.command("show", rich_help_panel=RUNS)(runs.show)
+app.command("cancel", rich_help_panel=RUNS)(runs.cancel)
+app.command("retry", rich_help_panel=RUNS)(runs.retry)
+app.add_typer(files.app, name="files", rich_help_panel=RUNS)
+app.add_typer(tasks.app, name="tasks", rich_help_panel=RUNS)
 
-app.command("queue", rich_help_panel=LOOK)(cli_admin.queue)
-app.add_typer(cli_dead.app, name="dead", rich_help_panel=LOOK)
-app.add_typer(cli_schedules.app, name="schedule", rich_help_panel=LOOK)
+app.command("queue", rich_help_panel=LOOK)(admin.queue)
+app.add_typer(dead.app, name="dead", rich_help_panel=LOOK)
+app.add_typer(schedules.app, name="schedule", rich_help_panel=LOOK)
 app.command(
     "redis",
     rich_help_panel=LOOK,
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
-)(cli_redis.redis)
-app.add_typer(cli_admin.token_app, name="token", rich_help_panel=LOOK)
-app.command("env", rich_help_panel=LOOK)(cli_admin.env)
-app.command("config", rich_help_panel=LOOK)(cli_settings.config)
+)(redis.redis)
+app.add_typer(admin.token_app, name="token", rich_help_panel=LOOK)
+app.command("env", rich_help_panel=LOOK)(admin.env)
+app.command("config", rich_help_panel=LOOK)(settings.config)
 
-app.command("up", rich_help_panel=SERVE)(cli_processes.up)
-app.command("down", rich_help_panel=SERVE)(cli_processes.down)
-app.command("demo", rich_help_panel=SERVE)(cli_demo.demo)
-app.command("api", rich_help_panel=SERVE)(cli_processes.api)
-app.command("worker", rich_help_panel=SERVE)(cli_processes.worker)
-app.command("migrate", rich_help_panel=SERVE)(cli_processes.migrate)
-app.command("reseal", rich_help_panel=SERVE)(cli_processes.reseal)
-app.command("openapi", rich_help_panel=SERVE)(cli_processes.openapi)
+app.command("up", rich_help_panel=SERVE)(processes.up)
+app.command("down", rich_help_panel=SERVE)(processes.down)
+app.command("demo", rich_help_panel=SERVE)(demo.demo)
+app.command("api", rich_help_panel=SERVE)(processes.api)
+app.command("worker", rich_help_panel=SERVE)(processes.worker)
+app.command("migrate", rich_help_panel=SERVE)(processes.migrate)
+app.command("reseal", rich_help_panel=SERVE)(processes.reseal)
+app.command("openapi", rich_help_panel=SERVE)(processes.openapi)
 
 
 def main() -> None:

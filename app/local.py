@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 
 from app.config import Settings, is_loopback
-from app.local_children import Child, ChildSpec, LogTail, Say, Supervisor, last_lines
-from app.local_data import DataFolder, Refused, Serving
-from app.local_leash import OWN_PYTHON
-from app.local_redis import answers, choose_port, find_engine, free_port, require_free
+from app.embedded.children import Child, ChildSpec, LogTail, Say, Supervisor, last_lines
+from app.embedded.data_folder import DataFolder, Refused, Serving
+from app.embedded.leash import OWN_PYTHON
+from app.embedded.redis_server import answers, choose_port, find_engine, free_port, require_free
 
 READY_S = 60.0
 PATIENCE = 3

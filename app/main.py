@@ -63,8 +63,8 @@ from app.routes.deps import Services, now_us
 from app.routes.health import OK, ReadyCheck
 from app.routes.log_history import LogHistory
 from app.storage.factory import open_workspaces
-from app.task_file import BadTasksFile, load
-from app.task_types import TaskTypes
+from app.tasks.file import BadTasksFile, load
+from app.tasks.types import TaskTypes
 from app.telemetry import configure_logging, get_logger
 
 _log = get_logger(__name__)

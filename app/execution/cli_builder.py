@@ -3,7 +3,7 @@
     program, args, command's args | positions 1, 2, … | flags in the order of their declaration
 
 A list of words, never a shell string. A boolean is a flag that is there or not; numbers are
-written as strings. Why a value can't become an option: `app.task_values`.
+written as strings. Why a value can't become an option: `app.tasks.values`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 from app.errors import Unprocessable
 from app.projects import ProjectConfig
-from app.task_declarations import PLACE, Param
-from app.task_types import Task
-from app.task_values import is_workspace_path, text_of
+from app.tasks.declarations import PLACE, Param
+from app.tasks.types import Task
+from app.tasks.values import is_workspace_path, text_of
 
 
 def build(task: Task, project: ProjectConfig, workspace: str = "") -> list[str]:

@@ -39,7 +39,7 @@ from app.routes.backlog import Backlog
 from app.routes.log_history import LogHistory
 from app.routes.no_token import needs_no_token
 from app.storage.workspace import Workspaces
-from app.task_types import TaskTypes
+from app.tasks.types import TaskTypes
 
 ADMIN_USER = "admin"
 """The user that the bootstrap token (`API_TOKEN`) stands for."""

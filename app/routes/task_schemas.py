@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.task_declarations import Kind
+from app.tasks.declarations import Kind
 
 
 class ParamView(BaseModel):

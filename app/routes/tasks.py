@@ -13,7 +13,7 @@ from app.routes.schemas import NewTask, RunFields, TaskView
 from app.routes.submit import submit
 from app.routes.task_schemas import TaskTypeList
 from app.routes.views import answer, run_view
-from app.task_declarations import Param, TaskType
+from app.tasks.declarations import Param, TaskType
 
 router = APIRouter(tags=["tasks"])
 

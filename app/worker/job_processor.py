@@ -27,7 +27,7 @@ from app.projects import DEFAULT
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
 from app.storage.workspace import Workspaces
-from app.task_types import TaskTypes
+from app.tasks.types import TaskTypes
 from app.telemetry import ATTEMPTS, FAILURES, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
 from app.worker import outcome
 from app.worker.in_flight import Attempt

@@ -22,7 +22,7 @@ from app.errors import StorageError
 from app.execution.executor import CannotRun
 from app.redis.address import BadAddress, RedisAddress
 from app.redis.lease import LeaseClient
-from app.task_file import BadTasksFile
+from app.tasks.file import BadTasksFile
 from app.telemetry import configure_logging
 from app.worker.control import Control
 from app.worker.health import HealthServer

@@ -23,7 +23,7 @@ from app.redis.tail import Tail
 from app.redis.ticks import Ticks
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
-from app.task_file import load
+from app.tasks.file import load
 from app.worker.in_flight import InFlight
 from app.worker.janitor import Janitor, JanitorPolicy
 from app.worker.job_processor import Bench

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from up_process import until
 
-from app.local_children import ChildSpec, LogTail, Supervisor
-from app.local_leash import leashed
+from app.embedded.children import ChildSpec, LogTail, Supervisor
+from app.embedded.leash import leashed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +66,7 @@ def test_a_higher_stage_is_stopped_first_and_a_stubborn_child_is_killed(tmp_path
 
 PARENT = """
     import os, signal, sys
-    from app.local_children import ChildSpec, Supervisor
+    from app.embedded.children import ChildSpec, Supervisor
     if sys.argv[1] == "leash":
         sys.platform = "darwin"
     with Supervisor(print) as supervisor:
@@ -123,7 +123,7 @@ def test_new_lines_of_a_log_are_handed_over(tmp_path: Path) -> None:
 def test_a_log_stays_bounded_while_its_writer_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.local_children.LOG_MAX_BYTES", 100)
+    monkeypatch.setattr("app.embedded.children.LOG_MAX_BYTES", 100)
     path, lines = tmp_path / "log", list[str]()
     tail = LogTail(path, lines.append)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

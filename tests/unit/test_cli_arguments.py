@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.cli_config import CliError
-from app.cli_run import pairs, read_plan, uploads_of, what
+from app.commands.config import CliError
+from app.commands.run import pairs, read_plan, uploads_of, what
 
 
 @pytest.fixture(autouse=True)

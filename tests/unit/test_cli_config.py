@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.cli_config import CliError, resolve, target
-from app.local_data import DataFolder, Serving
+from app.commands.config import CliError, resolve, target
+from app.embedded.data_folder import DataFolder, Serving
 from tailrun import NotFound
 
 HERE = "http://127.0.0.1:8080"

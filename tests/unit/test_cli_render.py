@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from app.cli_render import Look, Renderer, duration, harmless, outcome_code, size
+from app.commands.render import Look, Renderer, duration, harmless, outcome_code, size
 from tailrun import Event
 
 PIPE = Look(framed=False, colours=False)

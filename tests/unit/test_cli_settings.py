@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from app import VERSION
 from app.cli import app
-from app.cli_settings import shown
+from app.commands.settings import shown
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from app.errors import Unprocessable
 from app.execution.cli_builder import build, environment, folder
 from app.projects import ProjectConfig
-from app.task_file import BadTasksFile, load
-from app.task_types import TaskTypes
+from app.tasks.file import BadTasksFile, load
+from app.tasks.types import TaskTypes
 
 SHIPPED = load(None)
 PLAIN = ProjectConfig()

@@ -15,7 +15,7 @@ from app.execution.cli_builder import build, environment, folder
 from app.execution.executor import StopToken
 from app.models import Run, Step, Wants
 from app.projects import ProjectConfig
-from app.task_types import Task, TaskTypes
+from app.tasks.types import Task, TaskTypes
 
 _PYTHON = "python"
 

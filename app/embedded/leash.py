@@ -18,7 +18,7 @@ from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 
-ROOT = str(Path(__file__).resolve().parent.parent)
+ROOT = str(Path(__file__).resolve().parents[2])
 """Where this very Tailrun was imported from; its children find it there, by PYTHONPATH."""
 
 OWN_PYTHON = (sys.executable, "-P", "-m")
@@ -47,7 +47,7 @@ def tie(signum: signal.Signals) -> Callable[[], None]:
 
 def leashed(argv: Sequence[str], signum: signal.Signals, pipe: int) -> list[str]:
     """Return the command that runs `argv` until the pipe, inherited as fd `pipe`, closes."""
-    return [*OWN_PYTHON, "app.local_leash", str(pipe), str(int(signum)), *argv]
+    return [*OWN_PYTHON, "app.embedded.leash", str(pipe), str(int(signum)), *argv]
 
 
 def main(pipe: int, signum: int, argv: Sequence[str]) -> int:

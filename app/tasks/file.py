@@ -10,14 +10,14 @@ import yaml
 from pydantic import ValidationError
 
 from app.catalogue_errors import slips
-from app.task_declarations import TaskFile, TaskType
-from app.task_types import TaskTypes
+from app.tasks.declarations import TaskFile, TaskType
+from app.tasks.types import TaskTypes
 
-_HERE = Path(__file__).parent
-SHIPPED = _HERE / "tasks.yaml"
+_APP = Path(__file__).parent.parent
+SHIPPED = _APP / "tasks" / "shipped.yaml"
 """What is declared as long as `TASKS_FILE` is unset: the example of examples/agent-cli."""
 
-_EXAMPLES = (_HERE / "agent_cli", _HERE.parent / "examples" / "agent-cli")
+_EXAMPLES = (_APP / "agent_cli", _APP.parent / "examples" / "agent-cli")
 """Where the example's program is: within an installed wheel, or in a clone."""
 _MAX_DEPTH = 20
 

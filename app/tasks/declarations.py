@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.errors import Unprocessable
-from app.task_values import check_kind, check_value
+from app.tasks.values import check_kind, check_value
 from app.variables import check_env
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from app.cli_config import CliError, serving, settings
+from app.commands.config import CliError, serving, settings
 
 _PLAIN = frozenset({"INFO", "PING", "TYPE"})
 """Commands whose reply redis-cli prints without quotes."""

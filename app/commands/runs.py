@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli_config import CliError, Json, RunId, Token, Url, connect, resolve
-from app.cli_render import duration, renderer, size
-from app.cli_tables import STATUS_STYLES, fields, table
+from app.commands.config import CliError, Json, RunId, Token, Url, connect, resolve
+from app.commands.render import duration, renderer, size
+from app.commands.tables import STATUS_STYLES, fields, table
 
 if TYPE_CHECKING:
-    from app.cli_follow import View
+    from app.commands.follow import View
     from tailrun import Client, Event
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -50,8 +50,8 @@ def logs(
     token: Token = None,
 ) -> None:
     """Print a run's lines; with -f until it ends (the exit code is then the run's)."""
-    from app.cli_follow import View  # noqa: PLC0415 - `--help` needs none of it
-    from app.cli_follow import follow as follow_run  # noqa: PLC0415
+    from app.commands.follow import View  # noqa: PLC0415 - `--help` needs none of it
+    from app.commands.follow import follow as follow_run  # noqa: PLC0415
 
     _one_of("--level", level, _LEVELS)
     _one_of("--stream", stream, _STREAMS)
@@ -169,8 +169,8 @@ def retry(
     token: Token = None,
 ) -> None:
     """Make a new run like a finished one, and follow it."""
-    from app.cli_follow import View  # noqa: PLC0415 - as above
-    from app.cli_follow import follow as follow_run  # noqa: PLC0415
+    from app.commands.follow import View  # noqa: PLC0415 - as above
+    from app.commands.follow import follow as follow_run  # noqa: PLC0415
 
     with connect(url, token) as client:
         made = client.retry(resolve(client, run))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from app.cli_render import Renderer, duration, exit_code, renderer
+from app.commands.render import Renderer, duration, exit_code, renderer
 
 if TYPE_CHECKING:
     from tailrun import Client, Event, TailrunError

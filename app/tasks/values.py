@@ -14,7 +14,7 @@ from app.catalogue_errors import kind_of, quote
 from app.paths import InvalidPath, normalise
 
 if TYPE_CHECKING:
-    from app.task_declarations import Param
+    from app.tasks.declarations import Param
 
 _KINDS = {
     "string": "a string",

@@ -3,7 +3,7 @@
     types.check("agent", "run", {"input": "…"}) ──> Task ──> execution.cli_builder.build ──> argv
 
 The API checks a task here before its run exists, and the worker again before it starts, for the
-two may read different files. `app.task_file` reads the declarations; defaults are filled in when
+two may read different files. `app.tasks.file` reads the declarations; defaults are filled in when
 the argv is built, so that a run keeps what was sent.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 
 from app.catalogue_errors import quote
 from app.errors import Unprocessable
-from app.task_declarations import Command, Param, TaskType
-from app.task_values import check_value
+from app.tasks.declarations import Command, Param, TaskType
+from app.tasks.values import check_value
 
 MAX_BYTES = 100_000
 """All texts of a task's parameters together; Linux takes little more in one argument."""

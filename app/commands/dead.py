@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli_config import CliError, Json, Token, Url, connect, resolve
-from app.cli_render import renderer
-from app.cli_tables import fields, table
+from app.commands.config import CliError, Json, Token, Url, connect, resolve
+from app.commands.render import renderer
+from app.commands.tables import fields, table
 
 if TYPE_CHECKING:
     from tailrun import Client

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from app.cli_config import CliError, Json, Token, Url, connect, resolve
-from app.cli_render import size
-from app.cli_tasks import files_of, task_of
+from app.commands.config import CliError, Json, Token, Url, connect, resolve
+from app.commands.render import size
+from app.commands.tasks import files_of, task_of
 
 if TYPE_CHECKING:
     from tailrun import Client
@@ -161,7 +161,7 @@ def submit(client: Client, body: dict[str, Any], uploads: list[Upload], *, quiet
 
 
 def _follow(client: Client, made: dict[str, Any], *, as_json: bool, timestamps: bool) -> int:
-    from app.cli_follow import View, follow  # noqa: PLC0415 - not with --no-follow
+    from app.commands.follow import View, follow  # noqa: PLC0415 - not with --no-follow
 
     code = follow(client, made["run_id"], View(as_json=as_json, timestamps=timestamps))
     if made["kind"] == "prompt" and client.get(made["run_id"])["planner"] == "smoke":
@@ -178,7 +178,7 @@ def what(
 ) -> dict[str, Any]:
     """Return the part of the request that says what to do; `argv` is what stood after `--`.
 
-    A task's part needs the server's word on its parameters: `app.cli_tasks.task_of`.
+    A task's part needs the server's word on its parameters: `app.commands.tasks.task_of`.
     """
     given = [bool(prompt), argv is not None, steps is not None, task is not None]
     if sum(given) != 1:

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from app.cli_config import CliError
-from app.cli_render import size
+from app.commands.config import CliError
+from app.commands.render import size
 
 if TYPE_CHECKING:
-    from app.local_children import Supervisor
-    from app.local_data import Serving
+    from app.embedded.children import Supervisor
+    from app.embedded.data_folder import Serving
     from tailrun import Client
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "examples" / "demo" / "plan.yaml"
 KEPT = Path(".tailrun") / "demo"
 
@@ -46,8 +46,8 @@ def demo() -> None:
 
 def _demo(folder: Path) -> int:
     from app.config import Settings  # noqa: PLC0415 - `--help` needs none of these
+    from app.embedded.data_folder import Refused  # noqa: PLC0415
     from app.local import up  # noqa: PLC0415
-    from app.local_data import Refused  # noqa: PLC0415
 
     # Nothing from the environment counts: the demo must not touch a database or bucket that is named there.
     chosen = Settings.model_construct(data_dir=folder / "data", port=0, redis_port=0)
@@ -69,8 +69,8 @@ def _demo(folder: Path) -> int:
 
 
 def _run(serving: Serving, supervisor: Supervisor) -> tuple[int, str]:
-    from app.cli_follow import View, follow  # noqa: PLC0415 - as above
-    from app.cli_run import Upload, read_plan, submit  # noqa: PLC0415
+    from app.commands.follow import View, follow  # noqa: PLC0415 - as above
+    from app.commands.run import Upload, read_plan, submit  # noqa: PLC0415
     from tailrun import Client  # noqa: PLC0415
 
     sources = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

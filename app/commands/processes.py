@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli_config import CliError, data_dir, settings
+from app.commands.config import CliError, data_dir, settings
 
 if TYPE_CHECKING:
     from app.config import Settings
-    from app.local_data import Serving
+    from app.embedded.data_folder import Serving
 
 _NAME_COLOURS = {"api": "\x1b[34m", "worker": "\x1b[36m"}
 
@@ -27,8 +27,8 @@ def up(
     HOST, PORT, REDIS_PORT, DATA_DIR, API_TOKEN and the other settings come from the environment.
     """
     from app.config import is_loopback  # noqa: PLC0415
+    from app.embedded.data_folder import Refused  # noqa: PLC0415
     from app.local import up as start  # noqa: PLC0415
-    from app.local_data import Refused  # noqa: PLC0415
 
     chosen = settings()
     if not is_loopback(chosen.host) and chosen.api_token is not None:
@@ -50,7 +50,7 @@ def _check_tasks(chosen: Settings) -> None:
     """Tell mistakes in TASKS_FILE once, here, before API and worker would each tell them again."""
     if chosen.tasks_file is None:
         return
-    from app.task_file import BadTasksFile, load  # noqa: PLC0415
+    from app.tasks.file import BadTasksFile, load  # noqa: PLC0415
 
     try:
         load(chosen.tasks_file)
@@ -96,7 +96,7 @@ def banner(serving: Serving) -> str:
 
 def down() -> None:
     """Stop the `up` of this folder (DATA_DIR)."""
-    from app.local_data import DataFolder  # noqa: PLC0415
+    from app.embedded.data_folder import DataFolder  # noqa: PLC0415
 
     folder = DataFolder(data_dir())
     holder = folder.holder()
@@ -123,8 +123,8 @@ def api(
         from app.main import serve  # noqa: PLC0415 - the web framework, only here
 
         raise typer.Exit(serve(chosen))
-    from app.local_children import ChildSpec, Supervisor  # noqa: PLC0415
-    from app.local_leash import OWN_PYTHON  # noqa: PLC0415
+    from app.embedded.children import ChildSpec, Supervisor  # noqa: PLC0415
+    from app.embedded.leash import OWN_PYTHON  # noqa: PLC0415
 
     drain = chosen.drain_s + chosen.cancel_grace_s + 10
     with Supervisor(say) as supervisor:

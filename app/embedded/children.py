@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from app.local_leash import ROOT, ignore, leashed, tie
+from app.embedded.leash import ROOT, ignore, leashed, tie
 
 HEALTHY_S = 10.0
 """A child that ran so long has recovered: its next restart is quick again."""

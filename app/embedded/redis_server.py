@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from app.local_data import Refused
+from app.embedded.data_folder import Refused
 
 DEFAULT_PORT = 6379
 _VERSION = re.compile(r"(\w+)[ -]server v=([\w.]+)", re.IGNORECASE)

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from app.config import Settings
-    from app.local_data import Serving
+    from app.embedded.data_folder import Serving
     from tailrun import Client
 
 Url = Annotated[
@@ -46,7 +46,7 @@ class CliError(Exception):
 
 def serving() -> Serving | None:
     """Return what the `up` of this folder (`DATA_DIR`) wrote."""
-    from app.local_data import read_serving  # noqa: PLC0415 - `--help` needs neither
+    from app.embedded.data_folder import read_serving  # noqa: PLC0415 - `--help` needs neither
 
     return read_serving(data_dir())
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli_config import Json, Token, Url, connect, target
-from app.cli_render import duration
-from app.cli_tables import fields, table
+from app.commands.config import Json, Token, Url, connect, target
+from app.commands.render import duration
+from app.commands.tables import fields, table
 
 token_app = typer.Typer(help="Make, list and revoke tokens; needs an admin's token.", no_args_is_help=True)
 

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from app.cli_config import CliError, Json, RunId, Token, Url, connect, resolve
-from app.cli_render import size
-from app.cli_tables import table
+from app.commands.config import CliError, Json, RunId, Token, Url, connect, resolve
+from app.commands.render import size
+from app.commands.tables import table
 
 app = typer.Typer(help="List, download and upload a run's files.", no_args_is_help=True)
 

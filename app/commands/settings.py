@@ -7,7 +7,7 @@ import re
 import typer
 
 from app import VERSION
-from app.cli_config import settings
+from app.commands.config import settings
 
 _LOGIN = re.compile(r"(?<=://).*@|\?.*", re.DOTALL)
 """What may be secret in a URL: all before the last `@`, and the query."""

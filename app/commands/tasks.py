@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli_config import CliError, Json, Token, Url, connect, settings
-from app.cli_tables import fields
+from app.commands.config import CliError, Json, Token, Url, connect, settings
+from app.commands.tables import fields
 
 if TYPE_CHECKING:
     from tailrun import Client
@@ -56,7 +56,7 @@ def check(
     ] = None,
 ) -> None:
     """Look for mistakes in a tasks.yaml; each is told with its line."""
-    from app.task_file import SHIPPED, BadTasksFile, load  # noqa: PLC0415 - `--help` needs neither
+    from app.tasks.file import SHIPPED, BadTasksFile, load  # noqa: PLC0415 - `--help` needs neither
 
     path = file or settings().tasks_file
     try:

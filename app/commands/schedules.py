@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli_config import CliError, Json, Token, Url, connect
-from app.cli_run import DashedCommand, High, RetryOn, pairs, what
-from app.cli_tables import table
+from app.commands.config import CliError, Json, Token, Url, connect
+from app.commands.run import DashedCommand, High, RetryOn, pairs, what
+from app.commands.tables import table
 
 app = typer.Typer(help="Make runs at the times of a cron expression.", no_args_is_help=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from app.cli_render import harmless
+from app.commands.render import harmless
 
 STATUS_STYLES = {
     "created": "dim",
