@@ -269,12 +269,26 @@ def test_keda_asks_for_what_the_queue_answers() -> None:
 def test_what_scales_by_prometheus_names_metrics_that_exist() -> None:
     """docs/metrics.md has them."""
     text = (CHART.parents[1] / "docs/metrics.md").read_text()
-    for metric in scenario("local-tools").one("HorizontalPodAutoscaler", "agent-worker")["spec"]["metrics"]:
+    worker = scenario("local-tools").one("HorizontalPodAutoscaler", "agent-worker")
+    api = scenario("production").one("HorizontalPodAutoscaler", "agent-api")
+    for metric in worker["spec"]["metrics"] + by_streams(api):
         assert metric[metric["type"].lower()]["metric"]["name"] in text
     rules = scenario("production").one("PrometheusRule", "tailrun")["spec"]
     used = set(re.findall(r"tailrun_[a-z_]+", yaml.safe_dump(rules)))
     assert used
     assert {each for each in used if re.sub("_(bucket|count|sum)$", "", each) not in text} == set()
+
+
+def by_streams(api: Object) -> list[Object]:
+    return [metric for metric in api["spec"]["metrics"] if metric["type"] != "Resource"]
+
+
+def test_the_api_scales_by_streams_only_if_asked() -> None:
+    """Without a metrics adapter the HPA would complain all the time."""
+    made = changed("minimal", api={"autoscaling": {"type": "hpa"}})
+    assert by_streams(made.one("HorizontalPodAutoscaler", "agent-api")) == []
+    [asked] = by_streams(scenario("production").one("HorizontalPodAutoscaler", "agent-api"))
+    assert asked["pods"]["target"] == {"type": "AverageValue", "averageValue": "1500"}
 
 
 def test_the_database_is_migrated_before_anything_new_runs() -> None:
