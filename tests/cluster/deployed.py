@@ -17,12 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 from servers import free_port
 from stack import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("KUBECONFIG", "TAILRUN_IMAGE", "TAILRUN_TOOLBOX_IMAGE")
 WAIT_S = 300
+
+
+def need() -> None:
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    if missing:
+        pytest.skip(f"no cluster to deploy to: set {', '.join(missing)} (see tests/cluster/deployed.py)")
 
 
 class Deployed:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from deployed import NEEDED, Deployed
+from deployed import Deployed, need
 from stack import seqs, wait_for
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(1800)]
 LINES = 30
 LONG = f"for n in $(seq {LINES}); do echo line $n; sleep 1; done"
-
-
-def need() -> None:
-    missing = [name for name in NEEDED if not os.environ.get(name)]
-    if missing:
-        pytest.skip(f"no cluster to deploy to: set {', '.join(missing)} (see tests/cluster/deployed.py)")
 
 
 @pytest.fixture(scope="module")
