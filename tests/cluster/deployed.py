@@ -2,6 +2,7 @@
 
 Needs KUBECONFIG, and TAILRUN_IMAGE and TAILRUN_TOOLBOX_IMAGE as the nodes know them; the images of the dev
 overlay (Valkey, PostgreSQL, Versity's gateway) are pulled, or there. Each place is a namespace of its own.
+TAILRUN_IMAGE_BEFORE and TAILRUN_TOOLBOX_IMAGE_BEFORE name the release before, for the test of an upgrade.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ NEEDED = ("KUBECONFIG", "TAILRUN_IMAGE", "TAILRUN_TOOLBOX_IMAGE")
 WAIT_S = 300
 
 
-def need() -> None:
-    missing = [name for name in NEEDED if not os.environ.get(name)]
+def need(*more: str) -> None:
+    missing = [name for name in NEEDED + more if not os.environ.get(name)]
     if missing:
         pytest.skip(f"no cluster to deploy to: set {', '.join(missing)} (see tests/cluster/deployed.py)")
 
@@ -47,8 +48,10 @@ class Deployed:
 
     # -- the scripts --------------------------------------------------------------------
 
-    def deploy(self, *more: str) -> subprocess.CompletedProcess[str]:
-        images = ("--image", os.environ["TAILRUN_IMAGE"], "--tool-image", os.environ["TAILRUN_TOOLBOX_IMAGE"])
+    def deploy(self, *more: str, release: str = "") -> subprocess.CompletedProcess[str]:
+        """Run deploy.sh; `release` is what the variables that name other images end with."""
+        app, toolbox = (os.environ[name + release] for name in ("TAILRUN_IMAGE", "TAILRUN_TOOLBOX_IMAGE"))
+        images = ("--image", app, "--tool-image", toolbox)
         return self._script("deploy.sh", *self._args, *images, "--timeout", str(WAIT_S), *more)
 
     def verify(self) -> dict[str, dict[str, Any]]:

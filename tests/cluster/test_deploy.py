@@ -12,7 +12,9 @@ from stack import seqs, wait_for
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(1800)]
 LINES = 30
-LONG = f"for n in $(seq {LINES}); do echo line $n; sleep 1; done"
+BEFORE = "_BEFORE"
+A_ROLLOUT = 60
+"""Lines, and so seconds, that a run needs to outlast one."""
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +30,17 @@ def deployed() -> Iterator[Deployed]:
         place.purge()
 
 
-def long_run(place: Deployed, *happenings: Callable[[], object]) -> None:
-    """Follow a run of many lines; at its 5th, 12th, 19th line something happens. All lines come, once."""
-    run_id = place.submit(steps=[{"tool": "shell", "args": {"command": LONG}}])
+def long_run(place: Deployed, *happenings: Callable[[], object], lines: int = LINES) -> None:
+    """Follow a run of a line a second; at its 5th, 12th, 19th something happens. All lines come, once."""
+    command = f"for n in $(seq {lines}); do echo line $n; sleep 1; done"
+    run_id = place.submit(steps=[{"tool": "shell", "args": {"command": command}}])
     waiting = dict(zip(("line 5", "line 12", "line 19"), happenings, strict=False))
     events = place.follow(run_id, lambda line: waiting.pop(line, lambda: None)())
     assert waiting == {}
     assert events[-1]["status"] == "succeeded", events[-1]
     assert seqs(events) == list(range(1, len(events) + 1))
     shown = [e["content"] for e in events if e["type"] == "log" and e["stream"] == "stdout"]
-    assert shown == [f"line {n}" for n in range(1, LINES + 1)]
+    assert shown == [f"line {n}" for n in range(1, lines + 1)]
 
 
 def test_verify_passes(deployed: Deployed) -> None:
@@ -83,7 +86,7 @@ def test_upgrade_and_rollback_lose_no_run_and_no_line(deployed: Deployed) -> Non
         deployed.deploy("--rollback")
         runs.extend(deployed.submit(argv=["echo", "hello"]) for _ in range(5))
 
-    long_run(deployed, new_pods, back)
+    long_run(deployed, new_pods, back, lines=2 * A_ROLLOUT)
     assert {deployed.wait_end(run_id)["status"] for run_id in runs} == {"succeeded"}
 
 
@@ -110,6 +113,30 @@ def test_in_process_and_back(deployed: Deployed) -> None:
     deployed.deploy("--out-of-process")
     assert deployed.kubectl("get", "deployment", "agent-worker", "-o", "jsonpath={.spec.replicas}") == "1"
     assert deployed.wait_end(deployed.submit(argv=["echo", "and back"]))["status"] == "succeeded"
+
+
+def test_from_the_release_before_to_this_one_and_back() -> None:
+    """Two real images: old and new processes share queue and database, and watchers miss nothing."""
+    need(f"TAILRUN_IMAGE{BEFORE}", f"TAILRUN_TOOLBOX_IMAGE{BEFORE}")
+    place = Deployed("--overlay", "dev")
+    try:
+        place.deploy(release=BEFORE)
+        place.open()
+        runs = [place.submit(argv=["echo", "of the release before"])]
+
+        def upgrade() -> None:
+            place.deploy()
+            runs.append(place.submit(argv=["echo", "of this release"]))
+
+        def back() -> None:
+            place.deploy("--rollback")
+            runs.append(place.submit(argv=["echo", "of the release before again"]))
+
+        long_run(place, upgrade, back, lines=2 * A_ROLLOUT)
+        assert {place.wait_end(run_id)["status"] for run_id in runs} == {"succeeded"}
+        place.verify()
+    finally:
+        place.purge()
 
 
 def left_of(place: Deployed) -> list[str]:
