@@ -29,6 +29,7 @@ class HealthServer:
             log_level="warning",
             access_log=False,
             server_header=False,
+            date_header=False,
         )
         self._server = _Quiet(config)
         self._task: asyncio.Task[None] | None = None
@@ -46,7 +47,7 @@ class HealthServer:
 
     async def stop(self) -> None:
         """Stop serving."""
-        self._server.should_exit = True
+        self._server.over.set()
         if self._task is not None:
             await self._task
 
@@ -68,7 +69,15 @@ class HealthServer:
 
 
 class _Quiet(uvicorn.Server):
-    """Leaves signals to the worker."""
+    """Leaves signals to the worker, and sleeps while nobody asks: uvicorn itself wakes ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.over = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Wait for the end."""
+        await self.over.wait()
 
     def capture_signals(self) -> Any:
         """Return a context that captures nothing."""

@@ -29,6 +29,7 @@ from app.worker.janitor import Janitor, JanitorPolicy
 from app.worker.job_processor import Bench
 from app.worker.job_queue import JobQueue
 from app.worker.job_sweeper import Jobs, JobSweeper
+from app.worker.leadership import Leadership
 from app.worker.log_archiver import LogArchiver
 from app.worker.log_writer import LogPolicy
 from app.worker.outcome import Backoff
@@ -41,7 +42,7 @@ from app.worker.scheduler import Scheduler
 from app.worker.secrets import Secrets
 from app.worker.tool_place import open_executor
 from app.worker.usage import UsageCount
-from app.worker.webhooks import open_webhooks
+from app.worker.webhooks import Webhooks, open_webhooks
 
 Periodic = Callable[[], Awaitable[None]]
 """Work that goes on until it is cancelled."""
@@ -114,9 +115,7 @@ class Parts:
             "scheduler": self._scheduler().run,
             "janitor": self._janitor().run,
             "usage": self._usage().run,
-            "webhooks": open_webhooks(
-                self.settings, self._db, self.runs, self.ticks, clock=now_us, worker_id=self.worker_id
-            ).run,
+            "webhooks": self._webhooks().run,
         }
         if self.executor.reattaches:
             jobs = cast("Jobs", self.executor)
@@ -128,7 +127,14 @@ class Parts:
 
     def _scheduler(self) -> Scheduler:
         schedules, limit = ScheduleStore(self._db), self.settings.user_backlog_max
-        return Scheduler(schedules, self._pushes, self.ticks, self.worker_id, backlog_max=limit)
+        return Scheduler(schedules, self._pushes, self._leadership("scheduler"), backlog_max=limit)
+
+    def _webhooks(self) -> Webhooks:
+        leadership = self._leadership("webhooks")
+        return open_webhooks(self.settings, self._db, self.runs, leadership, clock=now_us)
+
+    def _leadership(self, role: str) -> Leadership:
+        return Leadership(self.ticks, role, self.worker_id)
 
     def _janitor(self) -> Janitor:
         settings = self.settings

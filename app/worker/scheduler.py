@@ -15,11 +15,10 @@ from app.cron import next_tick
 from app.db.schedule_store import Schedule, ScheduleStore
 from app.errors import StorageError, TailrunError
 from app.redis.queue import Queue
-from app.redis.ticks import Ticks
 from app.telemetry import SCHEDULED
+from app.worker.leadership import Leadership
 
 LOOK_EVERY_S = 1.0
-_LEAD_S = 3.0
 _BATCH = 100
 _ASK_AGAIN_US = 60_000_000
 """How long a schedule rests that cannot be understood here, in microseconds."""
@@ -31,16 +30,16 @@ class Scheduler:
     """One worker's part in the schedules."""
 
     def __init__(
-        self, schedules: ScheduleStore, queue: Queue, ticks: Ticks, worker_id: str, *, backlog_max: int
+        self, schedules: ScheduleStore, queue: Queue, leadership: Leadership, *, backlog_max: int
     ) -> None:
-        self._schedules, self._queue, self._ticks = schedules, queue, ticks
-        self._me, self._backlog_max = worker_id, backlog_max
+        self._schedules, self._queue, self._leadership = schedules, queue, leadership
+        self._backlog_max = backlog_max
 
     async def run(self) -> None:
         """Fire what is due, every second, until cancelled; a server that is away only delays it."""
         while True:
             try:
-                if await self._ticks.lead("scheduler", self._me, _LEAD_S):
+                if await self._leadership.held():
                     await self.fire_due()
             except StorageError as error:
                 log.warning("schedules wait", error=str(error))

@@ -24,13 +24,12 @@ from app.db.run_store import RunStore
 from app.db.webhook_store import Delivery, WebhookStore
 from app.errors import StorageError
 from app.models import Run, format_ts
-from app.redis.ticks import Ticks
 from app.telemetry import WEBHOOKS
+from app.worker.leadership import Leadership
 from app.worker.outcome import Backoff
 from app.worker.webhook_sender import Sent, WebhookSender
 
 LOOK_EVERY_S = 1.0
-_LEAD_S = 5.0
 _AT_ONCE, _A_HOST, _LOOK_AT = 16, 4, 500
 _MARGIN_S = 20
 """How much longer than a try may take a delivery is taken for; then another worker takes it."""
@@ -53,17 +52,17 @@ class Webhooks:
         self,
         store: WebhookStore,
         runs: RunStore,
-        ticks: Ticks,
+        leadership: Leadership,
         sender: WebhookSender | None,
         retry: Retry,
         *,
         timeout_s: float,
         clock: Callable[[], int],
-        worker_id: str,
     ) -> None:
-        self._store, self._runs, self._ticks, self._sender, self._retry = store, runs, ticks, sender, retry
+        self._store, self._runs, self._sender, self._retry = store, runs, sender, retry
+        self._leadership = leadership
         self._taken_us = int((timeout_s + _MARGIN_S) * 1_000_000)
-        self._clock, self._me = clock, worker_id
+        self._clock = clock
         self._sending: dict[asyncio.Task[None], str] = {}
 
     async def run(self) -> None:
@@ -71,7 +70,7 @@ class Webhooks:
         try:
             while True:
                 try:
-                    if self._sender is not None and await self._ticks.lead("webhooks", self._me, _LEAD_S):
+                    if self._sender is not None and await self._leadership.held():
                         await self.send_due(self._sender)
                 except StorageError as error:
                     log.warning("webhooks wait", error=str(error))
@@ -138,10 +137,9 @@ def open_webhooks(
     settings: Settings,
     db: Database,
     runs: RunStore,
-    ticks: Ticks,
+    leadership: Leadership,
     *,
     clock: Callable[[], int],
-    worker_id: str,
 ) -> Webhooks:
     """Make what the settings ask for."""
     sender = None
@@ -156,12 +154,11 @@ def open_webhooks(
     return Webhooks(
         WebhookStore(db),
         runs,
-        ticks,
+        leadership,
         sender,
         Retry(settings.webhook_max_attempts, pauses),
         timeout_s=settings.webhook_timeout_s,
         clock=clock,
-        worker_id=worker_id,
     )
 
 

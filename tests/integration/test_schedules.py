@@ -20,6 +20,7 @@ from app.models import Priority, RunStatus
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue
 from app.redis.ticks import Ticks
+from app.worker.leadership import LEAD_S, Leadership
 from app.worker.scheduler import Scheduler
 
 HOUR_US = 3_600_000_000
@@ -34,7 +35,8 @@ async def clients(redis_server: RedisServer) -> AsyncIterator[RedisClients]:
 
 
 def scheduler(database: Database, clients: RedisClients, name: str = "w1", backlog: int = 100) -> Scheduler:
-    return Scheduler(ScheduleStore(database), Queue(clients), Ticks(clients, 5), name, backlog_max=backlog)
+    leadership = Leadership(Ticks(clients, 5), "scheduler", name)
+    return Scheduler(ScheduleStore(database), Queue(clients), leadership, backlog_max=backlog)
 
 
 def schedule(n: int, next_at: int | None, cron: str = "0 * * * *", **fields: object) -> Schedule:
@@ -215,3 +217,17 @@ async def test_a_deleted_schedule_fires_no_more(database: Database, clients: Red
     assert await store.delete(due.schedule_id, "ann")
     assert await store.fire(due, now + 1, now, backlog_max=10) is None
     assert await runs_of(database) == []
+
+
+async def test_a_leader_asks_redis_only_when_its_time_runs_down(clients: RedisClients) -> None:
+    """Whoever does not lead asks each time, so that it learns soon that the leader has gone."""
+    now = 0.0
+    ticks = Ticks(clients, 5)
+    ours, theirs = (Leadership(ticks, "r", name, lambda: now) for name in ("a", "b"))
+    assert (await ours.held(), await theirs.held()) == (True, False)
+    await clients.commands.delete("jobs:leader:r")
+    assert await theirs.held()
+    now = LEAD_S / 3 - 0.1
+    assert await ours.held(), "sure of it for a third of its life"
+    now = LEAD_S / 3
+    assert not await ours.held()
