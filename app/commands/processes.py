@@ -161,6 +161,7 @@ def reseal() -> None:
     import asyncio  # noqa: PLC0415 - the database, only here
 
     from app.db.engine import Database  # noqa: PLC0415
+    from app.db.migrate import ensure_current  # noqa: PLC0415
     from app.db.project_store import ProjectStore  # noqa: PLC0415
     from app.errors import StorageError, TailrunError  # noqa: PLC0415
 
@@ -169,6 +170,7 @@ def reseal() -> None:
     async def work() -> list[str]:
         db = Database(chosen.effective_database_url)
         try:
+            ensure_current(chosen.effective_database_url)
             return await ProjectStore(db, chosen.project_keys).reseal()
         finally:
             await db.close()
