@@ -1,4 +1,4 @@
-# Tailrun's images. Build with docker, or without a daemon:
+# Tailrun's images. Build with docker (BuildKit: version 23 or newer with buildx), or without a daemon:
 #
 #   docker build --target app -t tailrun .
 #   buildah bud --isolation=chroot --target app -t tailrun .
@@ -12,13 +12,6 @@ ARG BASE=python:3.13-slim
 
 # ---- toolbox: what tools run in as Jobs, and what carries their files -----------------------------------
 FROM ${BASE} AS toolbox
-ARG VERSION=0.0.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="tailrun-toolbox" \
-      org.opencontainers.image.description="Runs Tailrun's tools in pods: the wrapper, the sync container, and usual programs" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 RUN apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         bash ca-certificates curl git jq nodejs >/dev/null \
@@ -41,6 +34,14 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 ENTRYPOINT []
 CMD ["python", "-I", "-m", "toolbox"]
+# Last: a new commit makes no layer anew.
+ARG VERSION=0.0.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tailrun-toolbox" \
+      org.opencontainers.image.description="Runs Tailrun's tools in pods: the wrapper, the sync container, and usual programs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 
 # ---- app-build: a virtual environment with exactly what requirements.txt locks ------------------------
 FROM ${BASE} AS app-build
@@ -54,27 +55,21 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 RUN command -v strip >/dev/null \
     || { apt-get update -qq && apt-get install -y -qq --no-install-recommends binutils >/dev/null; }
 COPY tools/slim_packages.py /build/slim_packages.py
-RUN /opt/tailrun/bin/python /build/slim_packages.py /opt/tailrun
+# What is imported is compiled now: at run time the file system is read-only.
+RUN /opt/tailrun/bin/python /build/slim_packages.py /opt/tailrun \
+    && /opt/tailrun/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/tailrun/lib
 COPY app /app/app
 COPY tailrun /app/tailrun
 COPY examples/agent-cli /app/app/agent_cli
 COPY toolbox /app/toolbox
 COPY LICENSE tools/container_health.py /app/
 COPY tools/container_launcher.sh /opt/tailrun/bin/tailrun
-# What is imported is compiled now: at run time the file system is read-only.
 RUN /opt/tailrun/bin/python -c 'import sysconfig; open(sysconfig.get_path("purelib") + "/tailrun.pth", "w").write("/app\n")' \
-    && /opt/tailrun/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/tailrun/lib /app \
+    && /opt/tailrun/bin/python -m compileall -q --invalidation-mode unchecked-hash /app \
     && chmod -R go=u,go-w /app /opt/tailrun && chmod 0755 /opt/tailrun/bin/tailrun
 
 # ---- app: API, worker, migrate and the command line ---------------------------------------------------
 FROM ${BASE} AS app
-ARG VERSION=0.0.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="tailrun" \
-      org.opencontainers.image.description="Runs agent jobs and streams their lines: API, worker and command line" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 RUN echo 'tailrun:x:10001:10001:Tailrun:/data:/usr/sbin/nologin' >> /etc/passwd \
     && echo 'tailrun:x:10001:' >> /etc/group \
     && mkdir -p /data && chown 10001:10001 /data
@@ -95,3 +90,10 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "/app/container_health.py"]
 ENTRYPOINT ["tailrun"]
 CMD ["--help"]
+ARG VERSION=0.0.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tailrun" \
+      org.opencontainers.image.description="Runs agent jobs and streams their lines: API, worker and command line" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"

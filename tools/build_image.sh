@@ -7,6 +7,8 @@ target=${2:-app}
 revision=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 set -- --target "$target" --tag "$image" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" ${BUILD_ARGS:-} .
+# BuildKit, which the secret needs; docker before version 23 has it, but asks to be told.
+export DOCKER_BUILDKIT=1
 # The docker format: OCI's has no place for a health check.
 for builder in docker buildah podman; do
     command -v "$builder" >/dev/null 2>&1 || continue
