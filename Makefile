@@ -74,7 +74,8 @@ manifests: $(DEV) ## make k8s/, the chart's schema and its README anew
 	@$(BIN)/python tools/manifests.py
 
 compose-up: ## serve in containers until compose-down: API, worker, Redis, PostgreSQL, S3 (docker compose)
-	@docker compose up --build --detach --wait api worker
+	@sh tools/build_image.sh $(IMAGE)
+	@docker compose up --detach --wait api worker
 
 compose-down: ## stop them; their data stays
 	@docker compose down

@@ -23,8 +23,8 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 KEYS = {
     *("build", "cap_drop", "command", "depends_on", "entrypoint", "environment", "healthcheck", "image"),
-    *("init", "network_mode", "ports", "read_only", "restart", "security_opt", "stop_grace_period"),
-    *("tmpfs", "user", "volumes"),
+    *("init", "network_mode", "ports", "pull_policy", "read_only", "restart", "security_opt"),
+    *("stop_grace_period", "tmpfs", "user", "volumes"),
 }
 OURS = ("api", "worker", "migrate")
 
@@ -55,6 +55,36 @@ def test_what_a_service_waits_for_can_come(name: str) -> None:
             assert "restart" not in SERVICES[other]
     for volume in SERVICES[name].get("volumes", []):
         assert volume.partition(":")[0] in COMPOSE["volumes"]
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_what_it_asks_is_there_before_it(name: str) -> None:
+    """`up api worker` starts what they name, and no other service: each host of the settings is among it."""
+    needed, new = set[str](), {name}
+    while new:
+        needed |= new
+        new = {other for each in new for other in SERVICES[each].get("depends_on", {})} - needed
+    hosts = {re.split(r"[/@:]", value.rpartition("@")[2].rpartition("//")[2])[0] for value in urls(name)}
+    assert hosts
+    assert hosts <= needed
+
+
+def urls(name: str) -> list[str]:
+    """Return the settings of a service that are addresses."""
+    return [value for value in SERVICES[name]["environment"].values() if "://" in value]
+
+
+@pytest.mark.parametrize(("name", "port"), [("api", Settings().port), ("worker", Settings().worker_port)])
+def test_it_is_healthy_only_when_it_answers(name: str, port: int) -> None:
+    """The image's own check takes a container that listens nowhere for one of the command line."""
+    assert SERVICES[name]["healthcheck"]["test"][-1] == str(port)
+
+
+def test_one_service_builds_the_image_of_all() -> None:
+    """Compose labels each build with its service: three builds are three images under one name."""
+    assert [name for name in OURS if "build" in SERVICES[name]] == ["migrate"]
+    assert "migrate" in SERVICES["api"]["depends_on"].keys() & SERVICES["worker"]["depends_on"].keys()
+    assert {SERVICES[name]["pull_policy"] for name in OURS} == {"never"}
 
 
 @pytest.mark.parametrize("name", OURS)
