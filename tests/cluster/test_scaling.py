@@ -70,7 +70,7 @@ def test_keda_scales_workers_by_what_the_queue_answers(tmp_path: Path) -> None:
 
 
 def test_an_hpa_scales_workers_by_metrics_of_an_adapter(tmp_path: Path) -> None:
-    need_api("external.metrics.k8s.io/v1beta1/", "metrics adapter for Prometheus")
+    need_api("custom.metrics.k8s.io/v1beta1", "metrics adapter for Prometheus")
     place = Deployed(
         *("--helm", "--overlay", "dev", "--values", str(values(tmp_path, type="hpa"))), overlay_token=False
     )
