@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import sqlite3
 import statistics
 import sys
@@ -29,10 +30,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from postgres_server import PostgresServer  # noqa: E402
 
+from app.db.line_block import block_values, insert_block  # noqa: E402
 from app.db.log_chunks import events_of, pack, unpack  # noqa: E402
 from app.db.log_rows import LINE_COLUMNS, line_arrays, line_values  # noqa: E402
 from app.db.migrate import migrate  # noqa: E402
-from app.models import Event, EventType, Level, Stream  # noqa: E402
+from app.line_batch import LineBatch  # noqa: E402
+from app.models import Event, EventType, Level, Line, Stream  # noqa: E402
 
 ROUNDS = 7
 LINES = 10_000
@@ -62,6 +65,7 @@ UNNEST = (
     f"WITH fence AS ({FENCE} RETURNING 1) "
     f"INSERT INTO log_lines ({COLUMNS}) SELECT lines.* FROM fence, unnest({ARRAYS}) AS lines"
 )
+BLOCK = f"WITH fence AS ({FENCE} RETURNING 1) {insert_block('fence')}"
 RUN = {"run_id": "r", "user_id": "u", "kind": "argv", "status": "running", "spec": "{}", "labels": "{}"}
 ZEROES = ("created_at", "retries", "redeliveries", "max_attempts", "log_lines", "log_size", "last_seq")
 
@@ -78,6 +82,13 @@ def lines(count: int) -> list[Event]:
     return made
 
 
+def batch_of(events: list[Event]) -> LineBatch:
+    """Make what the log writer hands over for lines of one read."""
+    first = events[0]
+    printed = [Line(Stream.STDOUT, event.content or "", Level.INFO) for event in events]
+    return LineBatch(first.seq, first.ts, first.run_id, 1, first.step, printed)
+
+
 async def compare(ways: dict[str, Callable[[], Awaitable[None]]], what: str) -> None:
     """Print each way's lines a second as a ratio to the first's."""
     took: dict[str, list[float]] = {name: [] for name in ways}
@@ -92,7 +103,7 @@ async def compare(ways: dict[str, Callable[[], Awaitable[None]]], what: str) -> 
 
 
 async def postgres(batch: int) -> None:
-    """Compare one fenced statement with unnest to COPY in a fenced transaction."""
+    """Compare one fenced statement, by columns and as one text, to COPY in a fenced transaction."""
     server = PostgresServer().start()
     await asyncio.to_thread(migrate, server.url)
     db = await asyncpg.connect(server.url)
@@ -101,7 +112,16 @@ async def postgres(batch: int) -> None:
     await db.execute(
         f"INSERT INTO runs ({names}, attempt, timeout_s, truncated) VALUES ({values}, 1, 1, false)"
     )
-    batches = [lines(LINES)[at : at + batch] for at in range(0, LINES, batch)]
+    made = lines(LINES)
+    batches = [made[at : at + batch] for at in range(0, LINES, batch)]
+    blocks = [batch_of(events) for events in batches]
+    names_of = list(block_values(blocks[:1]) or ())
+    one_text = re.sub(r":(block_\w+)", lambda name: f"${names_of.index(name[1]) + 2}", BLOCK)
+
+    async def block() -> None:
+        for each in blocks:
+            await db.execute(one_text, "r", *(block_values([each]) or {}).values())
+        await db.execute("TRUNCATE log_lines")
 
     async def unnest() -> None:
         for events in batches:
@@ -118,7 +138,12 @@ async def postgres(batch: int) -> None:
 
     try:
         await compare(
-            {"unnest, one statement": unnest, "COPY in a transaction": copy}, f"PostgreSQL, {batch}"
+            {
+                "unnest, one statement": unnest,
+                "one text, one statement": block,
+                "COPY in a transaction": copy,
+            },
+            f"PostgreSQL, {batch}",
         )
     finally:
         await db.close()

@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.db.clean import clean_or_none, to_json, to_json_or_none
 from app.db.engine import Database
+from app.db.line_block import block_values, insert_block
 from app.db.log_rows import insert_from, insert_lines, line_arrays, weigh
 from app.db.run_batch import Batch, Committed, Cut, Outcome
 from app.db.run_rows import STEP_COLUMNS, step_values
@@ -58,6 +59,7 @@ _WEBHOOK = """INSERT INTO webhooks (run_id, url, created_at, next_at, attempts, 
 _ATTEMPT = """UPDATE attempts SET ended_at = CAST(:at AS bigint), outcome = CAST(:status AS text),
  error = CAST(:error AS text)
  WHERE run_id = CAST(:run_id AS text) AND attempt = CAST(:attempt AS integer){gate}"""
+_NONE, _ROWS, _BLOCK = "", insert_from("fence"), insert_block("fence")
 
 
 async def commit(db: Database, fence: Fence, after: int, batch: Batch) -> Committed:
@@ -86,20 +88,22 @@ def _write(connection: Connection, values: dict[str, Any], batch: Batch) -> Any:
 
 
 def _in_one(connection: Connection, values: dict[str, Any], batch: Batch) -> Any:
-    parts = (bool(batch.events), bool(batch.steps), batch.usage is not None, batch.outcome is not None)
-    arrays: dict[str, Any] = line_arrays(batch.events) if batch.events else {}
+    block = block_values(batch.events) if batch.events else None
+    arrays = block if block is not None else line_arrays(batch.events)
+    lines = _NONE if not batch.events else _BLOCK if block is not None else _ROWS
+    parts = (lines, bool(batch.steps), batch.usage is not None, batch.outcome is not None)
     if batch.steps:
         columns = zip(*map(step_values, batch.steps), strict=True)
         arrays |= {f"step_{name}": list(column) for name, column in zip(STEP_COLUMNS, columns, strict=True)}
     return connection.execute(_statement(*parts), {**values, **arrays}).first()
 
 
-@lru_cache(maxsize=16)
-def _statement(events: bool, steps: bool, usage: bool, outcome: bool) -> TextClause:
+@lru_cache(maxsize=24)
+def _statement(lines: str, steps: bool, usage: bool, outcome: bool) -> TextClause:
     """Return the one statement for batches that have these parts; prepared once per connection."""
     parts = [f"WITH fence AS ({_FENCE.format(outcome=_FENCE_OUTCOME if outcome else '')})"]
-    if events:
-        parts.append(f"lines_in AS ({insert_from('fence')})")
+    if lines:
+        parts.append(f"lines_in AS ({lines})")
     if steps:
         parts.append(f"steps_in AS ({_STEPS_POSTGRES})")
     if usage:

@@ -232,39 +232,61 @@ async def test_every_kind_of_event_comes_back_as_it_went(store: RunStore, databa
     assert (after.log_lines, after.log_size) == (3, len("héllo ✓ 🎉".encode()) + 1_048_576)
 
 
-async def test_a_batch_of_lines_is_stored_as_its_events(store: RunStore, database: Database) -> None:
-    """Every level and pipe, with what is hard on databases, between events of other kinds."""
+HARD_ON_DATABASES = [
+    "",
+    "a'b\"c\\d",
+    "\t\x1b[31mred",
+    "äöü 日本 \U0001f600",
+    "nul \0",
+    "half \ud83d",
+    "\u2028",
+    "null",
+    "NULL,{}",
+]
+
+
+@pytest.mark.parametrize("more", [[], ["two\nlines"]], ids=["a line each", "one holds a line feed"])
+@pytest.mark.parametrize("around", [True, False], ids=["between other events", "nothing else"])
+async def test_batches_of_lines_are_stored_as_their_events(
+    store: RunStore, database: Database, more: list[str], *, around: bool
+) -> None:
+    """Every level and pipe, with what is hard on databases."""
     run, fence = await running(store)
-    texts = [
-        "",
-        "a'b\"c\\d",
-        "\t\x1b[31mred",
-        "äöü 日本 \U0001f600",
-        "nul \0",
-        "half \ud83d",
-        "\u2028",
-        "null",
-    ]
+    texts = HARD_ON_DATABASES + more
     printed = [Line(stream, text, level) for stream in Stream for level in Level for text in texts]
-    batch = LineBatch(4, NOW, run.run_id, 1, "s1", printed)
-    await store.commit(fence, 2, Batch(events=[line(run.run_id, 3), batch, line(run.run_id, batch.seq + 1)]))
-    expected = [replace(event, content=clean_or_none(event.content)) for event in batch.events()]
-    assert (await LogStore(database).page(run.run_id, 3, 1000))[:-1] == expected
+    start = 3 + around
+    one = LineBatch(start, NOW, run.run_id, 1, "s1", printed)
+    two = LineBatch(one.seq + 1, NOW + 7, run.run_id, 1, "s1", printed)
+    other = [line(run.run_id, 3), line(run.run_id, two.seq + 1)] if around else []
+    await store.commit(fence, 2, Batch(events=[*other[:1], one, two, *other[1:]]))
+    expected = [replace(e, content=clean_or_none(e.content)) for e in one.events() + two.events()]
+    assert (await LogStore(database).page(run.run_id, start - 1, len(expected))) == expected
     after = await store.get(run.run_id)
     assert after
-    size = sum(len((event.content or "").encode()) for event in expected) + 2 * len("a line")
-    assert (after.last_seq, after.log_lines, after.log_size) == (batch.seq + 1, len(printed) + 2, size)
+    size = sum(len((event.content or "").encode()) for event in expected) + len(other) * len("a line")
+    last, count = two.seq + around, 2 * len(printed) + len(other)
+    assert (after.last_seq, after.log_lines, after.log_size) == (last, count, size)
 
 
-async def test_a_batch_of_lines_is_fenced(store: RunStore, database: Database) -> None:
+@pytest.mark.parametrize("text", ["", "x"])
+async def test_lines_that_are_all_alike_are_all_there(store: RunStore, database: Database, text: str) -> None:
+    """Also when together they are nothing but line feeds."""
+    run, fence = await running(store)
+    batch = LineBatch(3, NOW, run.run_id, 1, None, [Line(Stream.STDOUT, text)] * 100)
+    await store.commit(fence, 2, Batch(events=[batch]))
+    assert await LogStore(database).page(run.run_id, 2, 1000) == batch.events()
+
+
+@pytest.mark.parametrize("count", [5, 50])
+async def test_a_batch_of_lines_is_fenced(store: RunStore, database: Database, count: int) -> None:
     """It is written from the seq that the owner believes to be the last, or not at all."""
     run, fence = await running(store)
-    batch = LineBatch(3, NOW, run.run_id, 1, None, [Line(Stream.STDOUT, "x")] * 5)
+    batch = LineBatch(3, NOW, run.run_id, 1, None, [Line(Stream.STDOUT, "x")] * count)
     await store.commit(fence, 2, Batch(events=[batch]))
     before = await snapshot(database, run.run_id)
     await store.commit(fence, 2, Batch(events=[batch]))  # the reply was lost
-    for old, after in ((fence, 5), (Fence(run.run_id, 2, "w1"), 7)):
-        late = LineBatch(after + 1, NOW, run.run_id, 1, None, [Line(Stream.STDOUT, "y")] * 5)
+    for old, after in ((fence, count), (Fence(run.run_id, 2, "w1"), count + 2)):
+        late = LineBatch(after + 1, NOW, run.run_id, 1, None, [Line(Stream.STDOUT, "y")] * count)
         with pytest.raises(LostOwnership):
             await store.commit(old, after, Batch(events=[late]))
     assert await snapshot(database, run.run_id) == before
