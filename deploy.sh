@@ -111,6 +111,12 @@ toolbox_of() { # registry:5000/team/tailrun:1 → registry:5000/team/tailrun-too
     case ${1##*/} in *:*) echo "${1%:*}-toolbox:${1##*:}" ;; *) echo "$1-toolbox" ;; esac
 }
 
+tagged() { case ${1##*/} in *[:@]*) echo "$1" ;; *) echo "$1:latest" ;; esac } # as every container engine reads it
+
+repository_of() { # registry:5000/team/tailrun:1 → registry:5000/team/tailrun
+    case ${1##*/} in *:*) echo "${1%:*}" ;; *) echo "$1" ;; esac
+}
+
 # ---- before anything changes
 
 check_tools() {
@@ -165,7 +171,11 @@ check_settings() {
 # ---- objects
 
 escaped() { printf '%s' "$1" | sed 's/[.[\*^$|/&]/\\&/g'; }
-regex_of() { printf '%s' "$1" | sed 's/\./\\\\./g'; } # inside of a string of CEL
+
+allowed_for() { # the policy's expression for every version of an image, inside of a string of CEL
+    case $1 in *@*) set -- "${1%%@*}" @sha256 ;; *) set -- "$(repository_of "$1")" '' ;; esac
+    printf '%s%s:.*' "$1" "$2" | sed 's/\.\([^*]\)/\\\\.\1/g'
+}
 
 # The overlay, with our names in it. What is generated from settings gets another name when they change.
 render() {
@@ -178,7 +188,7 @@ render() {
     if [ -n "$IMAGE" ]; then
         set -- -e "s/^\( *image:\) $(escaped "$app")\$/\1 $(escaped "$IMAGE")/" \
             -e "s/^\( *TOOL_IMAGE:\) .*/\1 $(escaped "$TOOL_IMAGE")/" \
-            -e "s/$(escaped "$(regex_of "$tools")")/$(escaped "$(regex_of "$TOOL_IMAGE")")/g" \
+            -e "s/($(escaped "$(allowed_for "$tools")")/($(escaped "$(allowed_for "$TOOL_IMAGE")")/" \
             -e "s/\(tailrun-config-[0-9a-z]*\)/\1-$(printf '%s' "$TOOL_IMAGE" | cksum | cut -d ' ' -f 1)/"
     fi
     [ "$NAMESPACE" = agents ] || set -- "$@" -e "s/agents/$NAMESPACE/g"
@@ -370,7 +380,9 @@ uninstall() {
 
 check_tools
 [ $BUILD = no ] || build_images
+case $IMAGE:$TOOL_IMAGE in *@*:) die '--image by digest: give --tool-image as well' 2 ;; esac
 [ -z "$IMAGE" ] || TOOL_IMAGE=${TOOL_IMAGE:-$(toolbox_of "$IMAGE")}
+[ -z "$IMAGE" ] || IMAGE=$(tagged "$IMAGE") TOOL_IMAGE=$(tagged "$TOOL_IMAGE")
 [ $HELM = no ] || IMAGE=${IMAGE:-tailrun:$VERSION} TOOL_IMAGE=${TOOL_IMAGE:-tailrun-toolbox:$VERSION}
 case $ACTION in
 install | dry-run)

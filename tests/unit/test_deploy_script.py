@@ -32,7 +32,7 @@ metadata:
 kind: Policy
 metadata:
   name: images
-  expression: '"^(registry\\\\.example/team/tailrun-toolbox:0\\\\.1\\\\.0)$"'
+  expression: '"^(registry\\\\.example/team/tailrun-toolbox:.*)$"'
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -166,10 +166,30 @@ def test_names_of_ours_are_put_in(fakes: Recorder) -> None:
     applied = "".join(call.stdin for call in fakes.calls if "apply -f -" in call.line)
     assert "image: r.example:5000/a/tailrun:2\n" in applied
     assert "TOOL_IMAGE: r.example:5000/a/tailrun-toolbox:2\n" in applied
-    assert "expression: '\"^(r\\\\.example:5000/a/tailrun-toolbox:2)$\"'" in applied
+    assert "expression: '\"^(r\\\\.example:5000/a/tailrun-toolbox:.*)$\"'" in applied
     assert "registry.example" not in applied
     assert "agents" not in applied
     assert applied.count("tailrun-config-abc123-") == applied.count("tailrun-config-") == 2
+
+
+@pytest.mark.parametrize("helm", [[], ["--helm"]])
+def test_an_image_without_a_tag_is_the_latest(fakes: Recorder, helm: list[str]) -> None:
+    """As every container engine reads it; a port in its registry's name is no tag."""
+    named = ("--overlay", "prod", "--image", "r.example:5000/a/tailrun", *helm)
+    assert fakes.run(SCRIPT, *named, **SECRETS).returncode == 0
+    said = "".join(call.line + call.stdin for call in fakes.calls)
+    if helm:
+        assert "image.repository=r.example:5000/a/tailrun " in said
+        assert said.count("tag=latest") >= 2
+    else:
+        assert "image: r.example:5000/a/tailrun:latest\n" in said
+        assert "TOOL_IMAGE: r.example:5000/a/tailrun-toolbox:latest\n" in said
+
+
+def test_an_image_by_digest_needs_its_tool_image_named(fakes: Recorder) -> None:
+    done = fakes.run(SCRIPT, "--overlay", "prod", "--image", "r.example/tailrun@sha256:ab", **SECRETS)
+    assert done.returncode == 2
+    assert "give --tool-image" in done.stderr
 
 
 def test_a_missing_right_is_named_before_anything_changes(fakes: Recorder) -> None:

@@ -53,9 +53,11 @@ tailrun-{{ .Release.Namespace }}
 {{- include "tailrun.reference" (dict "image" .Values.tools.image "root" .) -}}
 {{- end }}
 
-{{/* Globs of all images that tools may have, as a JSON list. */}}
+{{/* Globs of all images that tools may have, as a JSON list. Of our own every version (by digest, if it is named by
+one): while a roll-out lasts, and after it was undone, workers of another release make Jobs too. */}}
 {{- define "tailrun.toolImages" -}}
-{{- $images := list (include "tailrun.toolImage" .) -}}
+{{- $own := .Values.tools.image -}}
+{{- $images := list (printf "%s%s*" $own.repository (ternary "@sha256:" ":" (not (empty $own.digest)))) -}}
 {{- range $tool, $profile := .Values.tools.profiles -}}
 {{- with $profile.image -}}{{- $images = append $images . -}}{{- end -}}
 {{- end -}}
