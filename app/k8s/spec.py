@@ -37,6 +37,8 @@ _SHARED_BYTES, _SYNC_TMP_MIB = "64Mi", 64
 _SYNC_MEMORY, _SYNC_CPU = "256Mi", "500m"
 _HASH_CHARS = 16
 _TOOLBOX = ("python", "-I", "-m", "toolbox")
+_NODE_LOST_S = 60
+"""How long a tool waits for a node that does not answer to come back; Kubernetes' own answer is 300 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,7 @@ def _pod(tool: ToolRun, profile: Profile, terms: Terms, name: str) -> dict[str, 
             {"name": "files", "secret": {"secretName": files_secret(name), "defaultMode": 0o440}},
         ],
     }
+    pod["tolerations"] = [_tolerated(taint) for taint in ("not-ready", "unreachable")]
     if profile.runtime_class:
         pod["runtimeClassName"] = profile.runtime_class
     if terms.user_namespaces:
@@ -202,6 +205,11 @@ def _pod(tool: ToolRun, profile: Profile, terms: Terms, name: str) -> dict[str, 
     if terms.pull_secret:
         pod["imagePullSecrets"] = [{"name": terms.pull_secret}]
     return pod
+
+
+def _tolerated(taint: str) -> dict[str, Any]:
+    key = f"node.kubernetes.io/{taint}"
+    return {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _NODE_LOST_S}
 
 
 def _sync(terms: Terms, *, gate: bool) -> dict[str, Any]:

@@ -279,6 +279,21 @@ def test_what_scales_by_prometheus_names_metrics_that_exist() -> None:
     assert {each for each in used if re.sub("_(bucket|count|sum)$", "", each) not in text} == set()
 
 
+def test_pods_leave_a_lost_node_soon_and_keep_other_tolerations() -> None:
+    """A run on it is taken over in seconds anyway; this is about who takes it."""
+    gpu = {"key": "gpu", "operator": "Exists"}
+    made = changed("minimal", worker={"tolerations": [gpu]})
+    worker = made.one("Deployment", "agent-worker")["spec"]["template"]["spec"]["tolerations"]
+    api = made.one("Deployment", "agent-api")["spec"]["template"]["spec"]["tolerations"]
+    assert worker == [gpu, *api]
+    assert {(each["key"], each["tolerationSeconds"]) for each in api} == {
+        ("node.kubernetes.io/not-ready", 30),
+        ("node.kubernetes.io/unreachable", 30),
+    }
+    left = changed("minimal", nodeLossSeconds=0).one("Deployment", "agent-api")
+    assert "tolerations" not in left["spec"]["template"]["spec"]
+
+
 def by_streams(api: Object) -> list[Object]:
     return [metric for metric in api["spec"]["metrics"] if metric["type"] != "Resource"]
 

@@ -108,6 +108,13 @@ def test_the_job_ends_by_itself_when_everybody_is_gone() -> None:
     assert longest["activeDeadlineSeconds"] == 3600 + 600 + 5 + 30 + 1
 
 
+def test_a_pod_is_given_up_soon_after_its_node() -> None:
+    """Its step starts again elsewhere, where by default the cluster would wait for five minutes."""
+    tolerated = made()["spec"]["template"]["spec"]["tolerations"]
+    assert {each["key"].rpartition("/")[2] for each in tolerated} == {"not-ready", "unreachable"}
+    assert {(each["effect"], each["tolerationSeconds"]) for each in tolerated} == {("NoExecute", 60)}
+
+
 def test_our_image_is_wrapped_and_another_one_is_gated() -> None:
     """Its dollars are escaped, or Kubernetes would expand them."""
     sync, tool = containers()

@@ -138,9 +138,17 @@ topologySpreadConstraints:
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .values.tolerations }}
+{{- $lost := .root.Values.nodeLossSeconds }}
+{{- if or .values.tolerations $lost }}
 tolerations:
+{{- with .values.tolerations }}
   {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if $lost }}
+{{- range list "not-ready" "unreachable" }}
+  - {key: node.kubernetes.io/{{ . }}, operator: Exists, effect: NoExecute, tolerationSeconds: {{ $lost }}}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- with .values.affinity }}
 affinity:
