@@ -241,13 +241,17 @@ put_secrets() {
     fi
 }
 
+# Helm 4 applies on the server's side, where fields that --in-process and its way back have patched are kubectl's.
+taking_back() { case $(helm version --template '{{.Version}}' 2>/dev/null) in v[123].*) ;; *) echo --server-side=true --force-conflicts ;; esac }
+
 helm_release() { # helm_release [ARGUMENT…]
     set -- upgrade --install tailrun "$ROOT/helm/tailrun" --namespace "$NAMESPACE" --timeout "${TIMEOUT}s" \
         --values "$ROOT/k8s/overlays/$OVERLAY/values.yaml" ${VALUES:+--values "$VALUES"} \
         --set "apiToken.existingSecret.name=$SECRET" --set-json "secrets.existing=[\"$SECRET\"]" --set "tools.namespace.name=$TOOLS" \
         --set "image.repository=${IMAGE%:*}" --set-string "image.tag=${IMAGE##*:}" \
         --set "tools.image.repository=${TOOL_IMAGE%:*}" --set-string "tools.image.tag=${TOOL_IMAGE##*:}" "$@"
-    helm "$@" >"$WORK/out" 2>&1 || { cat "$WORK/out" >&2 && diagnose && die 'helm failed'; }
+    # shellcheck disable=SC2046 # words
+    helm "$@" $(taking_back) >"$WORK/out" 2>&1 || { cat "$WORK/out" >&2 && diagnose && die 'helm failed'; }
 }
 
 # ---- roll-outs
@@ -289,6 +293,7 @@ TEXT
 
 install() {
     RESTART=no
+    out_of_process_first
     make_namespaces
     put_secrets
     if [ $HELM = yes ]; then
@@ -319,8 +324,10 @@ dry_run() {
 }
 
 rollback() {
+    out_of_process_first
     if [ $HELM = yes ]; then
-        helm rollback tailrun --namespace "$NAMESPACE" --timeout "${TIMEOUT}s" >&2 || die 'helm could not roll back'
+        # shellcheck disable=SC2046 # words
+        helm rollback tailrun --namespace "$NAMESPACE" --timeout "${TIMEOUT}s" $(taking_back) >&2 || die 'helm could not roll back'
     else
         kube rollout undo deployment/agent-worker deployment/agent-api >&2 || die 'there is no release before this one'
     fi
@@ -328,11 +335,15 @@ rollback() {
     say 'The release before runs again; the database keeps its tables, which it knows (docs/deployment.md).'
 }
 
+# What would set the API back would leave the workers at zero and their autoscaler paused.
+out_of_process_first() {
+    if exists networkpolicy agent-api-in-process; then die 'the API works on runs itself: --out-of-process first'; fi
+}
+
 in_process() { # the API's pods get the worker's rights and its way to the cluster
     local replicas
     replicas=$(kube get deployment agent-worker -o 'jsonpath={.spec.replicas}') || die "no deployment agent-worker in $NAMESPACE"
     [ "$replicas" = 0 ] || kube annotate deployment agent-worker --overwrite "tailrun/replicas=$replicas" >&2
-    if exists scaledobject agent-worker; then kube annotate scaledobject agent-worker --overwrite autoscaling.keda.sh/paused-replicas=0 >&2; fi
     kube apply -f - >&2 <<'TEXT' || die 'the network policy could not be made'
 {"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"agent-api-in-process","labels":{"app.kubernetes.io/name":"tailrun"}},
  "spec":{"podSelector":{"matchLabels":{"app.kubernetes.io/name":"tailrun","app.kubernetes.io/component":"api"}},"policyTypes":["Egress"],
@@ -340,6 +351,7 @@ in_process() { # the API's pods get the worker's rights and its way to the clust
 TEXT
     patch_api '["api","--with-worker"]' agent-worker true 90
     rolled_out agent-api
+    if exists scaledobject agent-worker; then kube annotate scaledobject agent-worker --overwrite autoscaling.keda.sh/paused-replicas=0 >&2; fi
     kube scale deployment agent-worker --replicas=0 >&2 # an HPA leaves a deployment of 0 alone
     say 'The API works on runs itself; --out-of-process ends that.'
 }

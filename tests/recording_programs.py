@@ -50,6 +50,11 @@ if name == "kubectl":
             print(secret()["version"] if "resourceVersion" in what else " ".join(secret()["data"]))
         case ["get", "deployment" | "secret" | "scaledobject", *_]:
             sys.exit(0 if state.get("applied") else 1)
+        case ["get", "networkpolicy", "agent-api-in-process"]:
+            sys.exit(0 if state.get("in_process") else 1)
+        case ["delete", "networkpolicy", "agent-api-in-process", *_]:
+            state["in_process"] = False
+            keep()
         case ["create", "-f", "-"]:
             state["secret"] = {{"data": json.loads(stdin)["stringData"], "version": 1}}
             keep()
@@ -61,6 +66,7 @@ if name == "kubectl":
             if "kind: Namespace" in stdin:
                 state["namespaces"] = True
             state["applied"] = True
+            state["in_process"] = state.get("in_process", False) or "agent-api-in-process" in stdin
             keep()
             print("objects unchanged")
 """

@@ -264,6 +264,8 @@ def test_keda_asks_for_what_the_queue_answers() -> None:
     assert metadata["targetValue"] == "20"
     [token] = made.one("TriggerAuthentication", "agent-worker")["spec"]["secretTargetRef"]
     assert token == {"parameter": "token", "name": "tailrun-keda", "key": "token"}
+    fallback = made.one("ScaledObject", "agent-worker")["spec"]["fallback"]
+    assert fallback["behavior"] == "currentReplicasIfHigher", "busy workers stay while the API is away"
 
 
 def test_what_scales_by_prometheus_names_metrics_that_exist() -> None:

@@ -261,7 +261,7 @@ def test_helm(fakes: Recorder) -> None:
     """The release is checked by the server first; the chart reads our Secret."""
     done = fakes.run(SCRIPT, *PROD, "--helm", "--namespace", "team-a", **SECRETS)
     assert done.returncode == 0, done.stderr
-    upgrades = [call.line for call in fakes.calls if call.name == "helm"]
+    upgrades = [call.line for call in fakes.calls if "helm upgrade" in call.line]
     assert ["--dry-run=server" in line for line in upgrades] == [True, False]
     for part in (
         "--set image.repository=r.example:5000/a/tailrun",
@@ -314,9 +314,9 @@ def test_in_process_and_back(fakes: Recorder) -> None:
     assert fakes.run(SCRIPT, "--in-process").returncode == 0
     order = [
         fakes.at("annotate deployment agent-worker", "tailrun/replicas=3"),
-        fakes.at("paused-replicas=0"),
         fakes.at("patch deployment agent-api", '["api","--with-worker"]'),
         fakes.at("rollout status deployment/agent-api"),
+        fakes.at("paused-replicas=0"),
         fakes.at("scale deployment agent-worker --replicas=0"),
     ]
     assert order == sorted(order)
@@ -329,6 +329,30 @@ def test_in_process_and_back(fakes: Recorder) -> None:
         fakes.at("delete networkpolicy agent-api-in-process"),
     ]
     assert order == sorted(order)
+
+
+@pytest.mark.parametrize("args", [PROD, ("--rollback",), ("--rollback", "--helm")], ids=" ".join)
+def test_what_would_leave_no_worker_at_all_is_refused(fakes: Recorder, args: tuple[str, ...]) -> None:
+    """An upgrade sets the API back to serving alone, and a deployment of zero workers stays at zero."""
+    fakes.answer("{.spec.replicas}", 0, "3")
+    assert fakes.run(SCRIPT, "--in-process").returncode == 0
+    fakes.forget()
+    done = fakes.run(SCRIPT, *args, **SECRETS)
+    assert done.returncode == 1
+    assert "--out-of-process first" in done.stderr
+    assert changes(fakes) == []
+    assert fakes.run(SCRIPT, "--out-of-process").returncode == 0
+    assert fakes.run(SCRIPT, *args, **SECRETS).returncode == 0
+
+
+@pytest.mark.parametrize(("version", "told"), [("v3.18.0", False), ("v4.2.4", True)])
+def test_helm_takes_fields_back_that_kubectl_has_patched(fakes: Recorder, version: str, told: bool) -> None:
+    """Helm 4 refuses to touch them unless told; Helm 3 knows no such words."""
+    fakes.answer("helm version", 0, version)
+    for args in (PROD, ("--rollback",)):
+        assert fakes.run(SCRIPT, *args, "--helm", **SECRETS).returncode == 0
+    changing = [call.line for call in fakes.calls if "upgrade" in call.line or "rollback" in call.line]
+    assert ["--server-side=true --force-conflicts" in line for line in changing] == [told] * 3
 
 
 def test_uninstall_keeps_data_unless_told(fakes: Recorder) -> None:
