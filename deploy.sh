@@ -323,11 +323,19 @@ dry_run() {
     say 'Nothing was changed.'
 }
 
+# The newest revision before this one that came up: helm by itself would go back to one that failed.
+last_good() {
+    helm history tailrun --namespace "$NAMESPACE" 2>/dev/null |
+        awk -F '\t' 'NR > 1 { before = good; if ($3 ~ /^(superseded|deployed) *$/) good = $1 + 0 } END { if (before) print before }'
+}
+
 rollback() {
+    local revision
     out_of_process_first
     if [ $HELM = yes ]; then
+        revision=$(last_good) && [ -n "$revision" ] || die 'there is no release before this one'
         # shellcheck disable=SC2046 # words
-        helm rollback tailrun --namespace "$NAMESPACE" --timeout "${TIMEOUT}s" $(taking_back) >&2 || die 'helm could not roll back'
+        helm rollback tailrun "$revision" --namespace "$NAMESPACE" --timeout "${TIMEOUT}s" $(taking_back) >&2 || die 'helm could not roll back'
     else
         kube rollout undo deployment/agent-worker deployment/agent-api >&2 || die 'there is no release before this one'
     fi
@@ -374,8 +382,9 @@ patch_api() { # patch_api ARGS ACCOUNT MOUNT GRACE
 
 uninstall() {
     if [ $HELM = yes ]; then
-        if helm status tailrun --namespace "$NAMESPACE" >/dev/null 2>&1; then
-            helm uninstall tailrun --namespace "$NAMESPACE" --wait --timeout "${TIMEOUT}s" >&2 || die 'helm could not uninstall'
+        if helm history tailrun --namespace "$NAMESPACE" >/dev/null 2>&1; then # status fails where a kind (KEDA's) is gone
+            helm uninstall tailrun --namespace "$NAMESPACE" --wait --timeout "${TIMEOUT}s" >&2 ||
+                die "helm could not uninstall: it needs the kinds of all objects (KEDA's, the Prometheus operator's), even of those that are gone"
         fi
     else
         documents -v '^kind: (Namespace|Secret)$' | kubectl delete --ignore-not-found -f - >&2 || die 'not everything could be deleted'
@@ -383,7 +392,7 @@ uninstall() {
     fi
     kube delete networkpolicy agent-api-in-process --ignore-not-found >&2
     if [ $PURGE = yes ]; then
-        kube delete persistentvolumeclaims -l app.kubernetes.io/name=tailrun --ignore-not-found >&2
+        kube delete persistentvolumeclaims -l app.kubernetes.io/name=tailrun --ignore-not-found --wait=false >&2
         kubectl delete namespace "$TOOLS" "$NAMESPACE" --ignore-not-found --timeout="${TIMEOUT}s" >&2 || die 'the namespaces do not go away'
     else
         say "Volumes and secrets stay in $NAMESPACE: kubectl -n $NAMESPACE get persistentvolumeclaims,secrets. --purge-data deletes them."

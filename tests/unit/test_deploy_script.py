@@ -298,12 +298,41 @@ def test_build_and_push(fakes: Recorder) -> None:
     assert max(fakes.at(f"push {name}") for name in pushed) < fakes.at("kustomize")
 
 
+def history(*statuses: str) -> str:
+    """Return what `helm history` prints."""
+    rows = [
+        f"{n}\tSat Nov 21 04:45:31 2026\t{status:<10}\ttailrun-0.1.0\t0.1.0"
+        for n, status in enumerate(statuses, 1)
+    ]
+    return "\n".join(["REVISION\tUPDATED\tSTATUS    \tCHART\tAPP VERSION", *rows])
+
+
 def test_rollback(fakes: Recorder) -> None:
     assert fakes.run(SCRIPT, "--rollback").returncode == 0
     assert fakes.at("rollout undo deployment/agent-worker deployment/agent-api") < fakes.at("rollout status")
-    fakes.forget()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "revision"),
+    [
+        (("superseded", "deployed"), 1),
+        (("superseded", "superseded", "failed"), 2),
+        (("superseded", "failed", "failed"), 1),
+        (("superseded", "failed", "deployed"), 1),
+    ],
+)
+def test_helm_goes_back_to_what_came_up(fakes: Recorder, statuses: tuple[str, ...], revision: int) -> None:
+    """By itself it would take the revision before, though that one had failed."""
+    fakes.answer("helm history", 0, history(*statuses))
     assert fakes.run(SCRIPT, "--rollback", "--helm").returncode == 0
-    fakes.at("helm rollback tailrun --namespace agents")
+    fakes.at(f"helm rollback tailrun {revision} --namespace agents")
+
+
+def test_there_is_nothing_before_the_first_release(fakes: Recorder) -> None:
+    fakes.answer("helm history", 0, history("deployed"))
+    done = fakes.run(SCRIPT, "--rollback", "--helm")
+    assert done.returncode == 1
+    assert "no release before" in done.stderr
 
 
 def test_in_process_and_back(fakes: Recorder) -> None:
@@ -335,6 +364,7 @@ def test_in_process_and_back(fakes: Recorder) -> None:
 def test_what_would_leave_no_worker_at_all_is_refused(fakes: Recorder, args: tuple[str, ...]) -> None:
     """An upgrade sets the API back to serving alone, and a deployment of zero workers stays at zero."""
     fakes.answer("{.spec.replicas}", 0, "3")
+    fakes.answer("helm history", 0, history("superseded", "deployed"))
     assert fakes.run(SCRIPT, "--in-process").returncode == 0
     fakes.forget()
     done = fakes.run(SCRIPT, *args, **SECRETS)
@@ -349,6 +379,7 @@ def test_what_would_leave_no_worker_at_all_is_refused(fakes: Recorder, args: tup
 def test_helm_takes_fields_back_that_kubectl_has_patched(fakes: Recorder, version: str, told: bool) -> None:
     """Helm 4 refuses to touch them unless told; Helm 3 knows no such words."""
     fakes.answer("helm version", 0, version)
+    fakes.answer("helm history", 0, history("superseded", "deployed"))
     for args in (PROD, ("--rollback",)):
         assert fakes.run(SCRIPT, *args, "--helm", **SECRETS).returncode == 0
     changing = [call.line for call in fakes.calls if "upgrade" in call.line or "rollback" in call.line]
