@@ -365,7 +365,7 @@ TEXT
 }
 
 out_of_process() {
-    local replicas
+    local replicas each
     replicas=$(kube get deployment agent-worker -o 'jsonpath={.metadata.annotations.tailrun/replicas}') || die "no deployment agent-worker in $NAMESPACE"
     kube scale deployment agent-worker --replicas="${replicas:-1}" >&2
     if exists scaledobject agent-worker; then kube annotate scaledobject agent-worker autoscaling.keda.sh/paused-replicas- >&2; fi
@@ -373,6 +373,10 @@ out_of_process() {
     patch_api '["api"]' agent-api false 45
     kube delete networkpolicy agent-api-in-process --ignore-not-found >&2
     rolled_out agent-api
+    # or `rollout undo` would go back to the mode that ended here
+    kube get replicasets -l app.kubernetes.io/name=tailrun,app.kubernetes.io/component=api \
+        -o 'jsonpath={range .items[?(@.spec.template.spec.serviceAccountName=="agent-worker")]}{.metadata.name}{"\n"}{end}' |
+        while read -r each; do kube delete replicaset "$each" >&2; done
 }
 
 patch_api() { # patch_api ARGS ACCOUNT MOUNT GRACE

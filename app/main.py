@@ -224,7 +224,8 @@ class Server(uvicorn.Server):
         """End the streams, then stop. The signal is not raised again: the exit code is ours."""
         services: Services | None = getattr(self._app.state, "services", None)
         if services is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(services.draining.set)
+            with suppress(RuntimeError):  # the loop is closed: it has stopped already
+                self._loop.call_soon_threadsafe(services.draining.set)
         self.force_exit = self.should_exit
         self.should_exit = True
 

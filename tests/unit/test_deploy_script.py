@@ -340,6 +340,7 @@ def test_in_process_and_back(fakes: Recorder) -> None:
     fakes.answer("{.spec.replicas}", 0, "3")
     fakes.answer("tailrun/replicas}", 0, "3")
     fakes.answer("get scaledobject", 0)
+    fakes.answer("get replicasets", 0, "agent-api-in-between")
     assert fakes.run(SCRIPT, "--in-process").returncode == 0
     order = [
         fakes.at("annotate deployment agent-worker", "tailrun/replicas=3"),
@@ -356,6 +357,7 @@ def test_in_process_and_back(fakes: Recorder) -> None:
         fakes.at("rollout status deployment/agent-worker"),
         fakes.at("patch deployment agent-api", '["api"]', "agent-api"),
         fakes.at("delete networkpolicy agent-api-in-process"),
+        fakes.at("delete replicaset agent-api-in-between"),  # or a rollback would lead there
     ]
     assert order == sorted(order)
 
