@@ -245,7 +245,8 @@ class Watcher(threading.Thread):
         if self.events:
             headers["Last-Event-ID"] = str(self.events[-1]["seq"])
         url = f"{self.url}/v1/runs/{self.run_id}/stream"
-        with httpx2.stream("GET", url, headers=headers, timeout=60) as answer:
+        # no look at the environment: pytest changes it while this thread would read it
+        with httpx2.stream("GET", url, headers=headers, timeout=60, trust_env=False) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: "):
                     self.events.append(json.loads(line[6:]))
