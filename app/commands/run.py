@@ -24,6 +24,24 @@ _SKIPPED = frozenset({".git", ".venv", "__pycache__", "node_modules", ".tailrun"
 _MAX_FILES = 1000
 
 
+Prompt = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar='"PROMPT" | -- COMMAND…', help="What to do, or -- and a command.", show_default=False
+    ),
+]
+Steps = Annotated[
+    str | None, typer.Option("--steps", metavar="FILE", help="A plan in YAML or JSON; - reads stdin.")
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option("--env", "-e", metavar="NAME=VALUE", help="Environment of the programs."),
+]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", "-l", metavar="NAME=VALUE", help="A label of your own.")
+]
+Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Longest time an attempt may take.")]
+Attempts = Annotated[int | None, typer.Option(metavar="N", help="1 + retries after a failure.")]
 RetryOn = Annotated[
     list[str] | None,
     typer.Option("--retry-on", metavar="CODE", help="Try again after this error only; may be repeated."),
@@ -53,16 +71,9 @@ class Upload:
 
 def run(
     ctx: typer.Context,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar='"PROMPT" | -- COMMAND…', help="What to do, or -- and a command.", show_default=False
-        ),
-    ] = None,
+    prompt: Prompt = None,
     *,
-    steps: Annotated[
-        str | None, typer.Option("--steps", metavar="FILE", help="A plan in YAML or JSON; - reads stdin.")
-    ] = None,
+    steps: Steps = None,
     type_: Annotated[
         str | None, typer.Option("--type", metavar="TYPE[/COMMAND]", help="A task; see `tailrun tasks`.")
     ] = None,
@@ -78,17 +89,10 @@ def run(
     from_: Annotated[
         str | None, typer.Option("--from", metavar="RUN", help="Start with a copy of that run's files.")
     ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option("--env", "-e", metavar="NAME=VALUE", help="Environment of the programs."),
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", "-l", metavar="NAME=VALUE", help="A label of your own.")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Longest time an attempt may take.")
-    ] = None,
-    attempts: Annotated[int | None, typer.Option(metavar="N", help="1 + retries after a failure.")] = None,
+    env: Env = None,
+    label: Labels = None,
+    timeout: Timeout = None,
+    attempts: Attempts = None,
     retry_on: RetryOn = None,
     at: Annotated[
         str | None,

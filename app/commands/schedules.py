@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from app.commands.config import CliError, Json, Token, Url, connect
-from app.commands.run import DashedCommand, High, RetryOn, pairs, what
+from app.commands.run import (
+    Attempts,
+    DashedCommand,
+    Env,
+    High,
+    Labels,
+    Prompt,
+    RetryOn,
+    Steps,
+    Timeout,
+    pairs,
+    what,
+)
 from app.commands.tables import table
 
 app = typer.Typer(help="Make runs at the times of a cron expression.", no_args_is_help=True)
@@ -21,30 +33,16 @@ _PAGE = 200
 def create(
     ctx: typer.Context,
     cron: Annotated[str, typer.Argument(metavar="CRON", help='Such as "30 2 * * MON-FRI".')],
-    prompt: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar='"PROMPT" | -- COMMAND…', help="What to do, or -- and a command.", show_default=False
-        ),
-    ] = None,
+    prompt: Prompt = None,
     *,
     timezone: Annotated[
         str, typer.Option("--timezone", "-z", metavar="ZONE", help="Whose clock: Europe/Zurich, UTC …")
     ] = "UTC",
-    steps: Annotated[
-        str | None, typer.Option("--steps", metavar="FILE", help="A plan in YAML or JSON; - reads stdin.")
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option("--env", "-e", metavar="NAME=VALUE", help="Environment of the programs."),
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", "-l", metavar="NAME=VALUE", help="A label of your own.")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Longest time an attempt may take.")
-    ] = None,
-    attempts: Annotated[int | None, typer.Option(metavar="N", help="1 + retries after a failure.")] = None,
+    steps: Steps = None,
+    env: Env = None,
+    label: Labels = None,
+    timeout: Timeout = None,
+    attempts: Attempts = None,
     retry_on: RetryOn = None,
     high: High = False,
     as_json: Json = False,
