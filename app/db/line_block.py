@@ -45,8 +45,10 @@ def block_values(events: Sequence[Written]) -> dict[str, Any] | None:
     if not _alike(events):
         return None
     contents = [line.content for batch in events for line in batch.lines]
+    if len(contents) < _FEW:
+        return None
     text = clean("\n".join(contents))
-    if len(contents) < _FEW or text.count("\n") != len(contents) - 1:
+    if text.count("\n") != len(contents) - 1:
         return None
     first = events[0]
     return {
