@@ -1,9 +1,8 @@
-"""Keeps secrets out of lines: known values in every usual guise, and what looks like a secret.
+"""Keeps secrets out of lines and records: known values in their usual guises, and what looks like a secret.
 
-A value is found as it stands, in base64 (whatever stood before it, so in all three alignments,
-and as `base64` wraps it), URL-encoded and as a JSON string; a value of several lines is found line
-by line, since that is how it is printed. Values, and lines of values, of fewer than four
-characters are left alone: hiding them would hide everything.
+`app.secret_names` says which values are secret, `app.execution.secret_forms` in which guises each is
+found, `app.execution.known_values` where they are in a line. Here that becomes `***`, also where a
+line was cut or a key goes on over several lines.
 
 Output without secrets must stay cheap: a whole batch is searched for the few literals that a
 match needs before any line is looked at.
@@ -11,18 +10,15 @@ match needs before any line is looked at.
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from urllib.parse import quote, quote_plus
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import orjson
-
+from app.execution.known_values import KnownValues, Span
+from app.execution.secret_forms import forms_of
 from app.models import Line, Stream
 
 MASK = "***"
-MIN_CHARS = 4
-_WRAPS = (64, 76)
 _HOLD_CHARS = 4096
 """How much of an over-long line's piece waits for the next: a secret may lie across the cut."""
 _LONGEST_CHARS = 64 * 1024
@@ -30,30 +26,52 @@ _LONGEST_CHARS = 64 * 1024
 _KEY_LINES = 1000
 """A private key that never ends stops hiding lines after so many."""
 
-_KEY = r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"
-_KEY_END = re.compile(r"-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----")
-_OPEN_KEY = re.compile(rf"{_KEY}(?!.*{_KEY_END.pattern})")
-_BUILT_IN: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
-    (("earer ", "EARER "), re.compile(r"(?i:\bbearer) +([\w.~+/=-]{16,4096})", re.ASCII)),
-    (("AKIA", "ASIA"), re.compile(r"(?<![A-Z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])")),
-    (
-        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
-        re.compile(r"gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_\w{20,255}", re.ASCII),
+_OURS = frozenset({"code", "next_attempt_at", "status", "step", "step_id", "tool"})
+"""Fields of records whose values clients go by."""
+
+_KEY = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+
+
+class _Look(NamedTuple):
+    """What looks like a secret, and one of which texts is never missing where there is one."""
+
+    marks: tuple[str, ...]
+    pattern: re.Pattern[str]
+    needs: str = ""
+    """What must be there as well, where marks alone are frequent."""
+
+    def may_be_in(self, text: str, marks: set[str]) -> bool:
+        """Whether it is worth while to search a text in which these marks are."""
+        return not marks.isdisjoint(self.marks) and self.needs in text
+
+
+_LOOKS = (
+    _Look(("earer ", "EARER "), re.compile(r"(?i:\bbearer) {1,8}([\w.~+/=-]{16,4096})", re.ASCII)),
+    _Look(("uthorization",), re.compile(r"uthorization\W{1,8}(?i:basic) {1,8}([A-Za-z0-9+/=_-]{8,4096})")),
+    _Look(("AKIA", "ASIA"), re.compile(r"(?<![A-Z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])")),
+    _Look(("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), re.compile(r"gh[pousr]_[A-Za-z0-9]{20,255}", re.ASCII)),
+    _Look(("github_pat_",), re.compile(r"github_pat_\w{20,255}", re.ASCII)),
+    _Look(("tr_",), re.compile(r"tr_(?<![\w-]tr_)[\w-]{43}(?![\w-])", re.ASCII)),
+    _Look(
+        ("eyJ",),
+        re.compile(r"eyJ(?<![\w-]eyJ)[\w-]{8,4096}\.eyJ[\w-]{8,8192}\.[\w-]{8,4096}", re.ASCII),
     ),
-    (("PRIVATE KEY",), re.compile(rf"{_KEY}.*?(?:{_KEY_END.pattern}|$)")),
+    _Look(("://",), re.compile(r"://[^\s/:@\"']{0,128}:([^\s/@\"']{3,256})@"), needs="@"),
+    _Look(("X-Amz-Signature=",), re.compile(r"X-Amz-Signature=([0-9a-f]{64})")),
+    _Look(
+        ("taging-Token", "taging-token"),
+        re.compile(r"taging-[Tt]oken\W{1,8}([0-9]{1,15}\.[0-9a-f]{64})"),
+    ),
+    _Look(("PRIVATE KEY",), _KEY),
 )
-_BUILT_IN_BY: tuple[tuple[str, tuple[str, ...]], ...] = (
-    *((literal, (literal,)) for literal in ("earer ", "EARER ", "github_pat_", "PRIVATE KEY")),
-    ("IA", ("AKIA", "ASIA")),
-    ("gh", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
-)
-"""The same literals by something rare that they share: half the searches, for most output has none."""
+_MARKS = tuple(mark for look in _LOOKS for mark in look.marks)
 
 
 class Masker:
     """What is to be hidden; immutable, shared by all runs that hide the same.
 
-    `patterns` are regular expressions of the user's; where one has a group, the first group is
+    `patterns` are regular expressions of the operator's; where one has a group, the first group is
     hidden instead of the whole match.
 
     Raises:
@@ -61,9 +79,8 @@ class Masker:
     """
 
     def __init__(self, values: Iterable[str] = (), patterns: Iterable[str] = ()) -> None:
-        found = {form for value in values for form in _forms(value)}
-        self._forms = tuple(sorted(found, key=len, reverse=True))
-        self._values = re.compile("|".join(map(re.escape, self._forms))) if found else None
+        self._forms = tuple(dict.fromkeys(form for value in values for form in forms_of(value)))
+        self._known = KnownValues(self._forms, _MARKS)
         self._patterns = tuple(map(_compile, patterns))
 
     def text(self, text: str) -> str:
@@ -75,21 +92,40 @@ class Masker:
         lines = LineMasker(self).lines([Line(Stream.SYSTEM, line) for line in text.split("\n")])
         return "\n".join(line.content for line in lines)
 
+    def record(self, value: Any) -> Any:
+        """Return what a record or an event holds, at any depth, with its texts masked.
+
+        What is one of Tailrun's own words (a status, a code, a time) says nothing and stays.
+        """
+        if type(value) is str:
+            return self.text(value)
+        if isinstance(value, Mapping):
+            fields: Mapping[str, Any] = value
+            return {key: part if key in _OURS else self.record(part) for key, part in fields.items()}
+        if isinstance(value, (list, tuple)):
+            parts: Sequence[Any] = value
+            return [self.record(part) for part in parts]
+        return value
+
     def suspects(self, text: str) -> bool:
         """Whether a line or a batch of lines is worth a closer look; cheap."""
-        if self._patterns or any(form in text for form in self._forms):
+        known, marks = self._known.look(text)
+        if known or self._patterns:
             return True
-        return any(rare in text and any(map(text.__contains__, literals)) for rare, literals in _BUILT_IN_BY)
+        return bool(marks) and any(
+            look.pattern.search(text) for look in _LOOKS if look.may_be_in(text, marks)
+        )
 
-    def spans(self, text: str, *, whole: bool = False) -> list[tuple[int, int]]:
+    def spans(self, text: str, *, whole: bool = False) -> list[Span]:
         """Find every secret in one line: start and end, in order, without overlaps.
 
         `whole`: with what it is known by (the `Bearer` before a token), which is not hidden.
         """
-        found = [match.span() for match in self._values.finditer(text)] if self._values else []
-        for literals, pattern in _BUILT_IN:
-            if any(literal in text for literal in literals):
-                found += _matches(pattern, text, whole=whole)
+        known, marks = self._known.look(text)
+        found = self._known.spans(text) if known else []
+        for look in _LOOKS if marks else ():
+            if look.may_be_in(text, marks):
+                found += _keys(text)[0] if look.pattern is _KEY else _matches(look.pattern, text, whole=whole)
         for pattern in self._patterns:
             found += _matches(pattern, text, whole=whole)
         return list(_merged(sorted(found)))
@@ -116,14 +152,14 @@ class LineMasker:
         text = self._held.pop(line.stream, "") + line.content
         if line.stream in self._key_lines:
             text = self._inside_key(text, line.stream)
-        spans = self._masker.spans(text) if self._masker.suspects(text) else []
+        spans = self._masker.spans(text)
         cut = len(text)
         if line.split and line.stream not in self._key_lines:
             cut = _cut(text, self._masker.spans(text, whole=True))
         if cut < len(text):
             text, self._held[line.stream] = text[:cut], text[cut:]
             spans = [span for span in spans if span[1] <= cut]
-        elif spans and _OPEN_KEY.search(text):
+        elif spans and _keys(text)[1]:
             self._key_lines[line.stream] = 0
         if text is line.content and not spans:
             return line
@@ -138,7 +174,7 @@ class LineMasker:
         return MASK + text[end.end() :] if end else MASK
 
 
-def masked(text: str, spans: Sequence[tuple[int, int]]) -> str:
+def masked(text: str, spans: Sequence[Span]) -> str:
     """Return `text` with `***` in place of each span."""
     out, at = list[str](), 0
     for start, end in spans:
@@ -147,7 +183,7 @@ def masked(text: str, spans: Sequence[tuple[int, int]]) -> str:
     return "".join((*out, text[at:]))
 
 
-def _cut(text: str, spans: Sequence[tuple[int, int]]) -> int:
+def _cut(text: str, spans: Sequence[Span]) -> int:
     """Where a piece may be cut: enough stays back to see a secret whole, and none is cut in two."""
     cut = max(0, len(text) - _HOLD_CHARS)
     for start, end in spans:
@@ -163,12 +199,24 @@ def _compile(pattern: str) -> re.Pattern[str]:
         raise ValueError(f"LOG_MASK_PATTERNS: {pattern!r} is not a regular expression: {error}") from None
 
 
-def _matches(pattern: re.Pattern[str], text: str, *, whole: bool) -> list[tuple[int, int]]:
+def _keys(text: str) -> tuple[list[Span], bool]:
+    """Find the private keys of a line, and whether the last one goes on in the next."""
+    spans, at = list[Span](), 0
+    while begin := _KEY.search(text, at):
+        end = _KEY_END.search(text, begin.end())
+        if end is None:
+            return [*spans, (begin.start(), len(text))], True
+        at = end.end()
+        spans.append((begin.start(), at))
+    return spans, False
+
+
+def _matches(pattern: re.Pattern[str], text: str, *, whole: bool) -> list[Span]:
     group = 1 if pattern.groups and not whole else 0
     return [span for match in pattern.finditer(text) if (span := match.span(group))[0] < span[1]]
 
 
-def _merged(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _merged(spans: Sequence[Span]) -> Iterator[Span]:
     at, to = -1, -1
     for start, end in spans:
         if start > to:
@@ -179,27 +227,3 @@ def _merged(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             to = max(to, end)
     if to > at:
         yield at, to
-
-
-def _forms(value: str) -> Iterator[str]:
-    """Every text in which a value may turn up in one line."""
-    forms = [value, orjson.dumps(value).decode()[1:-1], *_in_base64(value.encode())]
-    for encoded in (quote(value, safe=""), quote(value), quote_plus(value)):
-        forms += (encoded, re.sub("%..", lambda match: match[0].lower(), encoded))
-    for form in forms:
-        for line in form.split("\n"):
-            if len(stripped := line.strip()) >= MIN_CHARS and len(value.strip()) >= MIN_CHARS:
-                yield stripped
-
-
-def _in_base64(value: bytes) -> Iterator[str]:
-    """Yield what of a value's base64 text does not depend on its neighbours, by alignment."""
-    for encode in (base64.standard_b64encode, base64.urlsafe_b64encode):
-        whole = encode(value).decode()
-        yield whole
-        for columns in _WRAPS:
-            yield "\n".join(whole[at : at + columns] for at in range(0, len(whole), columns))
-        for before, unsure in enumerate((0, 2, 3)):
-            text = encode(bytes(before) + value).decode()
-            sure = (before + len(value)) * 8 // 6
-            yield text[unsure:sure]
