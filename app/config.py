@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -172,6 +174,11 @@ class Settings(BaseSettings):
     def tmp_dir(self) -> Path:
         """Where each tool run has its own temporary folder."""
         return self.data_dir.resolve() / "tmp"
+
+
+def environment() -> Mapping[str, str]:
+    """Return the whole environment of this process, for who has to know what must not leave it."""
+    return dict(os.environ)
 
 
 def is_loopback(host: str) -> bool:
