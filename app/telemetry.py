@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import structlog
@@ -28,6 +30,12 @@ _QUIET = (
     "httpx2",
 )
 """Libraries that only speak up for warnings."""
+
+_OURS = frozenset({"attempt", "level", "process", "run_id", "timestamp"})
+
+
+MASK_LOG: ContextVar[Callable[[str], str] | None] = ContextVar("MASK_LOG", default=None)
+"""What hides secrets in the log lines of this context: a run's, of all that is done for it."""
 
 
 def configure_logging(settings: Settings, process: str) -> None:
@@ -78,9 +86,20 @@ class _Process:
 
 
 def _renderer(settings: Settings) -> list[Processor]:
+    shown: list[Processor] = [structlog.processors.format_exc_info, _hide]
     if settings.log_format == "json":
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
-    return [structlog.processors.format_exc_info, _TextLine(colours=sys.stderr.isatty())]
+        return [*shown, structlog.processors.JSONRenderer(default=str)]
+    return [*shown, _TextLine(colours=sys.stderr.isatty())]
+
+
+def _hide(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Mask every text of a line, a traceback too; not what Tailrun itself calls the line's parts."""
+    mask = MASK_LOG.get()
+    if mask is None:
+        return event
+    return {
+        key: mask(text) if type(text) is str and key not in _OURS else text for key, text in event.items()
+    }
 
 
 class _TextLine:

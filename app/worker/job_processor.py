@@ -28,7 +28,7 @@ from app.redis.publisher import Publisher
 from app.redis.tail import Tail
 from app.storage.workspace import Workspaces
 from app.tasks.types import TaskTypes
-from app.telemetry import ATTEMPTS, FAILURES, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
+from app.telemetry import ATTEMPTS, FAILURES, MASK_LOG, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
 from app.worker import outcome
 from app.worker.in_flight import Attempt
 from app.worker.job_queue import JobQueue
@@ -78,7 +78,7 @@ class JobProcessor:
             runs=bench.runs,
             clock=bench.clock,
             policy=bench.log_policy,
-            masker=bench.secrets.masker(attempt.run),
+            masker=bench.secrets.shared,
             on_cancel=lambda: self._stop.stop(StopReason.CANCEL),
             on_lost=lambda: self._stop.stop(StopReason.LOST),
         )
@@ -86,11 +86,13 @@ class JobProcessor:
     async def process(self) -> None:
         """Work on the run until one of the five ends is written. Never raises."""
         started = asyncio.get_running_loop().time()
+        MASK_LOG.set(self._writer.hide)
         log.info("run started", **self._about())
         if self._run.attempt == 1 and self._run.queued_at is not None:
             since = max(self._run.queued_at, self._run.run_at or 0)
             RUN_WAIT_SECONDS.observe(max(0, self._bench.clock() - since) / 1_000_000)
         try:
+            self._writer.mask_with(await self._bench.secrets.masker(self._run))
             await self._writer.open()
             result = self._failure or await self._try()
             await self._end(result)
@@ -144,7 +146,7 @@ class JobProcessor:
         """Fetch the project, once per attempt; from here on its secrets are masked."""
         bench, run = self._bench, self._run
         project = await bench.projects.fetch(run.project or DEFAULT)
-        self._writer.mask_with(bench.secrets.masker(run, project))
+        self._writer.mask_with(await bench.secrets.masker(run, project))
         return prepare(run, bench.task_types, project, images=bench.settings.tool_executor != "local")
 
     async def _records(self) -> dict[str, StepRecord]:
@@ -215,7 +217,7 @@ class JobProcessor:
             if reason is None:
                 queue.ack(entry)
             else:
-                await queue.bury(entry, reason, self._bench.clock(), end.error)
+                await queue.bury(entry, reason, self._bench.clock(), self._writer.hide(end.error))
         elif cancel_requested:
             await queue.end_cancelled(run.run_id, entry, self._bench.clock())
         elif end.next_attempt_at is not None:

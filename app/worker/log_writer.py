@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -120,7 +120,8 @@ class LogWriter:
         self._hurry.set()
         self._added.set()
         await committing
-        last = self._event(kind, data=data)
+        outcome = replace(outcome, error=self.hide(outcome.error))
+        last = self._event(kind, data=self.hide(data))
         self._left.add(last, publish=False)
         batch = self._next_batch(outcome)
         requested = await self._until_stored(lambda: self._commit(batch))
@@ -142,6 +143,10 @@ class LogWriter:
     def mask_with(self, masker: Masker) -> None:
         """Hide what `masker` knows from here on: a project's secrets come with its configuration."""
         self._masker, self._masked_step = masker, (None, LineMasker(masker))
+
+    def hide(self, value: T) -> T:
+        """Return a text or a record without secrets; whatever leaves by another way goes through here."""
+        return self._masker.record(value)
 
     # -- what the agent calls -----------------------------------------------------------
 
@@ -184,7 +189,7 @@ class LogWriter:
         if kind is EventType.GAP:  # what never got a number: it stands for nothing but itself
             LOG_GAPS.inc()
             data = {"from": self._left.seq + 1, "to": self._left.seq + 1, **(data or {})}
-        self._enqueue(self._event(kind, level=level, step=step, content=text, data=data or {}))
+        self._enqueue(self._event(kind, level=level, step=step, content=text, data=self.hide(data or {})))
         await self._breathe()
 
     def _mask(self, lines: Sequence[Line], step: str | None) -> Sequence[Line]:
@@ -205,7 +210,8 @@ class LogWriter:
     async def save_step(self, record: StepRecord) -> None:
         """Put a step record into the next transaction."""
         self._check()
-        self._steps[record.step_id] = record
+        args, result, error = self.hide(record.args), self.hide(record.result), self.hide(record.error)
+        self._steps[record.step_id] = replace(record, args=args, result=result, error=error)
 
     def set_planner(self, planner: str) -> None:
         """Put the planner's name into the next transaction."""

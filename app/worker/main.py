@@ -23,7 +23,7 @@ from app.execution.executor import CannotRun
 from app.redis.address import BadAddress, RedisAddress
 from app.redis.lease import LeaseClient
 from app.tasks.file import BadTasksFile
-from app.telemetry import configure_logging
+from app.telemetry import MASK_LOG, configure_logging
 from app.worker.control import Control
 from app.worker.health import HealthServer
 from app.worker.lease import Lease
@@ -47,6 +47,7 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain."""
+        MASK_LOG.set(self._parts.bench.secrets.shared.text)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._drain_begins)

@@ -164,6 +164,30 @@ async def test_secrets_are_masked_in_lines_headings_and_remarks(world: World) ->
     assert texts == ["password is ***", "with ***", "curl -u me:***"]
 
 
+async def test_secrets_are_masked_in_all_that_an_attempt_leaves(world: World) -> None:
+    """Records of steps, events' fields, the run's error and its last event; what clients go by stays."""
+    run = await world.claim()
+    writer = await world.writer(run)
+    error = {"code": "start_failed", "message": "no program hunter22", "step": "s1"}
+    record = StepRecord(
+        run.run_id, "s1", 0, "hunter22", {"argv": ["hunter22"]}, StepStatus.FAILED, 1, NOW, NOW, 127,
+        {"out": ["hunter22"]}, error,
+    )  # fmt: skip
+    await writer.save_step(record)
+    await writer.event(EventType.ARTIFACT, step="s1", data={"path": "a/hunter22.txt", "size": 1})
+    failed = Outcome(RunStatus.FAILED, 127, error)
+    await writer.finish(failed, EventType.END, {"status": failed.status, "exit_code": 127, "error": error})
+    shown = {**error, "message": "no program ***"}
+    after = await world.runs.get(run.run_id)
+    assert after is not None
+    assert after.error == shown
+    [kept] = await world.runs.steps(run.run_id)
+    assert (kept.args, kept.result, kept.error) == ({"argv": ["***"]}, {"out": ["***"]}, shown)
+    artifact, end_event = (await world.stored(run))[-2:]
+    assert artifact.data == {"path": "a/***.txt", "size": 1}
+    assert end_event.data == {"status": "failed", "exit_code": 127, "error": shown}
+
+
 async def test_an_older_attempt_can_write_nothing_more(world: World) -> None:
     """Neither to the database nor to the wire; it is told that it lost the run."""
     run = await world.claim("w1")

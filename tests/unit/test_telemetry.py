@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from app.config import Settings
-from app.telemetry import configure_logging, get_logger
+from app.telemetry import MASK_LOG, configure_logging, get_logger
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +86,21 @@ def test_the_level_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     out = logged(monkeypatch, io.StringIO(), log_level="error")
     get_logger("x").warning("quiet")
     assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_is_done_for_a_run_is_logged_without_its_secrets(
+    monkeypatch: pytest.MonkeyPatch, log_format: str
+) -> None:
+    """In fields, in the text and in a traceback; from libraries too."""
+    out = logged(monkeypatch, io.StringIO(), log_format=log_format)
+    token = MASK_LOG.set(lambda text: text.replace("hunter22", "***"))
+    try:
+        get_logger("x").warning("failed at hunter22", error="no hunter22", run_id="r1", count=2)
+        logging.getLogger("library").warning("with %s", "hunter22")
+        get_logger("x").error("broke", exc_info=ValueError("hunter22 in a traceback"))
+    finally:
+        MASK_LOG.reset(token)
+    assert "hunter22" not in out.getvalue()
+    assert "*** in a traceback" in out.getvalue()
+    assert "r1" in out.getvalue()
