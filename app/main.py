@@ -21,6 +21,7 @@ import yaml
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from app.bounded_http import bounded
 from app.config import Settings, is_loopback
 from app.db.engine import Database
 from app.db.log_store import LogStore
@@ -194,11 +195,12 @@ class Server(uvicorn.Server):
         self._app = app
         self._ready = ready
         self._loop: asyncio.AbstractEventLoop | None = None
+        settings: Settings = app.state.settings
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="auto",
-                http=AbortableHttp,
+                http=bounded(AbortableHttp, settings.http_head_timeout_s, settings.http_body_timeout_s),
                 ws=AbortableWebSocket,
                 ws_per_message_deflate=False,  # each event is a message of its own
                 log_config=None,
