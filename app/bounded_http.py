@@ -16,9 +16,9 @@ from __future__ import annotations
 import asyncio
 import http
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_TARGET_BYTES = 60_000
 """A request's target. The longest that is of use here names 1 000 dead letters; the parser ends at 65 535."""
@@ -132,9 +132,8 @@ class BoundedHttp(HttpToolsProtocol):
         """Answer what can't be read, or is too much; cut the connection where an answer has begun."""
         self._stop()
         status, text = self._refusal or (400, msg)
-        cycle = self.cycle
-        busy = cycle is not None and not cycle.response_complete
-        if busy and (cycle.response_started or not self._in_body):
+        cycle = self._answering()
+        if cycle is not None and (cycle.response_started or not self._in_body):
             self.transport.close()  # another answer is on its way, into which this one would be mixed
             return
         body = f"{text}\n".encode()
@@ -157,10 +156,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _keep_time(self) -> None:
         """Start the clock of what is half here; between an answer and the next head it is uvicorn's."""
-        answered = self.cycle is None or self.cycle.response_complete
         if self._in_body:
             self._start(self.body_timeout_s, self._body_late)
-        elif answered:
+        elif self._answering() is None:
             self._start(self.head_timeout_s, self._head_late)
 
     def _start(self, seconds: float, late: Callable[[], None]) -> None:
@@ -171,6 +169,11 @@ class BoundedHttp(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _answering(self) -> RequestResponseCycle | None:
+        """Return the answer that is on its way, if any."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return None if cycle is None or cycle.response_complete else cycle
 
     def _upgraded(self) -> bool:
         return self.transport.get_protocol() is not self
@@ -200,4 +203,4 @@ Protocol = TypeVar("Protocol", bound=BoundedHttp)
 def bounded(base: type[Protocol], head_timeout_s: float, body_timeout_s: float) -> type[Protocol]:
     """Return the protocol with these times."""
     times = {"head_timeout_s": head_timeout_s, "body_timeout_s": body_timeout_s}
-    return type(base.__name__, (base,), times)
+    return cast("type[Protocol]", type(base.__name__, (base,), times))

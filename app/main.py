@@ -66,7 +66,7 @@ from app.routes.log_history import LogHistory
 from app.storage.factory import open_workspaces
 from app.tasks.file import BadTasksFile, load
 from app.tasks.types import TaskTypes
-from app.telemetry import configure_logging, get_logger
+from app.telemetry import configure_logging, get_logger, log_the_unexpected
 
 _log = get_logger(__name__)
 
@@ -167,6 +167,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
         return 1
     host, port = sock.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    log_the_unexpected()
     return Server(app, lambda: (ready or _say_ready)(url)).serve_on(sock)
 
 
