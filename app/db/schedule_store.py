@@ -176,4 +176,5 @@ def _move_on(connection: Connection, seen: Schedule, values: dict[str, Any]) -> 
 
 def _to_schedule(row: Sequence[Any]) -> Schedule:
     fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
-    return Schedule(**fields | {"run": from_json(fields["run"], {}, "schedules.run")})
+    fields["run"] = from_json(fields["run"], {}, "schedules.run")
+    return Schedule(**fields)
