@@ -131,7 +131,14 @@ def test_redis_away_at_start_is_no_crash(tmp_path: Path, own_redis: RedisServer,
     with api_process(tmp_path, REDIS_URL=own_redis.url, DATABASE_URL=sqlite_url) as api:
         checks = api.wait_for("/readyz", 503).json()["checks"]
         assert checks["database"] == "ok"
-        assert checks["redis"] != "ok"
+        assert str(own_redis.port) in checks["redis"], "an admin is told where"
+        for headers in ({"Authorization": ""}, {"Authorization": "Bearer no"}):
+            strangers = api.client.get("/readyz", headers=headers).json()
+            assert strangers == {
+                "ready": False,
+                "checks": {"database": "ok", "redis": "failed"},
+                "remarks": [],
+            }
         assert api.client.get("/healthz").status_code == 200
         api.wait_for_log("warning .*not ready, trying again: Redis.*waiting_for=redis")
         made = api.client.post("/v1/runs", json={"prompt": "x"})
