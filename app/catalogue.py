@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
@@ -23,7 +22,7 @@ from pydantic import (
     field_validator,
 )
 
-from app.catalogue_errors import STEP_ID, explain, kind_of, quote
+from app.catalogue_errors import STEP_ID, explain, kind_of, quote, similar
 from app.errors import Unprocessable
 from app.models import Step, Wants
 from app.paths import MAX_PATH_BYTES, InvalidPath, normalise, normalise_prefix
@@ -331,7 +330,6 @@ def _tool(number: int, item: dict[Any, Any]) -> str:
     if not isinstance(tool, str):
         raise _invalid(f"step {number}: tool must be a string, not {kind_of(tool)}; one of {names}")
     if tool not in TOOLS:
-        close = [_MEANT[tool]] if tool in _MEANT else get_close_matches(tool, TOOLS, 1)
-        hint = f"did you mean {quote(close[0])}? " if close else ""
+        hint = f"did you mean {quote(_MEANT[tool])}? " if tool in _MEANT else similar(tool, TOOLS)
         raise _invalid(f"step {number}: unknown tool {quote(tool)}; {hint}tools: {names}")
     return tool

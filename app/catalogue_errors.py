@@ -6,10 +6,10 @@ user's fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -24,8 +24,16 @@ def quote(value: object) -> str:
     """Show a value of the user's within a message, shortened."""
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return "a number that long"
-    text = repr(value)
+    if isinstance(value, (list, dict)):
+        return kind_of(cast("object", value))
+    text = repr(value[: _SHOWN + 1] if isinstance(value, str) else value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 2] + "…" + text[-1]
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """Return `did you mean 'x'? `, or nothing: the search is slow, and for short names alone."""
+    close = get_close_matches(name, known, 1) if len(name) <= _SHOWN else []
+    return f"did you mean {quote(close[0])}? " if close else ""
 
 
 def kind_of(value: object) -> str:
@@ -79,7 +87,9 @@ def _field(loc: tuple[int | str, ...]) -> str:
     if not loc:
         return "the body"
     first, *rest = loc
-    return str(first) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
+    return str(first)[:_SHOWN] + "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part[:_SHOWN]}" for part in rest
+    )
 
 
 def _unknown_field(slip: ErrorDetails, model: type[BaseModel]) -> str:
@@ -88,8 +98,7 @@ def _unknown_field(slip: ErrorDetails, model: type[BaseModel]) -> str:
     owner = _owner(model, parents)
     if owner is None:
         return unknown
-    close = get_close_matches(str(name), owner.model_fields, 1)
-    hint = f"did you mean {quote(close[0])}? " if close else ""
+    hint = similar(str(name), owner.model_fields)
     return f"{unknown}; {hint}allowed: {', '.join(owner.model_fields)}"
 
 

@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     cors_origins: str = ""
     user_backlog_max: int = Field(10_000, ge=1)
     body_max_bytes: int = Field(5_000_000, ge=1)
+    http_head_timeout_s: float = Field(15, gt=0)
+    http_body_timeout_s: float = Field(30, gt=0)
     stream_token_ttl_s: int = Field(300, ge=1)
     stream_ping_s: float = Field(15, gt=0)
     stream_limit: int = Field(2_000, ge=1)

@@ -21,6 +21,7 @@ import yaml
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from app.bounded_http import bounded
 from app.config import Settings, is_loopback
 from app.db.engine import Database
 from app.db.log_store import LogStore
@@ -65,7 +66,7 @@ from app.routes.log_history import LogHistory
 from app.storage.factory import open_workspaces
 from app.tasks.file import BadTasksFile, load
 from app.tasks.types import TaskTypes
-from app.telemetry import configure_logging, get_logger
+from app.telemetry import configure_logging, get_logger, log_the_unexpected
 
 _log = get_logger(__name__)
 
@@ -166,6 +167,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
         return 1
     host, port = sock.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    log_the_unexpected()
     return Server(app, lambda: (ready or _say_ready)(url)).serve_on(sock)
 
 
@@ -194,11 +196,12 @@ class Server(uvicorn.Server):
         self._app = app
         self._ready = ready
         self._loop: asyncio.AbstractEventLoop | None = None
+        settings: Settings = app.state.settings
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="auto",
-                http=AbortableHttp,
+                http=bounded(AbortableHttp, settings.http_head_timeout_s, settings.http_body_timeout_s),
                 ws=AbortableWebSocket,
                 ws_per_message_deflate=False,  # each event is a message of its own
                 log_config=None,

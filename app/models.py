@@ -15,6 +15,10 @@ from typing import Any, NamedTuple
 import orjson
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_US, _LAST_US = (
+    (moment - _EPOCH) // timedelta(microseconds=1)
+    for moment in (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+)
 
 
 class RunStatus(StrEnum):
@@ -331,19 +335,29 @@ class Job:
 
 @lru_cache(maxsize=8)
 def _second(second: int) -> str:
-    return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
+    return (_EPOCH + timedelta(seconds=second)).replace(tzinfo=None).isoformat()
 
 
 def format_ts(us: int) -> str:
-    """Format microseconds as RFC 3339 with six decimals and `Z`."""
-    second, rest = divmod(us, 1_000_000)
+    """Format microseconds as RFC 3339 with six decimals and `Z`.
+
+    Years have four digits there: what lies before 1 or after 9999 shows as the first or the last moment.
+    """
+    second, rest = divmod(max(_FIRST_US, min(us, _LAST_US)), 1_000_000)
     return f"{_second(second)}.{rest:06d}Z"
 
 
 def parse_ts(text: str) -> int:
-    """Read an RFC 3339 time (a zone is required) into microseconds; ValueError if it is none."""
+    """Read an RFC 3339 time (a zone is required) into microseconds.
+
+    ValueError if it is none, or if it is before the year 1 or after 9999 in UTC, where it can't be written.
+    """
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         message = f"{text!r} has no time zone"
         raise ValueError(message)
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+    us = (moment - _EPOCH) // timedelta(microseconds=1)
+    if not _FIRST_US <= us <= _LAST_US:
+        message = f"{text!r} is not within the years 1 to 9999 in UTC"
+        raise ValueError(message)
+    return us

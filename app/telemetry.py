@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, ClassVar
@@ -38,6 +40,10 @@ MASK_LOG: ContextVar[Callable[[str], str] | None] = ContextVar("MASK_LOG", defau
 """What hides secrets in the log lines of this context: a run's, of all that is done for it."""
 
 
+_MOST_TEXT, _MOST_TRACE = 2_000, 20_000
+_EXCEPTHOOK_ARGUMENTS = 3
+
+
 def configure_logging(settings: Settings, process: str) -> None:
     """Send structlog and the standard library's logging to stderr in one shape.
 
@@ -50,6 +56,9 @@ def configure_logging(settings: Settings, process: str) -> None:
         _Process(process),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        _hide,
+        _bounded,
     ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -74,6 +83,40 @@ def configure_logging(settings: Settings, process: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def log_the_unexpected() -> None:
+    """Have Python's warnings, and exceptions that nobody catches, be lines of the log like all others."""
+    warnings.showwarning = _warned
+    sys.excepthook = threading.excepthook = sys.unraisablehook = _uncaught
+
+
+def _warned(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_place: object
+) -> None:
+    """Log where a library warns, but not what it says: pydantic's warnings quote what users sent."""
+    text = str(message) if issubclass(category, DeprecationWarning) else ""
+    get_logger(__name__).warning(
+        "python warning", category=category.__name__, at=f"{filename}:{lineno}", text=text
+    )
+
+
+def _uncaught(*what: Any) -> None:
+    """Log an exception that nobody was there to catch, in the shape of every other line."""
+    error = what[1] if len(what) == _EXCEPTHOOK_ARGUMENTS else what[0].exc_value
+    get_logger(__name__).critical("uncaught exception", exc_info=error or True)
+
+
+def _bounded(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Shorten long texts: a traceback in its middle, everything else at its end."""
+    for name, value in event.items():
+        if not isinstance(value, str):
+            continue
+        if name == "exception" and len(value) > _MOST_TRACE:
+            event[name] = f"{value[: _MOST_TRACE // 2]}\n…\n{value[-_MOST_TRACE // 2 :]}"
+        elif name != "exception" and len(value) > _MOST_TEXT:
+            event[name] = value[:_MOST_TEXT] + "…"
+    return event
+
+
 class _Process:
     """Puts the name of the process into every line."""
 
@@ -86,10 +129,9 @@ class _Process:
 
 
 def _renderer(settings: Settings) -> list[Processor]:
-    shown: list[Processor] = [structlog.processors.format_exc_info, _hide]
     if settings.log_format == "json":
-        return [*shown, structlog.processors.JSONRenderer(default=str)]
-    return [*shown, _TextLine(colours=sys.stderr.isatty())]
+        return [structlog.processors.JSONRenderer(default=str)]
+    return [_TextLine(colours=sys.stderr.isatty())]
 
 
 def _hide(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -105,8 +147,8 @@ def _hide(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
 class _TextLine:
     """One readable line: `22:31:07.864 info     api     run created  run_id=… user_id=…`.
 
-    Only a traceback takes further lines; line ends inside of values are escaped, so that what
-    somebody sends cannot pass for a line of ours.
+    Only a traceback takes further lines, which are indented; line ends inside of values are escaped.
+    So what somebody sends cannot pass for a line of ours.
     """
 
     _colours: ClassVar[dict[str, str]] = {"warning": "33", "error": "31", "critical": "31"}
@@ -121,7 +163,11 @@ class _TextLine:
         process, what = event.pop("process", ""), _flat(event.pop("event", ""))
         fields = " ".join(f"{self._dim(key + '=')}{_value(event[key])}" for key in event)
         line = f"{self._dim(when)} {self._paint(level, f'{level:<8}')} {process:<8} {what}"
-        return line + (f"  {fields}" if fields else "") + (f"\n{trace}" if trace else "")
+        return (
+            line
+            + (f"  {fields}" if fields else "")
+            + "".join(f"\n    {_flat(row)}" for row in (trace or "").split("\n") if row)
+        )
 
     def _dim(self, text: str) -> str:
         return f"\x1b[2m{text}\x1b[0m" if self.colours else text

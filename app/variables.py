@@ -21,8 +21,8 @@ def check_env(extra: Mapping[str, str]) -> None:
     """
     for name, value in extra.items():
         if not _NAME.fullmatch(name):
-            raise Unprocessable(f"env: {name!r} is not the name of a variable; use letters, digits and _.")
+            raise Unprocessable(f"env: {name[:64]!r} is not the name of a variable: use letters, digits, _.")
         if name in RESERVED or name.startswith("TAILRUN_"):
-            raise Unprocessable(f"env: {name} is set by Tailrun itself; choose another name.")
+            raise Unprocessable(f"env: {name[:64]} is set by Tailrun itself; choose another name.")
         if "\0" in value:
-            raise Unprocessable(f"env: the value of {name} holds a NUL character.")
+            raise Unprocessable(f"env: the value of {name[:64]} holds a NUL character.")

@@ -23,8 +23,10 @@ MAX_VALUES = 10_000
 MAX_BLOCKS = 10
 
 _MAX_DEPTH = 20
-_OPEN = re.compile(r" {0,3}(?P<fence>`{3,}|~{3,})\s*(?P<language>yaml|yml|json)\b[^`]*", re.IGNORECASE)
-_ANY_OPEN = re.compile(r" {0,3}(?P<fence>`{3,}|~{3,})[^`]*")
+_OPEN = re.compile(r" {0,3}(?P<fence>`{3,}+|~{3,}+)\s*(?P<language>yaml|yml|json)\b[^`]*", re.IGNORECASE)
+_ANY_OPEN = re.compile(r" {0,3}(?P<fence>`{3,}+|~{3,}+)[^`]*")
+_LONG_NUMBER = re.compile(r"[-+]?[0-9][0-9_:.]{100,}", re.ASCII)
+"""Reading one takes time that grows faster than it does: YAML has numbers to the base of 60 (`1:30:00`)."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -132,6 +134,8 @@ def _refuse_tricks(block: Fenced) -> None:
 def _trick(event: Any, depth: int) -> str | None:
     if depth > _MAX_DEPTH:
         return f"nested deeper than {_MAX_DEPTH} levels"
+    if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _LONG_NUMBER.fullmatch(event.value):
+        return "a number that long is not allowed in a plan; put it in quotes"
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
         return "anchors and aliases (&name, *name) are not allowed in a plan; write it out"
     if getattr(event, "tag", None):

@@ -63,6 +63,7 @@ def sqlite_engine(url: str, *, pool_size: int) -> Engine:
         f"sqlite:///{sqlite_path(url)}",
         pool_size=pool_size,
         max_overflow=0,
+        hide_parameters=True,  # what users send does not belong into a log
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
     )
 
@@ -99,6 +100,7 @@ def postgres_engine(url: str, *, pool_size: int, bounded: bool = True) -> AsyncE
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=COMMAND_TIMEOUT_S,
+        hide_parameters=True,
         isolation_level="READ COMMITTED",
     )
 

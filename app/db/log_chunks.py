@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import zstandard
 
+from app.db.lenient import word
 from app.errors import StorageError
 from app.log_filter import BlockSummary, folded
 from app.models import Event, EventType, Level, Stream
@@ -25,7 +26,6 @@ CHUNK_BYTES = 1_000_000
 
 _FORMAT = 1
 _ZSTD_LEVEL = 1
-_TYPES = {kind.value: kind for kind in EventType}
 _LEVELS = {level.value: level for level in Level}
 _STREAMS = {stream.value: stream for stream in Stream}
 
@@ -87,7 +87,7 @@ def _events(run_id: str, columns: dict[str, list[Any]]) -> Iterator[Event]:
     for (seq, ts), (kind, attempt, level, stream, step, content, data) in zip(numbers, rest, strict=True):
         yield Event(
             seq=seq,
-            type=_TYPES[kind],
+            type=word(EventType, kind),
             ts=ts,
             run_id=run_id,
             attempt=attempt,

@@ -15,6 +15,7 @@ import orjson
 from sqlalchemy import Connection, text
 
 from app.db.clean import clean, clean_or_none, to_json
+from app.db.lenient import from_json, word, word_or
 from app.db.tables import log_lines
 from app.line_batch import SRC, LineBatch, Written
 from app.models import Event, EventType, Level, Stream
@@ -140,15 +141,15 @@ def to_event(row: Sequence[Any]) -> Event:
     run_id, seq, kind, ts, attempt, level, stream, step, content, data = row
     return Event(
         seq=seq,
-        type=EventType(kind),
+        type=word(EventType, kind),
         ts=ts,
         run_id=run_id,
         attempt=attempt,
-        level=None if level is None else Level(level),
-        stream=None if stream is None else Stream(stream),
+        level=word_or(Level.INFO, level),
+        stream=word_or(Stream.SYSTEM, stream),
         step=step,
         content=content,
-        data={} if data is None else orjson.loads(data),
+        data={} if data is None else from_json(data, {}, "log_lines.data"),
     )
 
 

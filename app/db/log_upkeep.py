@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 
 from app.db import log_queries
 from app.db.engine import Database
+from app.db.lenient import word
 from app.db.log_chunks import CHUNK_BYTES, CHUNK_EVENTS, Chunk, pack
 from app.db.log_rows import WHOLE_LINE, insert_lines, to_event
 from app.db.log_stages import EXPIRED, PACKED, is_expired, marker_data
@@ -189,7 +190,7 @@ def _locked(connection: Connection, run: EndedRun) -> bool:
     """Lock the run's row; whether it has ended and its log is not yet where it is going."""
     query = select(_RUN.status, _RUN.log_stage).where(_RUN.run_id == run.run_id).with_for_update()
     row = connection.execute(query).first()
-    return row is not None and RunStatus(row.status).terminal and row.log_stage == run.stage
+    return row is not None and word(RunStatus, row.status).terminal and row.log_stage == run.stage
 
 
 def _end_of_chunks(connection: Connection, run: EndedRun) -> int:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import orjson
 from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.clean import to_json
 from app.db.engine import Database
+from app.db.lenient import from_json
 from app.db.sealing import Seal
 from app.db.tables import projects
 from app.projects import ProjectConfig, check_project
@@ -116,7 +116,7 @@ class ProjectStore:
         return self._config(row)
 
     def _config(self, row: Mapping[str, Any]) -> ProjectConfig:
-        shown, sealed = orjson.loads(row["config"]), row["secrets"]
+        shown, sealed = from_json(row["config"], {}, "projects.config"), row["secrets"]
         hidden = self._seal.open(row["id"], sealed) if sealed is not None else {}
         return ProjectConfig(
             row["id"],
@@ -168,7 +168,7 @@ def _open_part(config: ProjectConfig) -> dict[str, Any]:
 
 
 def _project(row: Mapping[str, Any]) -> Project:
-    shown = orjson.loads(row["config"])
+    shown = from_json(row["config"], {}, "projects.config")
     return Project(
         project_id=row["id"],
         has_db_conn=shown.get("db_conn", False),

@@ -60,10 +60,16 @@ _INSERT_POSTGRES = text(
     f"WITH made AS ({_INSERT}), lines_in AS ({insert_from('made')}) SELECT run_id FROM made",
 )
 
-_BACKLOG = text(  # the state as a constant: the partial index counts only then
-    "SELECT count(*) FROM (SELECT 1 FROM runs WHERE user_id = CAST(:user_id AS text)"
-    " AND status = 'queued' LIMIT CAST(:cap AS integer)) AS waiting"
-)
+
+def _count(state: str) -> str:
+    """Return a count from the state's partial index, which serves only where the state is a constant."""
+    return (
+        "(SELECT count(*) FROM (SELECT 1 FROM runs WHERE user_id = CAST(:user_id AS text)"
+        f" AND status = '{state}' LIMIT CAST(:cap AS integer)) AS {state})"
+    )
+
+
+_BACKLOG = text(f"SELECT {_count('queued')} + {_count('created')}")
 
 
 async def create(db: Database, new: NewRun, now: int) -> Created:
@@ -82,8 +88,8 @@ def create_within(connection: Connection, new: NewRun, now: int) -> Created | No
 
 
 def backlog(connection: Connection, user_id: str, cap: int) -> int:
-    """Return how many runs of the user wait, counting no further than `cap`."""
-    return connection.execute(_BACKLOG, {"user_id": user_id, "cap": cap}).scalar_one()
+    """Return how many runs of the user wait or are held, counting no further than `cap`."""
+    return min(cap, connection.execute(_BACKLOG, {"user_id": user_id, "cap": cap}).scalar_one())
 
 
 async def find_earlier(db: Database, new: NewRun) -> Created | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
 from sqlalchemy import ColumnElement, literal
 
 from app.db.clean import clean, clean_or_none, to_json, to_json_or_none
+from app.db.lenient import from_json, from_json_or_none, seconds, word
 from app.db.tables import runs, steps
 from app.models import Priority, Run, RunKind, RunStatus, StepRecord, StepStatus
 
@@ -37,26 +37,27 @@ WHOLE_STEP: list[ColumnElement[Any]] = [steps.c[name] for name in STEP_COLUMNS]
 
 
 def to_run(row: Sequence[Any]) -> Run:
-    """Make a `Run` from a row of `RUN_COLUMNS`."""
+    """Make a `Run` from a row of `RUN_COLUMNS`, whatever it holds."""
     fields = dict(zip(RUN_COLUMNS, row, strict=True))
-    fields["kind"] = RunKind(fields["kind"])
-    fields["status"] = RunStatus(fields["status"])
-    fields["spec"] = orjson.loads(fields["spec"])
-    fields["error"] = _loads(fields["error"])
-    fields["labels"] = orjson.loads(fields["labels"])
+    fields["kind"] = word(RunKind, fields["kind"])
+    fields["status"] = word(RunStatus, fields["status"])
+    fields["spec"] = from_json(fields["spec"], {}, "runs.spec")
+    fields["timeout_s"] = seconds(fields["timeout_s"])
+    fields["error"] = from_json_or_none(fields["error"], {}, "runs.error")
+    fields["labels"] = from_json(fields["labels"], {}, "runs.labels")
     fields["truncated"] = bool(fields["truncated"])
-    fields["priority"] = Priority(fields["priority"])
-    fields["retry_on"] = _loads(fields["retry_on"])
+    fields["priority"] = word(Priority, fields["priority"])
+    fields["retry_on"] = from_json_or_none(fields["retry_on"], [], "runs.retry_on")
     return Run(**fields)
 
 
 def to_step(row: Sequence[Any]) -> StepRecord:
     """Make a `StepRecord` from a row of `STEP_COLUMNS`."""
     fields = dict(zip(STEP_COLUMNS, row, strict=True))
-    fields["status"] = StepStatus(fields["status"])
-    fields["args"] = orjson.loads(fields["args"])
-    fields["result"] = _loads(fields["result"])
-    fields["error"] = _loads(fields["error"])
+    fields["status"] = word(StepStatus, fields["status"])
+    fields["args"] = from_json(fields["args"], {}, "steps.args")
+    fields["result"] = from_json_or_none(fields["result"], {}, "steps.result")
+    fields["error"] = from_json_or_none(fields["error"], {}, "steps.error")
     return StepRecord(**fields)
 
 
@@ -115,7 +116,3 @@ def run_values(run: Run) -> dict[str, Any]:
         "run_at": run.run_at,
         "webhook_url": clean_or_none(run.webhook_url),
     }
-
-
-def _loads(raw: str | None) -> Any:
-    return None if raw is None else orjson.loads(raw)

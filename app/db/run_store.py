@@ -6,22 +6,20 @@ and `run_change` (what others may do). Every call may raise `StorageError`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from sqlalchemy import Connection, Executable, Select, func, select, tuple_
 
 from app.db import run_change, run_claim, run_commit, run_create
 from app.db.engine import Database
+from app.db.lenient import from_json, read_cursor, word
 from app.db.run_batch import Batch, Committed, Cut, Outcome
 from app.db.run_change import Changed
 from app.db.run_create import Created, NewRun
 from app.db.run_rows import WHOLE_RUN, WHOLE_STEP, WITHOUT_SPEC, to_run, to_step
 from app.db.tables import log_lines, runs, steps
-from app.errors import InvalidRequest
 from app.line_batch import SRC
 from app.models import Event, EventType, Fence, Run, RunStatus, StepRecord
 
@@ -30,7 +28,6 @@ __all__ = ["Batch", "Changed", "Committed", "Created", "Cut", "NewRun", "Outcome
 _AT_ONCE = 1000
 _LINES_BACK = 100
 """Lines without a `src`: updates of a progress bar, at most five a second."""
-_CURSOR = re.compile(r"([0-9]{1,18})\.(.+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ class RunStore:
         if status is not None:
             query = query.where(runs.c.status == status)
         if cursor is not None:
-            query = query.where(tuple_(runs.c.created_at, runs.c.run_id) < tuple_(*_read_cursor(cursor)))
+            query = query.where(tuple_(runs.c.created_at, runs.c.run_id) < tuple_(*read_cursor(cursor)))
         page = [to_run(row) for row in await self._select(query.limit(limit + 1))]
         if len(page) <= limit:
             return page, None
@@ -137,14 +134,14 @@ class RunStore:
         key = runs.c
         columns = (key.run_id, key.attempt, key.worker_id, key.status, key.cancel_requested_at, key.last_seq)
         rows = await self._select(select(*columns).where(key.run_id.in_(run_ids)))
-        return {row[0]: Owner(row[1], row[2], RunStatus(row[3]), row[4], row[5]) for row in rows}
+        return {row[0]: Owner(row[1], row[2], word(RunStatus, row[3]), row[4], row[5]) for row in rows}
 
     async def heads(self, run_ids: Sequence[str]) -> dict[str, tuple[int, RunStatus]]:
         """Return the last sequence number and the status of each run that exists."""
         if not run_ids:
             return {}
         query = select(runs.c.run_id, runs.c.last_seq, runs.c.status).where(runs.c.run_id.in_(run_ids))
-        return {run_id: (top, RunStatus(status)) for run_id, top, status in await self._select(query)}
+        return {run_id: (top, word(RunStatus, status)) for run_id, top, status in await self._select(query)}
 
     async def steps(self, run_id: str) -> list[StepRecord]:
         """Return the run's step records in the order of the plan."""
@@ -157,7 +154,7 @@ class RunStore:
         of_step = (line.run_id == run_id) & (line.step == step) & (line.type == EventType.LOG)
         query = select(line.data).where(of_step & line.data.is_not(None)).order_by(line.seq.desc())
         rows = await self._select(query.limit(_LINES_BACK))
-        found = (orjson.loads(row[0]).get(SRC) for row in rows)
+        found = (from_json(row[0], {}, "log_lines.data").get(SRC) for row in rows)
         return next((src for src in found if src is not None), None)
 
     async def queued(self, now: int, *, due_only: bool, limit: int, after_id: str = "") -> list[Run]:
@@ -174,7 +171,7 @@ class RunStore:
     async def counts(self) -> dict[RunStatus, int]:
         """Return how many runs there are in each state that has any."""
         query = select(runs.c.status, func.count()).group_by(runs.c.status)
-        return {RunStatus(status): count for status, count in await self._select(query)}
+        return {word(RunStatus, status): count for status, count in await self._select(query)}
 
     async def oldest_queued_at(self) -> int | None:
         """Return since when the run waits that has waited longest."""
@@ -184,7 +181,7 @@ class RunStore:
         return (await self._select(query))[0][0]
 
     async def backlog(self, user_id: str, cap: int) -> int:
-        """Return how many runs of the user wait, counting no further than `cap`."""
+        """Return how many runs of the user wait or are held, counting no further than `cap`."""
         return await self._db.read_one(lambda connection: run_create.backlog(connection, user_id, cap))
 
     async def ended_since(self, since: int) -> int:
@@ -212,10 +209,3 @@ class RunStore:
 def _in_state(status: RunStatus, limit: int, after_id: str) -> Select[*tuple[Any, ...]]:
     query = select(*WITHOUT_SPEC).where(runs.c.status == status, runs.c.run_id > after_id)
     return query.order_by(runs.c.run_id).limit(limit)
-
-
-def _read_cursor(cursor: str) -> tuple[int, str]:
-    found = _CURSOR.fullmatch(cursor)
-    if found is None:
-        raise InvalidRequest(f"cursor {cursor!r} is not one of ours: use `next` of the page before")
-    return int(found[1]), found[2]

@@ -7,27 +7,25 @@ is inserted with it, so that however many workers look at a due schedule, a tick
 from __future__ import annotations
 
 import builtins
-import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from sqlalchemy import Connection, delete, func, insert, select, tuple_, update
 
 from app.db import run_create
 from app.db.clean import clean, to_json
 from app.db.engine import Database
+from app.db.lenient import from_json, read_cursor
 from app.db.run_create import NewRun
 from app.db.tables import schedules
-from app.errors import Conflict, InvalidRequest
+from app.errors import Conflict
 from app.models import Priority, Run, RunKind
 
 MOST_PER_USER = 1000
-BACKLOG_FULL = "skipped: so many of your runs wait already (USER_BACKLOG_MAX)"
+BACKLOG_FULL = "skipped: so many of your runs wait or are held already (USER_BACKLOG_MAX)"
 
-_CURSOR = re.compile(r"([0-9]{1,18})\.(.+)", re.ASCII)
 _KEPT = (
     *("kind", "spec", "max_attempts", "timeout_s", "labels", "workspace_from", "project", "type"),
     *("priority", "retry_on", "webhook_url"),
@@ -102,7 +100,7 @@ class ScheduleStore:
         if user_id is not None:
             query = query.where(key.user_id == user_id)
         if cursor is not None:
-            query = query.where(tuple_(key.created_at, key.schedule_id) < tuple_(*_read_cursor(cursor)))
+            query = query.where(tuple_(key.created_at, key.schedule_id) < tuple_(*read_cursor(cursor)))
         page = await self._select(query.limit(limit + 1))
         if len(page) <= limit:
             return page, None
@@ -177,12 +175,6 @@ def _move_on(connection: Connection, seen: Schedule, values: dict[str, Any]) -> 
 
 
 def _to_schedule(row: Sequence[Any]) -> Schedule:
-    fields = dict(zip(_COLUMNS, row, strict=True))
-    return Schedule(**fields | {"run": orjson.loads(fields["run"])})
-
-
-def _read_cursor(cursor: str) -> tuple[int, str]:
-    found = _CURSOR.fullmatch(cursor)
-    if found is None:
-        raise InvalidRequest(f"cursor {cursor!r} is not one of ours: use `next` of the page before")
-    return int(found[1]), found[2]
+    fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    fields["run"] = from_json(fields["run"], {}, "schedules.run")
+    return Schedule(**fields)

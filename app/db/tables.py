@@ -88,6 +88,7 @@ runs = Table(
     Column("webhook_url", SafeText),
     Index("runs_by_status", "status", "run_id"),
     _partial_index("runs_by_backlog", "user_id", "status = 'queued'"),
+    _partial_index("runs_by_held", "user_id", "status = 'created'"),
     _partial_index("runs_by_end", "ended_at", "ended_at IS NOT NULL"),
     Index("runs_by_user", "user_id", "created_at", "run_id"),
     Index("runs_by_age", "created_at", "run_id"),

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from sqlalchemy import Connection, insert, select, update
 
 from app.db.clean import to_json
 from app.db.engine import Database
+from app.db.lenient import from_json
 from app.db.tables import webhooks
 
 KEPT_TRIES = 20
@@ -87,4 +87,4 @@ class WebhookStore:
 
     async def _select(self, query: Any) -> list[Delivery]:
         rows: Sequence[Any] = await self._db.read_one(lambda connection: connection.execute(query).all())
-        return [Delivery(*row[:-1], tries=orjson.loads(row[-1])) for row in rows]
+        return [Delivery(*row[:-1], tries=from_json(row[-1], [], "webhooks.tries")) for row in rows]

@@ -291,7 +291,7 @@ class Attendance:
 
     def _usage(self) -> Usage:
         report = self._report
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(ArithmeticError, TypeError, ValueError):
             cpu_s, rss = float(report.get("cpu_s", 0)), int(report.get("max_rss", 0))
             return Usage(cpu_s, self._stages.wall_s, rss)
         return Usage(wall_s=self._stages.wall_s)

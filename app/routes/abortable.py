@@ -13,15 +13,20 @@ import struct
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from app.bounded_http import BoundedHttp
+
 _EXTENSION = "tailrun.abort"
+_NO_HANDSHAKE = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: 41\r\nconnection: close\r\n\r\nThis WebSocket handshake cannot be read.\n"
+)
 _Scope = MutableMapping[str, Any]
 _App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-class AbortableHttp(HttpToolsProtocol):
+class AbortableHttp(BoundedHttp):
     """HTTP/1.1 whose responses may abort the connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -37,6 +42,13 @@ class AbortableWebSocket(WebSocketsSansIOProtocol):
         """Remember the way to the transport."""
         super().connection_made(transport)
         self.app = _with_abort(self.app, self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; the first is a whole handshake, and one that can't be read has no sequel."""
+        super().data_received(data)
+        if not self.handshake_initiated and not self.transport.is_closing():
+            self.transport.write(_NO_HANDSHAKE)
+            self.transport.close()
 
 
 def abort(scope: _Scope) -> bool:

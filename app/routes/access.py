@@ -21,6 +21,7 @@ from app.telemetry import HTTP_SECONDS, get_logger
 _log = get_logger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+_SHOWN_PATH = 500
 HEADER = "X-Request-ID"
 
 
@@ -71,9 +72,9 @@ class _Exchange:
         """Answer what nobody expected, if nothing was yet: 503 while something is missing, or 500."""
         missing = await self._missing()
         if missing:
-            _log.warning("request failed, not ready", missing=missing)
+            _log.warning("request failed, not ready", missing="; ".join(missing.values()))
         else:
-            _log.error("request failed", path=self._scope["path"], exc_info=error)
+            _log.error("request failed", path=self._scope["path"][:_SHOWN_PATH], exc_info=error)
         if self._status:
             return
         if self._scope["type"] == "websocket":
@@ -82,18 +83,19 @@ class _Exchange:
         message = f"Something went wrong here; the server's log has it under request {self._request_id}."
         response = error_answer(500, "internal", message)
         if missing:
-            response = error_answer(503, "unavailable", f"Not ready: {missing}.", {"Retry-After": "1"})
+            what = f"Not ready: {', '.join(missing)}. An admin's GET /readyz and the server's log say why."
+            response = error_answer(503, "unavailable", what, {"Retry-After": "1"})
         await response(self._scope, receive, self.send)
 
-    async def _missing(self) -> str:
+    async def _missing(self) -> dict[str, str]:
         """Say what the database or Redis lacks, tables for instance; empty when they are in order."""
         check: ReadyCheck = self._scope["app"].state.ready_check
-        return "; ".join(result for result in (await check()).values() if result != OK)
+        return {name: result for name, result in (await check()).items() if result != OK}
 
     def log(self) -> None:
         """Write the line."""
         took = round((time.perf_counter() - self._began) * 1000, 1)
-        path = self._scope["path"]
+        path = self._scope["path"][:_SHOWN_PATH]
         write = _log.debug if path in _QUIET_PATHS else _log.info
         write(f"{self._scope.get('method', 'WS')} {path}", status=self._status or "gone", ms=took)
 

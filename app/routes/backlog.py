@@ -1,4 +1,4 @@
-"""The bound on a user's backlog: so many runs of theirs may wait, and the next one is a 429.
+"""The bound on a user's backlog: so many runs of theirs may wait or be held, and the next one is a 429.
 
 Counted in the database at most once a second per user and process, and again before anybody is
 refused; what this process makes meanwhile is added. Several API processes together may let in
@@ -52,7 +52,8 @@ class Backlog:
             await self._refresh(user_id, known, _FRESH_WHEN_FULL_S)
         if self._full(known):
             raise TooManyRequests(
-                f"{self._limit} of your runs wait already (USER_BACKLOG_MAX); let some of them run first.",
+                f"{self._limit} of your runs wait or are held already (USER_BACKLOG_MAX); "
+                "let some of them run, or cancel some.",
                 code="backlog_full",
                 retry_after_s=_RETRY_AFTER_S,
             )

@@ -18,9 +18,16 @@ from starlette.requests import ClientDisconnect
 from app.catalogue_errors import explain, kind_of
 from app.errors import InvalidRequest, TooLarge, Unprocessable
 from app.routes.deps import CurrentUser, services
+from app.routes.parameters import announces_more
 
 MAX_DEPTH = 64
 """Levels of nesting that a body may have; deeper ones are an attack on whoever walks them."""
+
+MAX_VALUES = 20_000
+"""Values of a body in all: more than 100 steps have, and few enough to be refused one by one."""
+
+MAX_KEYS = 1_000
+"""Fields of one object: each that is wrong is an error of its own for pydantic."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -48,24 +55,24 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object, not {kind_of(body)}.")
-    if depth(cast("Any", body)) > MAX_DEPTH:
-        raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")
+    _check_extent(cast("Any", body))
     return cast("dict[str, Any]", body)
 
 
-def depth(value: Any) -> int:
-    """Count the levels of nesting, without recursion; stops counting past `MAX_DEPTH`."""
-    levels, layer = 0, [value]
-    while layer and levels <= MAX_DEPTH:
-        inner: list[Any] = []
-        for item in layer:
-            if isinstance(item, dict):
-                inner.extend(cast("dict[str, Any]", item).values())
-            elif isinstance(item, list):
-                inner.extend(cast("list[Any]", item))
-        levels += any(isinstance(item, (dict, list)) for item in layer)
-        layer = [item for item in inner if isinstance(item, (dict, list))]
-    return levels
+def _check_extent(body: Any) -> None:
+    """Refuse what is too deep or has too many values; without recursion, and without looking at them all."""
+    layer, levels, values = [body], 0, 0
+    while layer:
+        levels += 1
+        values += sum(map(len, layer))
+        if levels > MAX_DEPTH:
+            raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")
+        if values > MAX_VALUES:
+            raise InvalidRequest(f"The body holds more than {MAX_VALUES} values; send less at once.")
+        if any(len(item) > MAX_KEYS for item in layer if isinstance(item, dict)):
+            raise InvalidRequest(f"An object in the body has more than {MAX_KEYS} fields.")
+        inner = (item.values() if isinstance(item, dict) else item for item in layer)
+        layer = [item for some in inner for item in some if isinstance(item, (dict, list))]
 
 
 def check(model: type[Model], body: dict[str, Any]) -> Model:
@@ -105,8 +112,7 @@ def documents(*models: type[BaseModel], examples: dict[str, Any] | None = None) 
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
+    if announces_more(request, limit):
         raise _too_large(limit)
     pieces: list[bytes] = []
     size = 0

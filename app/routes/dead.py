@@ -38,7 +38,7 @@ async def list_letters(
     services: CurrentServices,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[
-        str | None, Query(pattern=r"^\d{1,6}$", description="`next` of the page before.")
+        str | None, Query(pattern=r"^[0-9]{1,6}$", description="`next` of the page before.")
     ] = None,
 ) -> Response:
     """List dead letters, newest first: your own, or all of them for an admin."""

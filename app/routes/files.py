@@ -30,6 +30,7 @@ from app.routes.deps import CurrentServices, OwnRun, Services
 from app.routes.failures import error_answer
 from app.routes.file_headers import byte_range, content_type, disposition, etag, headers, not_modified
 from app.routes.file_schemas import FileList, FileView
+from app.routes.parameters import announces_more
 from app.routes.views import answer
 from app.storage.archive import ArchiveFormat, archive
 from app.storage.workspace import FileInfo, Workspace
@@ -192,8 +193,7 @@ async def _opened(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def _check_upload(request: Request, limit: int) -> None:
-    announced = request.headers.get("Content-Length", "")
-    if announced.isdecimal() and int(announced) > limit:
+    if announces_more(request, limit):
         raise TooLarge(f"A file may have at most {limit} bytes (FILE_MAX_BYTES).")
     if "Content-Range" in request.headers:
         raise InvalidRequest("A file is stored whole; send it without Content-Range.")

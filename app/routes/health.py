@@ -14,14 +14,14 @@ from app.db.migrate import ensure_current
 from app.errors import StorageError
 from app.models import RunStatus
 from app.redis.server_report import ServerReport
-from app.routes.deps import CurrentServices, Services, now_us
+from app.routes.deps import CurrentServices, Services, admin_calls, now_us
 from app.routes.schemas import Health, Readiness
 from app.routes.views import answer
 from app.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, READY, RUNS, WORKERS
 
 router = APIRouter(tags=["health"])
 
-OK = "ok"
+OK, FAILED = "ok", "failed"
 _TIMEOUT_S = 2.0
 
 
@@ -66,11 +66,16 @@ async def healthz() -> Response:
 
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
-async def readyz(check: Annotated[ReadyCheck, Depends(ready_check)]) -> Response:
-    """Ask Redis and the database, and say what does not answer, and what is amiss though it does."""
-    checks = await check()
+async def readyz(
+    conn: HTTPConnection, services: CurrentServices, check: Annotated[ReadyCheck, Depends(ready_check)]
+) -> Response:
+    """Ask Redis and the database, and say what does not answer; to an admin also why, and what is amiss."""
+    checks, remarks = await check(), check.remarks
     ready = all(result == OK for result in checks.values())
-    return answer({"ready": ready, "checks": checks, "remarks": check.remarks}, 200 if ready else 503)
+    if not await admin_calls(conn, services):
+        checks = {name: result if result == OK else FAILED for name, result in checks.items()}
+        remarks = []
+    return answer({"ready": ready, "checks": checks, "remarks": remarks}, 200 if ready else 503)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

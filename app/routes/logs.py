@@ -17,7 +17,7 @@ from app.errors import Unprocessable
 from app.models import Event, EventType, Level, Run, Stream
 from app.routes.deps import CurrentServices, OwnRun
 from app.routes.log_history import LogHistory
-from app.routes.parameters import AnsiParameter, CollapseParameter, collapses
+from app.routes.parameters import MAX_SEQ, AnsiParameter, CollapseParameter, collapses
 from app.routes.progress import collapse as collapse_updates
 from app.routes.schemas import LogPage
 from app.routes.views import answer
@@ -25,7 +25,6 @@ from app.routes.views import answer
 router = APIRouter(tags=["logs"])
 
 MAX_PAGE = 1000
-_MAX_SEQ = 2**53
 
 
 async def last_events(logs: LogHistory, run_id: str, count: int) -> list[Event]:
@@ -59,7 +58,7 @@ async def page(
     run: OwnRun,
     services: CurrentServices,
     *,
-    after: Annotated[int, Query(ge=0, le=_MAX_SEQ, description="Only events with a higher `seq`.")] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events with a higher `seq`.")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
     level: Annotated[Level | None, Query(description="Lines at least this severe.")] = None,
     stream: Annotated[Stream | None, Query(description="Lines of this pipe.")] = None,

@@ -26,7 +26,7 @@ class NewProject(Body):
         examples=[{"uploads": "/data/uploads"}],
     )
     env: Texts = Field(
-        default_factory=dict[str, str], description="Variables of the programs; shown as they are."
+        default_factory=dict[str, str], description="Variables of the programs; shown to admins."
     )
     secrets: Annotated[dict[str, str | None], Field(max_length=100)] | None = Field(
         default=None,
@@ -36,7 +36,7 @@ class NewProject(Body):
 
 
 class ProjectView(BaseModel):
-    """A project; of what is secret only the names."""
+    """A project; of what is secret only the names. Who is no admin sees `***` for each value."""
 
     id: str = Field(examples=["default"])
     db_conn: str | None = Field(description="`***` where there is one.")

@@ -1,4 +1,7 @@
-"""Projects: what the programs of typed tasks are told. Written by admins; secrets are never shown."""
+"""Projects: what the programs of typed tasks are told. Written by admins.
+
+Secrets are never shown; the values of paths and variables to admins only.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from app.routes.views import answer
 
 router = APIRouter(tags=["projects"])
 
+_HIDDEN = "***"
 _EXAMPLES = {
     "project": {
         "db_conn": "postgresql://agent:…@db/app",
@@ -31,12 +35,12 @@ ProjectId = Annotated[str, Path(max_length=64, description="A project's id.", ex
 
 @router.get("/v1/projects/{project_id}", response_model=ProjectView)
 @router.get("/projects/{project_id}", response_model=ProjectView)
-async def show(project_id: ProjectId, _user: CurrentUser, services: CurrentServices) -> Response:
-    """Show a project; of its secrets the names alone."""
+async def show(project_id: ProjectId, user: CurrentUser, services: CurrentServices) -> Response:
+    """Show a project; of its secrets the names alone, and of `paths` and `env` too unless to an admin."""
     project = await services.projects.get(project_id)
     if project is None:
         raise _none(project_id)
-    return answer(_view(project))
+    return answer(_view(project, values=user.admin))
 
 
 @router.put(
@@ -62,7 +66,7 @@ async def put(
         secrets=body.secrets,
     )
     project, fresh = await services.projects.put(project_id, change, now_us())
-    return answer(_view(project), 201 if fresh else 200)
+    return answer(_view(project, values=True), 201 if fresh else 200)
 
 
 @router.delete("/v1/projects/{project_id}", status_code=204)
@@ -79,12 +83,13 @@ def _none(project_id: str) -> NotFound:
     return NotFound(f"There is no project {project_id[:64]!r}.")
 
 
-def _view(project: Project) -> dict[str, Any]:
+def _view(project: Project, *, values: bool) -> dict[str, Any]:
+    """Return a project; without `values` it shows which variables programs get, not what is in them."""
     return {
         "id": project.project_id,
-        "db_conn": "***" if project.has_db_conn else None,
-        "paths": project.paths,
-        "env": project.env,
+        "db_conn": _HIDDEN if project.has_db_conn else None,
+        "paths": project.paths if values else dict.fromkeys(project.paths, _HIDDEN),
+        "env": project.env if values else dict.fromkeys(project.env, _HIDDEN),
         "secrets": project.secret_names,
         "created_at": format_ts(project.created_at),
         "updated_at": format_ts(project.updated_at),

@@ -60,7 +60,8 @@ async def list_runs(
     status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[
-        str | None, Query(pattern=r"^\d{1,18}\.[0-9a-f-]{1,64}$", description="`next` of the page before.")
+        str | None,
+        Query(pattern=r"^-?[0-9]{1,19}\.[0-9a-f-]{1,64}$", description="`next` of the page before."),
     ] = None,
     all_users: Annotated[bool, Query(alias="all", description="All users' runs; admin only.")] = False,
 ) -> Response:

@@ -39,7 +39,8 @@ async def list_schedules(
     *,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[
-        str | None, Query(pattern=r"^\d{1,18}\.[0-9a-f-]{1,64}$", description="`next` of the page before.")
+        str | None,
+        Query(pattern=r"^-?[0-9]{1,19}\.[0-9a-f-]{1,64}$", description="`next` of the page before."),
     ] = None,
     all_users: Annotated[bool, Query(alias="all", description="All users' schedules; admin only.")] = False,
 ) -> Response:
@@ -105,7 +106,7 @@ def _no_schedule(schedule_id: str) -> NotFound:
 def _view(schedule: Schedule) -> dict[str, Any]:
     """Return a schedule; `run` reads as it may be posted, but for the environment, which stays here."""
     kept = {name: value for name, value in schedule.run.items() if name not in {"kind", "spec"}}
-    spec = {name: value for name, value in schedule.run["spec"].items() if name != "env"}
+    spec = {name: value for name, value in schedule.run.get("spec", {}).items() if name != "env"}
     return {
         "schedule_id": schedule.schedule_id,
         "user_id": schedule.user_id,

@@ -374,9 +374,12 @@ class Readiness(BaseModel):
     """Whether everything that is needed answers, and what does not."""
 
     ready: bool
-    checks: dict[str, str] = Field(examples=[{"database": "ok", "redis": "Redis: connection refused"}])
+    checks: dict[str, str] = Field(
+        examples=[{"database": "ok", "redis": "failed"}],
+        description="`ok`, or `failed`: an admin is told why.",
+    )
     remarks: list[str] = Field(
-        description="What is no reason to be not ready, but should be known: settings of the Redis server."
+        description="What is no reason to be not ready, but should be known of the Redis server. For admins."
     )
 
 

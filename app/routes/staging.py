@@ -20,6 +20,7 @@ from starlette.types import Send
 
 from app.errors import InvalidRequest, NotFound, TooLarge
 from app.routes.deps import CurrentServices
+from app.routes.parameters import announces_more
 from app.storage.api_staging import TOKEN_HEADER
 from app.storage.factory import staged_files, workspace_limits
 from app.storage.pieces import PIECE, merged
@@ -70,8 +71,7 @@ async def store(key: Key, services: CurrentServices, request: Request, token: To
     staged = staged_files(services.settings)
     await _check(staged, token, key, Way.UP)
     limit = largest_upload(workspace_limits(services.settings))
-    announced = request.headers.get("Content-Length", "")
-    if announced.isdecimal() and int(announced) > limit:
+    if announces_more(request, limit):
         raise _too_large(limit)
     async with _threads.opened(staged.begin, Part.discard, key, Way.UP) as part:
         size = 0

@@ -13,13 +13,12 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from app.errors import Unprocessable
 from app.models import Level, Run, Stream
 from app.routes.deps import CurrentServices, Services, StreamRun
-from app.routes.parameters import AnsiParameter, CollapseParameter, collapses
+from app.routes.parameters import MAX_SEQ, AnsiParameter, CollapseParameter, collapses, whole_number
 from app.routes.stream_formats import Format, accepted, encoding, replay_encoding
 from app.routes.stream_response import StreamResponse
 
 router = APIRouter(tags=["stream"])
 
-MAX_SEQ = 2**53
 _MAX_TAIL = 1_000_000
 _FILE_ENDS = {Format.TEXT: "log", Format.NDJSON: "ndjson", Format.SSE: "sse"}
 _DESCRIPTION: dict[int | str, dict[str, Any]] = {
@@ -83,9 +82,10 @@ async def _cursor(
 ) -> int:
     """Return the seq after which the stream begins: `Last-Event-ID`, else `after`, else `tail`, else 0."""
     if last_event_id:
-        if not (last_event_id.isascii() and last_event_id.isdigit()) or int(last_event_id) > MAX_SEQ:
+        last = whole_number(last_event_id, MAX_SEQ)
+        if last is None:
             raise Unprocessable(f"Last-Event-ID must be the `seq` of an event, not {last_event_id[:64]!r}.")
-        return int(last_event_id)
+        return last
     if after is not None:
         return after
     if tail is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -79,9 +78,7 @@ async def compose(services: Services, user: Principal, body: RunFields, *, start
 async def start_run(services: Services, run: Run) -> Run:
     """Queue a held run; a run that is queued or running already stays as it is."""
     now = now_us()
-    held = run.status is RunStatus.CREATED
-    async with services.backlog.place(run.user_id) if held else nullcontext():
-        changed = await services.runs.start(run.run_id, now)
+    changed = await services.runs.start(run.run_id, now)  # it has had its place in the backlog
     if changed.events and await _push(services, changed.run, now):
         await announce(services, changed.events)
     return changed.run
@@ -129,7 +126,7 @@ async def announce(services: Services, events: Sequence[Event]) -> None:
 async def _create(services: Services, new: NewRun) -> Created:
     now = now_us()
     try:
-        async with services.backlog.place(new.user_id) if new.start else nullcontext():
+        async with services.backlog.place(new.user_id):
             created = await services.runs.create(new, now)
     except TooManyRequests:
         earlier = await services.runs.earlier(new) if new.idempotency_key is not None else None
@@ -229,5 +226,5 @@ def _webhook(url: str | None, settings: Settings) -> str | None:
 
 def _hash(body: RunFields, *, start: bool) -> str:
     later = {name for name, default in _LATER_FIELDS.items() if getattr(body, name) == default}
-    fields = body.model_dump(exclude={"action", *later}) | {"start": start}
+    fields = body.model_dump(exclude={"action", *later}, warnings="none") | {"start": start}
     return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -15,13 +15,21 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, WebSocket
 
-from app.errors import NotFound, StorageError, TailrunError, Unauthorized, Unavailable, Unprocessable
+from app.errors import (
+    Forbidden,
+    NotFound,
+    StorageError,
+    TailrunError,
+    Unauthorized,
+    Unavailable,
+    Unprocessable,
+)
 from app.models import Run
 from app.redis.viewer import Reader
 from app.routes.abortable import abort
 from app.routes.cancel import request_cancel
 from app.routes.deps import Principal, Services, find_run, services, stream_user
-from app.routes.stream import MAX_SEQ
+from app.routes.parameters import MAX_SEQ, whole_number
 from app.routes.stream_formats import Encoding, bare_messages, messages, stripped
 from app.routes.watchdog import Watchdog
 from app.telemetry import get_logger
@@ -34,6 +42,7 @@ DONE, RESTART, TRY_LATER = 1000, 1012, 1013
 BAD_TOKEN, NOT_ALLOWED, NO_RUN, BAD_PARAMETER, FAILED = 4401, 4403, 4404, 4422, 1011
 _CODES: dict[type[Exception], int] = {
     Unauthorized: BAD_TOKEN,
+    Forbidden: NOT_ALLOWED,
     NotFound: NO_RUN,
     Unprocessable: BAD_PARAMETER,
     Unavailable: TRY_LATER,
@@ -185,9 +194,10 @@ def _token(socket: WebSocket, offered: Sequence[str]) -> str | None:
 
 def _after(socket: WebSocket) -> int:
     text = socket.query_params.get("after") or "0"
-    if not (text.isascii() and text.isdigit()) or int(text) > MAX_SEQ:
+    after = whole_number(text, MAX_SEQ)
+    if after is None:
         raise Unprocessable(f"after must be the `seq` of an event, not {text[:64]!r}.")
-    return int(text)
+    return after
 
 
 def _encoding(socket: WebSocket, default: str) -> Encoding:
@@ -212,5 +222,8 @@ def _body(message: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return a close reason; a WebSocket has room for 123 bytes."""
+    """Return a close reason; a WebSocket has room for 123 bytes. Where a server is stays in the log."""
+    if isinstance(error, StorageError):
+        _log.warning("storage away", error=str(error))
+        return "The database or Redis does not answer just now; try again."
     return str(error).encode()[:120].decode("utf-8", "ignore")

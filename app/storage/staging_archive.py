@@ -193,7 +193,7 @@ def _manifest(data: bytes, limits: Limits) -> Returned:
         gone = {path for path in map(_text, removed) if is_normal(path)}
         names = _named(map(_text, skipped))
         over = [(_text(path), int(size)) for path, size in refused]
-    except (KeyError, TypeError, ValueError):
+    except (ArithmeticError, KeyError, TypeError, ValueError):
         raise Refused("its manifest is malformed") from None
     if len(gone) > limits.files:
         raise Refused("it removes more files than there can be")

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
-from app.catalogue_errors import quote
+from app.catalogue_errors import quote, similar
 from app.errors import Unprocessable
 from app.tasks.declarations import Command, Param, TaskType
 from app.tasks.values import check_value
@@ -100,7 +99,7 @@ def _invalid(message: str) -> Unprocessable:
 
 def _unknown(what: str, name: str, known: Iterable[str], code: str) -> Unprocessable:
     names = list(known)
-    close = get_close_matches(name, names, 1)
-    hint = f" Did you mean {quote(close[0])}?" if close else ""
-    there = f" There are: {', '.join(names)}." if names else " None is declared."
-    return Unprocessable(f"Unknown {what} {quote(name)}.{hint}{there}", code=code)
+    hint = similar(name, names).strip().capitalize()
+    there = f"There are: {', '.join(names)}." if names else "None is declared."
+    said = (f"Unknown {what} {quote(name)}.", hint, there)
+    return Unprocessable(" ".join(filter(None, said)), code=code)

@@ -11,6 +11,8 @@ from typing import Any
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from app.bounded_http import BoundedHttp
+
 Answer = tuple[int, str, bytes]
 
 
@@ -24,6 +26,8 @@ class HealthServer:
             host=host,
             port=port,
             interface="asgi3",
+            http=BoundedHttp,
+            ws="none",
             lifespan="off",
             log_config=None,
             log_level="warning",

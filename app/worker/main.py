@@ -23,7 +23,7 @@ from app.execution.executor import CannotRun
 from app.redis.address import BadAddress, RedisAddress
 from app.redis.lease import LeaseClient
 from app.tasks.file import BadTasksFile
-from app.telemetry import MASK_LOG, configure_logging
+from app.telemetry import MASK_LOG, configure_logging, log_the_unexpected
 from app.worker.control import Control
 from app.worker.health import HealthServer
 from app.worker.lease import Lease
@@ -129,6 +129,7 @@ class Worker:
 def serve(settings: Settings) -> int:
     """Run a worker until it is told to stop; return the exit code."""
     configure_logging(settings, "worker")
+    log_the_unexpected()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(Worker(settings).run())

@@ -13,7 +13,7 @@ import structlog
 
 from app.cron import next_tick
 from app.db.schedule_store import Schedule, ScheduleStore
-from app.errors import StorageError, TailrunError
+from app.errors import StorageError
 from app.redis.queue import Queue
 from app.telemetry import SCHEDULED
 from app.worker.leadership import Leadership
@@ -59,7 +59,9 @@ class Scheduler:
         try:
             following = next_tick(schedule.cron, schedule.timezone, now)
             run = await self._schedules.fire(schedule, following, now, backlog_max=self._backlog_max)
-        except (TailrunError, KeyError, TypeError, ValueError) as error:
+        except StorageError:
+            raise
+        except Exception as error:  # whatever its row holds, the others are made
             log.exception("schedule cannot be understood, looked at again later", **about)
             await self._schedules.postpone(schedule, now + _ASK_AGAIN_US, str(error))
             return False

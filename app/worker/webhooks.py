@@ -85,7 +85,7 @@ class Webhooks:
         room = _AT_ONCE - len(self._sending)
         busy = Counter(self._sending.values())
         for delivery in await self._store.due(self._clock(), _LOOK_AT) if room > 0 else ():
-            host = urlsplit(delivery.url).netloc
+            host = _host(delivery.url)
             if busy[host] >= _A_HOST:  # a receiver that does not answer keeps nobody else's waiting
                 continue
             until = self._clock() + self._taken_us
@@ -185,6 +185,14 @@ def payload(run: Run) -> bytes:
         **{name: _moment(getattr(run, name)) for name in moments},
     }
     return orjson.dumps({"type": f"run.{run.status}", "timestamp": _moment(run.ended_at), "data": data})
+
+
+def _host(url: str) -> str:
+    """Return who is asked; nobody for what is no address, which the sender finds as well."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def _moment(us: int | None) -> str | None:

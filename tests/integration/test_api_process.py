@@ -131,7 +131,14 @@ def test_redis_away_at_start_is_no_crash(tmp_path: Path, own_redis: RedisServer,
     with api_process(tmp_path, REDIS_URL=own_redis.url, DATABASE_URL=sqlite_url) as api:
         checks = api.wait_for("/readyz", 503).json()["checks"]
         assert checks["database"] == "ok"
-        assert checks["redis"] != "ok"
+        assert str(own_redis.port) in checks["redis"], "an admin is told where"
+        for headers in ({"Authorization": ""}, {"Authorization": "Bearer no"}):
+            strangers = api.client.get("/readyz", headers=headers).json()
+            assert strangers == {
+                "ready": False,
+                "checks": {"database": "ok", "redis": "failed"},
+                "remarks": [],
+            }
         assert api.client.get("/healthz").status_code == 200
         api.wait_for_log("warning .*not ready, trying again: Redis.*waiting_for=redis")
         made = api.client.post("/v1/runs", json={"prompt": "x"})
@@ -152,12 +159,12 @@ def test_redis_away_at_start_is_no_crash(tmp_path: Path, own_redis: RedisServer,
 def test_a_database_without_tables_names_the_command(
     tmp_path: Path, redis_server: RedisServer, sqlite_url: str
 ) -> None:
-    """Not ready, requests are a 503, and both say `tailrun migrate`; afterwards it is ready by itself."""
+    """Not ready, requests are a 503, an admin's /readyz says `tailrun migrate`; then it is ready."""
     with api_process(tmp_path, REDIS_URL=redis_server.url, DATABASE_URL=sqlite_url) as api:
         assert "tailrun migrate" in api.wait_for("/readyz", 503).json()["checks"]["database"]
         refused = api.client.get("/v1/runs")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
-        assert "tailrun migrate" in refused.json()["error"]["message"]
+        assert "Not ready: database" in refused.json()["error"]["message"]
         api.wait_for_log("not ready.*tailrun migrate")
         assert "Traceback" not in api.log
         migrate(sqlite_url)

@@ -158,16 +158,16 @@ PROJECT = {
 
 
 def test_a_project_shows_names_and_never_values(api: Api) -> None:
-    """What is secret goes in and is not seen again; what is open is."""
+    """What is secret goes in and is not seen again; what is open is by admins, its names by everybody."""
     put = api.admin.put("/v1/projects/p1", json=PROJECT)
     assert put.status_code == 201, put.text
     for path in ("/v1/projects/p1", "/projects/p1"):
+        hidden = {"db_conn": "***", "secrets": ["MODEL_KEY", "OTHER"]}
+        shown = api.admin.get(path).json()
+        assert {name: shown[name] for name in PROJECT} == {**PROJECT, **hidden}
         shown = api.user("ada").get(path).json()
-        assert {name: shown[name] for name in PROJECT} == {
-            **PROJECT,
-            "db_conn": "***",
-            "secrets": ["MODEL_KEY", "OTHER"],
-        }
+        names = {"paths": {"uploads": "***"}, "env": {"REGION": "***"}}
+        assert {name: shown[name] for name in PROJECT} == {**names, **hidden}
     assert api.admin.put("/v1/projects/p1", json={"paths": {}}).status_code == 200
     kept = api.admin.get("/v1/projects/p1").json()
     assert (kept["db_conn"], kept["paths"], kept["secrets"]) == ("***", {}, ["MODEL_KEY", "OTHER"])

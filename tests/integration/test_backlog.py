@@ -13,6 +13,7 @@ from servers import RedisServer
 from sqlalchemy import Connection, text
 
 from app.db.engine import Database
+from app.db.run_create import _BACKLOG
 from app.db.run_store import RunStore
 from app.errors import TooManyRequests
 from app.routes.backlog import FRESH_S, Backlog
@@ -93,7 +94,7 @@ async def test_each_user_has_their_own() -> None:
 
 
 async def test_what_waits_is_counted(database: Database) -> None:
-    """Queued runs, delayed ones too; not held ones, not running, not ended, not of others."""
+    """Queued runs, delayed and held ones too; not running, not ended, not of others."""
     store = RunStore(database)
     await store.create(new_run(), NOW)
     await store.create(new_run(run_at=NOW + 10**9), NOW)
@@ -102,7 +103,7 @@ async def test_what_waits_is_counted(database: Database) -> None:
     await running(store)
     run, fence = await running(store)
     await store.commit(fence, run.last_seq, ended(run.run_id, run.last_seq + 1))
-    assert await store.backlog("ann", 100) == 2
+    assert await store.backlog("ann", 100) == 3
     assert await store.backlog("ann", 1) == 1
     assert await store.backlog("nobody", 100) == 0
     assert await store.ended_since(NOW) == 1
@@ -117,16 +118,21 @@ async def test_the_count_reads_its_own_index(database: Database) -> None:
             connection.execute(text("SET LOCAL enable_seqscan = off"))
             connection.execute(text("SET LOCAL enable_bitmapscan = off"))
         explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
-        query = f"{explain} SELECT 1 FROM runs WHERE user_id = 'ann' AND status = 'queued' LIMIT 9"
-        return "\n".join(str(row) for row in connection.execute(text(query)))
+        rows = connection.execute(text(f"{explain} {_BACKLOG}"), {"user_id": "ann", "cap": 9})
+        return "\n".join(str(row) for row in rows)
 
-    assert "runs_by_backlog" in await database.read(plan)
+    found = await database.read(plan)
+    assert "runs_by_backlog" in found
+    assert "runs_by_held" in found
 
 
 def test_a_full_backlog_is_a_429(api: Api) -> None:
-    """With Retry-After; held runs fit, until they are started; an admin is bounded too."""
+    """With Retry-After; a held run counts, and starts without further room; an admin is bounded too."""
     ada = api.user("ada")
-    made = [ada.post("/v1/runs", json=PROMPT, headers={"Idempotency-Key": f"k{n}"}) for n in range(3)]
+    bodies = (PROMPT, PROMPT, {**PROMPT, "start": False})
+    made = [
+        ada.post("/v1/runs", json=body, headers={"Idempotency-Key": f"k{n}"}) for n, body in enumerate(bodies)
+    ]
     assert [response.status_code for response in made] == [201] * 3
     refused = ada.post("/v1/runs", json=PROMPT)
     assert error_of(refused) == (429, "backlog_full")
@@ -134,9 +140,9 @@ def test_a_full_backlog_is_a_429(api: Api) -> None:
     again = ada.post("/v1/runs", json=PROMPT, headers={"Idempotency-Key": "k0"})
     assert (again.status_code, again.json()["run_id"]) == (200, made[0].json()["run_id"])
     assert error_of(ada.post("/v1/runs", json=PROMPT, headers={"Idempotency-Key": "new"}))[0] == 429
-    held = ada.post("/v1/runs", json={**PROMPT, "start": False})
-    assert held.status_code == 201
-    assert error_of(ada.post(f"/v1/runs/{held.json()['run_id']}/start"))[0] == 429
+    assert error_of(ada.post("/v1/runs", json={**PROMPT, "start": False}))[0] == 429
+    assert error_of(ada.post("/agent/execute", json={**PROMPT, "action": "create"}))[0] == 429
+    assert ada.post(f"/v1/runs/{made[2].json()['run_id']}/start").json()["status"] == "queued"
     assert [api.admin.post("/v1/runs", json=PROMPT).status_code for _ in range(4)] == [201, 201, 201, 429]
 
 

@@ -66,7 +66,7 @@ def test_both_processes_say_it(tmp_path: Path, sqlite_url: str) -> None:
     )
     try:
         with serving(settings_for(tmp_path, server.url, sqlite_url)) as api:
-            answer = api.client().get("/readyz")
+            answer = api.admin.get("/readyz")
             assert answer.status_code == 200
             policy, file = answer.json()["remarks"]
             assert "maxmemory-policy allkeys-lru" in policy

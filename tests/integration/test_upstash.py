@@ -225,7 +225,7 @@ def test_an_api_whose_two_ways_lead_apart_is_not_ready(tmp_path: Path, sqlite_ur
             update={"data_dir": tmp_path, "database_url": SecretStr(sqlite_url), "api_token": SecretStr("t")}
         )
         with serving(chosen) as api:
-            answer = api.client().get("/readyz")
+            answer = api.client("t").get("/readyz")
             assert answer.status_code == 503
             assert "two different servers" in answer.json()["checks"]["redis"]
     server.stop()

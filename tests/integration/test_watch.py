@@ -174,6 +174,19 @@ async def test_refusals_have_codes(run: LiveRun, stores: Stores, api: Api) -> No
     assert (await refusal(stores, run.path, additional_headers=eve))[0] == 4404
 
 
+async def test_a_foreign_page_is_told_that_it_may_not(
+    tmp_path: Path, redis_server: RedisServer, sqlite_url: str
+) -> None:
+    """4403, as docs say, where no token is needed but not every page may call."""
+    with serving(settings_for(tmp_path, redis_server.url, sqlite_url, auth="off")) as api:
+        made = await asyncio.to_thread(api.client().post, "/v1/runs", json={"prompt": "x"})
+        url = f"{api.url.replace('http', 'ws')}/v1/runs/{made.json()['run_id']}/stream"
+        async with connect(url, **PATIENT, additional_headers={"Origin": "https://evil.example"}) as socket:
+            with pytest.raises(websockets.ConnectionClosed):
+                await socket.recv()
+            assert socket.close_code == 4403
+
+
 async def test_three_ways_to_bring_a_token(run: LiveRun, stores: Stores) -> None:
     """Header, subprotocol and (a stream token) the query open a stream; a stream token cannot STOP."""
     await run.lines(1)

@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import Request
 
 from app.errors import InvalidRequest, TooLarge, Unprocessable
-from app.routes.body import MAX_DEPTH, check, depth, parse_object, read_json
+from app.routes.body import MAX_DEPTH, check, parse_object, read_json
 from app.routes.schemas import ExecuteOn, NewRun, NewToken
 
 
@@ -92,11 +92,6 @@ def test_what_is_no_json_object_is_refused_with_the_reason(raw: bytes, says: str
     with pytest.raises(InvalidRequest, match=says) as caught:
         parse_object(raw)
     assert caught.value.status == 400
-
-
-def test_depth_counts_levels_of_lists_and_objects() -> None:
-    """Scalars have none; an empty list has one."""
-    assert [depth(1), depth({}), depth({"a": [1]}), depth([[], [[]]])] == [0, 1, 2, 3]
 
 
 def test_the_deepest_allowed_body_is_taken() -> None:

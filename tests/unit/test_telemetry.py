@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import re
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,15 +16,18 @@ import orjson
 import pytest
 import structlog
 
+from app import telemetry
 from app.config import Settings
-from app.telemetry import MASK_LOG, configure_logging, get_logger
+from app.telemetry import MASK_LOG, configure_logging, get_logger, log_the_unexpected
 
 
 @pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning
     yield
+    sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
@@ -104,3 +110,53 @@ def test_what_is_done_for_a_run_is_logged_without_its_secrets(
     assert "hunter22" not in out.getvalue()
     assert "*** in a traceback" in out.getvalue()
     assert "r1" in out.getvalue()
+
+
+def test_a_traceback_cannot_pass_for_lines_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an exception says may be a user's words: its lines are indented, escaped and bounded."""
+    out = logged(monkeypatch, io.StringIO())
+    said = "12:00:00.000 error    api      fake\n" * 3000 + "\x1b[2J" + "x" * 99_999
+    get_logger("x").error("broken", exc_info=ValueError(said))
+    first, *others = out.getvalue().splitlines()
+    assert first.endswith("broken")
+    assert all(line.startswith("    ") for line in others)
+    assert "\x1b" not in out.getvalue()
+    assert len(out.getvalue()) < 30_000
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_long_text_is_shortened(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Whoever may send megabytes does not write them into the log."""
+    out = logged(monkeypatch, io.StringIO(), log_format=form)
+    get_logger("x").info("a" * 1_000_000, path="b" * 1_000_000)
+    logging.getLogger("some.library").warning("c" * 1_000_000)
+    assert len(out.getvalue()) < 10_000
+
+
+def test_warnings_and_what_nobody_catches_have_the_shape_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning is named, not quoted; an exception of a thread or a finaliser is logged."""
+    out = logged(monkeypatch, io.StringIO(), log_format="json")
+    log_the_unexpected()
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("in a finaliser")
+
+    def fail() -> None:
+        raise KeyError("in a thread")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = telemetry._warned
+        warnings.warn("input_value='sk-secret'", UserWarning, stacklevel=1)
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    del_me = Broken()
+    del del_me
+    gc.collect()
+    lines = [orjson.loads(line) for line in out.getvalue().splitlines()]
+    assert lines[0]["category"] == "UserWarning"
+    assert "sk-secret" not in out.getvalue()
+    assert "in a thread" in out.getvalue()
+    assert "in a finaliser" in out.getvalue()
