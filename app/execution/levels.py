@@ -5,6 +5,9 @@ Programs print `ERROR: x`, `[WARN] x`, `level=info`, `WARNING:root:x`, `{"level"
 second must not slow down for it. So the first character picks what could stand there, and one
 anchored expression looks at the first 64 characters; most lines cost a dictionary look-up.
 Anything else is `info`: a word like "error" in prose makes no error.
+
+Programs choose this text, and `re` holds the GIL while it looks: a detector sees a bounded head of
+the line, and no expression has two ways to match the same characters (tests/unit/test_hostile_text.py).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ _LONG = "|".join(word for word in _LEVELS if len(word) > 1)
 _COLOUR = r"(?:\x1b\[[0-9;]*m)*"
 _HEAD = 64
 _JSON_HEAD = 2048
+_SEQUENCE = re.compile(r"\x1b\[[0-9;]*m")
 
 _UPPER = re.compile(rf"({_LONG})(?=[\s:\]|>)!\x1b(\[-]|$)")
 _ANY_CASE = re.compile(rf"({_LONG})(?:\[\w+\])?(?=:)", re.IGNORECASE)
@@ -46,7 +50,9 @@ _AFTER_TIME = re.compile(
     rf"(?=[\s:\]|>)/\x1b]|$)",
 )
 _TIMED = re.compile(r"\[?\d{1,4}[-/:.]\d\d[-/:.]\d\d")
-_LOGFMT = re.compile(r"(?:[\w.]+=(?:\"[^\"]*\"|\S*) +)*(?:level|lvl|severity)=\"?(\w+)")
+_FIELD = re.compile(r"([\w.]+)=(\"[^\"]*\"|\S*)(?: +|$)")
+_LEVEL_FIELDS = frozenset({"level", "lvl", "severity"})
+_WORD = re.compile(r"\"?(\w+)")
 _JSON = re.compile(r"\"(?:level|severity|levelname|lvl|log\.level|log_level)\"\s*:\s*\"?(\w+)")
 
 
@@ -73,8 +79,14 @@ def _capital(text: str) -> Level:
 
 
 def _pair(text: str) -> Level:
-    found = _LOGFMT.match(text[: 4 * _HEAD]) if "=" in text[:_HEAD] else None
-    return _named(found[1]) if found else Level.INFO
+    """Walk the fields of a logfmt line: each is matched once, whatever the next one is."""
+    at, head = 0, text[: 4 * _HEAD] if "=" in text[:_HEAD] else ""
+    while field := _FIELD.match(head, at):
+        if field[1] in _LEVEL_FIELDS:
+            word = _WORD.match(field[2])
+            return _named(word[1]) if word else Level.INFO
+        at = field.end()
+    return Level.INFO
 
 
 def _small(text: str) -> Level:
@@ -100,7 +112,7 @@ def _object(text: str) -> Level:
 
 
 def _coloured(text: str) -> Level:
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text[: 2 * _HEAD])
+    plain = _SEQUENCE.sub("", text[: 2 * _HEAD])
     return Level.INFO if plain.startswith("\x1b") else level_of(plain)
 
 
