@@ -23,8 +23,10 @@ MAX_VALUES = 10_000
 MAX_BLOCKS = 10
 
 _MAX_DEPTH = 20
-_OPEN = re.compile(r" {0,3}(?P<fence>`{3,}|~{3,})\s*(?P<language>yaml|yml|json)\b[^`]*", re.IGNORECASE)
-_ANY_OPEN = re.compile(r" {0,3}(?P<fence>`{3,}|~{3,})[^`]*")
+# A fence is as long as it is: tildes could else be shared out between it and what follows in n² ways.
+_FENCE = r" {0,3}(?P<fence>`{3,}(?!`)|~{3,}(?!~))"
+_OPEN = re.compile(rf"{_FENCE}\s*(?P<language>yaml|yml|json)\b[^`]*", re.IGNORECASE)
+_ANY_OPEN = re.compile(rf"{_FENCE}[^`]*")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
