@@ -26,6 +26,7 @@ _PARTS = 8
 async def answering(silent_s: float | None = None) -> AsyncGenerator[None]:
     """Hold the running loop to answering within `silent_s` seconds for as long as the context lasts."""
     within_s = SILENT_S if silent_s is None else silent_s
+    faulthandler.dump_traceback_later(within_s, exit=True)  # here, so that a stderr that is none is told
     turning = asyncio.create_task(_turn(within_s))
     try:
         yield
@@ -36,5 +37,5 @@ async def answering(silent_s: float | None = None) -> AsyncGenerator[None]:
 
 async def _turn(within_s: float) -> None:
     while True:
-        faulthandler.dump_traceback_later(within_s, exit=True)
         await asyncio.sleep(within_s / _PARTS)
+        faulthandler.dump_traceback_later(within_s, exit=True)
