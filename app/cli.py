@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from app.ansi import harmless
 from app.commands import (
     admin,
     dead,
@@ -89,5 +90,5 @@ def _said_by_client(error: Exception) -> str | None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"tailrun: {message}", file=sys.stderr)
+    print(f"tailrun: {harmless(message, colours=False)}", file=sys.stderr)
     sys.exit(code)

@@ -7,6 +7,7 @@ its minute or hour goes on by elapsed time.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
@@ -37,22 +38,20 @@ def next_tick(cron: str, timezone: str, after: int) -> int | None:
 def _parse(cron: str, start: datetime) -> CronSim:
     if len(cron.split()) != _FIELDS or len(cron) > MAX_CRON:
         raise Unprocessable(
-            f"cron must have {_FIELDS} fields (minute, hour, day, month, day of week), not {cron!r:.60}."
+            f"cron must have {_FIELDS} fields (minute, hour, day, month, day of week), not {cron[:60]!r}."
         )
     try:
         return CronSim(cron, start)
     except CronSimError as error:
-        raise Unprocessable(f"cron {cron!r:.60} is not valid: {error}.") from None
+        raise Unprocessable(f"cron {cron[:60]!r} is not valid: {error}.") from None
     except (AssertionError, TypeError, ValueError):  # cronsim's way to stumble over the very strange
-        raise Unprocessable(f"cron {cron!r:.60} is not valid.") from None
+        raise Unprocessable(f"cron {cron[:60]!r} is not valid.") from None
 
 
 def _zone(timezone: str) -> tzinfo:
     if timezone == "UTC":
         return UTC
-    try:
-        return ZoneInfo(timezone)
-    except (KeyError, ValueError, OSError):  # unknown, no relative path, a folder of the zones' database
-        raise Unprocessable(
-            f"timezone must be a name such as Europe/Zurich or UTC, not {timezone!r:.60}."
-        ) from None
+    if len(timezone) <= MAX_TIMEZONE:  # a longer one is looked for in as many packages as it has parts
+        with suppress(KeyError, ValueError, OSError):  # unknown, no relative path, a folder of the database
+            return ZoneInfo(timezone)
+    raise Unprocessable(f"timezone must be a name such as Europe/Zurich or UTC, not {timezone[:60]!r}.")

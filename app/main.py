@@ -11,7 +11,13 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from types import FrameType
 
@@ -31,6 +37,7 @@ from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
 from app.db.webhook_store import WebhookStore
 from app.errors import StorageError
+from app.loop_guard import answering
 from app.redis.clients import RedisClients
 from app.redis.dead import DeadLetters
 from app.redis.publisher import Publisher
@@ -168,7 +175,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
     host, port = sock.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     log_the_unexpected()
-    return Server(app, lambda: (ready or _say_ready)(url)).serve_on(sock)
+    return Server(app, lambda: (ready or _say_ready)(url), answering).serve_on(sock)
 
 
 def _say_ready(url: str) -> None:
@@ -192,9 +199,15 @@ def listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn, but a signal first lets the streams end: watchers go on elsewhere, none is cut."""
 
-    def __init__(self, app: FastAPI, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        ready: Callable[[], None],
+        around: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+    ) -> None:
         self._app = app
         self._ready = ready
+        self._around = around
         self._loop: asyncio.AbstractEventLoop | None = None
         settings: Settings = app.state.settings
         super().__init__(
@@ -216,6 +229,11 @@ class Server(uvicorn.Server):
         """Serve on an open socket until a signal comes; return the exit code."""
         self.run(sockets=[sock])
         return 0 if self.started else 1
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve within the context that was given."""
+        async with self._around():
+            await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer, and say so."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BOM = b"\xef\xbb\xbf"
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class SSEParser:
 
     def __init__(self) -> None:
         self.retry_ms: int | None = None
-        self._rest = b""
+        self._rest = bytearray()
+        """What came since the last line end: joined and searched only once there is another."""
         self._started = False
         self._data: list[str] = []
         self._event = ""
@@ -35,11 +37,11 @@ class SSEParser:
 
     def feed(self, piece: bytes) -> list[Frame]:
         """Take the next bytes; return the frames that they complete."""
-        buffer = self._rest + piece
+        self._rest += piece
+        if b"\n" not in piece and b"\r" not in piece and not self._rest.endswith(b"\r", 0, -len(piece)):
+            return []
+        buffer = bytes(self._rest)
         if not self._started:
-            if len(buffer) < len(_BOM) and _BOM.startswith(buffer):
-                self._rest = buffer
-                return []
             self._started = True
             buffer = buffer.removeprefix(_BOM)
         frames: list[Frame] = []
@@ -51,7 +53,7 @@ class SSEParser:
             start = end.end()
             if frame is not None:
                 frames.append(frame)
-        self._rest = buffer[start:]
+        self._rest = bytearray(buffer[start:])
         return frames
 
     def _line(self, raw: bytes) -> Frame | None:
@@ -65,7 +67,7 @@ class SSEParser:
             self._id = value
         elif name == "event":
             self._event = value
-        elif name == "retry" and value.isascii() and value.isdigit():
+        elif name == "retry" and value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS:
             self.retry_ms = int(value)
         return None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.ansi import one_line
 from app.commands.config import CliError, Json, Token, Url, connect, resolve
 from app.commands.render import renderer
 from app.commands.tables import fields, table
@@ -104,7 +105,7 @@ def retry(
     for item in done["items"] if not as_json else ():
         print(item["retried_as"])
     for refusal in done["refused"]:
-        print(f"tailrun: {refusal['run_id']}: {refusal['message']}", file=sys.stderr)
+        print(one_line(f"tailrun: {refusal['run_id']}: {refusal['message']}"), file=sys.stderr)
     if done["refused"]:
         raise typer.Exit(1)
 

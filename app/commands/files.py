@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from app.ansi import one_line
 from app.commands.config import CliError, Json, RunId, Token, Url, connect, resolve
 from app.commands.render import size
 from app.commands.tables import table
@@ -54,7 +55,11 @@ def get(
         if target.exists() and not force:
             raise CliError(f"{target} is there already: --force replaces it, -o FILE puts it elsewhere")
         written = _write(target, pieces)
-    print(json.dumps({"path": str(target), "size": written}) if as_json else f"{target}  {size(written)}")
+    print(
+        json.dumps({"path": str(target), "size": written})
+        if as_json
+        else one_line(f"{target}  {size(written)}")
+    )
 
 
 def _write(target: Path, pieces: Iterator[bytes]) -> int:
@@ -89,4 +94,4 @@ def put(
         raise CliError(f"{source} is no file", 2)
     with connect(url, token) as client:
         stored = client.upload(resolve(client, run), path or source.name, source)
-    print(json.dumps(stored, indent=2) if as_json else f"{stored['path']}  {size(stored['size'])}")
+    print(json.dumps(stored, indent=2) if as_json else one_line(f"{stored['path']}  {size(stored['size'])}"))

@@ -5,7 +5,6 @@ Ctrl-C leaves the run alone: it goes on, and the command says how to come back a
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -13,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from app.commands.render import Renderer, duration, exit_code, renderer
+from app.ansi import one_line
+from app.commands.render import Renderer, as_json, duration, exit_code, renderer
 
 if TYPE_CHECKING:
     from tailrun import Client, Event, TailrunError
@@ -45,7 +45,7 @@ def follow(client: Client, run_id: str, view: View) -> int:
         with turning(spinner):
             for event in _events(client, run_id, view, show, spinner):
                 if view.as_json:
-                    print(json.dumps(event.as_dict(), ensure_ascii=False), flush=True)
+                    print(as_json(event), flush=True)
                 else:
                     _show(show, spinner, event)
                 view.on_event()
@@ -110,6 +110,7 @@ class Spinner:
 
     def say(self, text: str) -> None:
         """Show another text, and turn."""
+        text = one_line(text)
         if text != self._text:
             self._text, self._since = text, time.monotonic()
         if not self._turning:

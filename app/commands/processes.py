@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.ansi import harmless
 from app.commands.config import CliError, data_dir, settings
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def say(text: str) -> None:
 
 
 def _echo(name: str, line: str) -> None:
+    line = harmless(line, colours=sys.stderr.isatty())
     if sys.stderr.isatty():
         colour = _NAME_COLOURS.get(name.partition("-")[0], "")
         print(f"{colour}{name:<8}\x1b[2m│\x1b[0m {line}", file=sys.stderr, flush=True)

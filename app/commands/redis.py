@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from app.ansi import harmless
 from app.commands.config import CliError, serving, settings
 
 _PLAIN = frozenset({"INFO", "PING", "TYPE"})
@@ -37,11 +38,11 @@ def redis(
     try:
         for reply in ask(RedisAddress.of(chosen, url), command):
             text = _raw(reply) if raw else formatted(reply, plain=command[0].upper() in _PLAIN)
-            print(text, flush=True)
+            print(harmless(text, colours=False) if sys.stdout.isatty() else text, flush=True)
     except (InvalidRequest, BadAddress) as error:
         raise CliError(str(error), 2) from error
     except ServerSaid as error:
-        print(f"(error) {error}")
+        print(harmless(f"(error) {error}", colours=False))
         raise typer.Exit(1) from error
     except StorageError as error:
         raise CliError(str(error)) from error

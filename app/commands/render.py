@@ -6,12 +6,14 @@ what the program printed, bare, on stdout; Tailrun's own words go to stderr.
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, TextIO
+
+from app.ansi import harmless, one_line
 
 if TYPE_CHECKING:
     from tailrun import Event
@@ -33,11 +35,8 @@ _STYLES = {
 _MARKS = {"succeeded": "✔", "failed": "✘", "cancelled": "■", "timed_out": "⧖"}
 _BARS = {"stderr": "┃"}
 _BAR = "│"
-
-# A program may print colours; what moves the cursor, sets the title and the like is not let through.
-_ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]?")
-_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f\x80-\x9f]")
+_JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+"""What JSON itself lets through raw, and terminals obey."""
 
 
 def exit_code(event: Event) -> int:
@@ -54,15 +53,6 @@ def outcome_code(status: str, code: int | None) -> int:
     if status == "timed_out":
         return EXIT_TIMED_OUT
     return code if code is not None and 0 < code < 256 else 1  # noqa: PLR2004
-
-
-def harmless(text: str, *, colours: bool) -> str:
-    """Take out of a line what would do more to a terminal than print."""
-
-    def keep(match: re.Match[str]) -> str:
-        return match[0] if colours and _COLOUR.fullmatch(match[0]) else ""
-
-    return _CONTROL.sub("", _ESCAPES.sub(keep, text))
 
 
 def duration(seconds: float) -> str:
@@ -93,6 +83,8 @@ class Look:
     framed: bool
     colours: bool
     timestamps: bool = False
+    terminal: bool = False
+    """Whether it is one, whatever the look: then nothing but text and colours gets through."""
 
     def paint(self, text: str, style: str) -> str:
         """Colour a text, if there are colours."""
@@ -141,7 +133,7 @@ class Renderer:
 
     def note(self, text: str, style: str = "dim") -> None:
         """Print something that the command itself has to say."""
-        print(self._look.paint(text, style), file=self._notes, flush=True)
+        print(self._look.paint(harmless(text, colours=False), style), file=self._notes, flush=True)
 
     def _update(self, event: Event) -> None:
         pending = self._pending
@@ -167,7 +159,8 @@ class Renderer:
             return
         content = event.content or ""
         if not self._look.framed:
-            print(content, file=self._out, flush=True)
+            bare = harmless(content, colours=True) if self._look.terminal else content
+            print(bare, file=self._out, flush=True)
             return
         level = event.level or "info"
         tint = "stderr" if event.stream == "stderr" else None
@@ -218,7 +211,7 @@ class Renderer:
         self._note(f"{_MARKS.get(status, '●')} {status}{why}{with_code}", style, event)
 
     def _note(self, text: str, style: str, event: Event) -> None:
-        text = harmless(text, colours=False)
+        text = one_line(text)
         print(f"{self._time(event)}{self._look.paint(text, style)}", file=self._notes, flush=True)
 
     def _time(self, event: Event) -> str:
@@ -242,7 +235,12 @@ def look_of(stream: TextIO, *, timestamps: bool = False, framed: bool | None = N
     console = Console(file=stream)
     frames = console.is_terminal if framed is None else framed
     colours = console.is_terminal and not console.no_color
-    return Look(frames, colours, timestamps)
+    return Look(frames, colours, timestamps, stream.isatty())
+
+
+def as_json(event: Event) -> str:
+    """Return an event as a line of JSON, in which no control character stands as itself."""
+    return json.dumps(event.as_dict(), ensure_ascii=False).translate(_JSON_CONTROLS)
 
 
 def renderer(*, timestamps: bool = False, framed: bool | None = None) -> Renderer:

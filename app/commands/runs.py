@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.commands.config import CliError, Json, RunId, Token, Url, connect, resolve
+from app.commands.render import as_json as json_of
 from app.commands.render import duration, renderer, size
 from app.commands.tables import STATUS_STYLES, fields, table
 
@@ -82,7 +83,7 @@ def _print_logs(client: Client, run_id: str, view: View, grep: str | None, tail:
         )
     for event in events:
         if view.as_json:
-            print(json.dumps(event.as_dict(), ensure_ascii=False))
+            print(json_of(event))
         else:
             printer.show(event)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from app.commands.render import harmless
+from app.ansi import one_line
 
 STATUS_STYLES = {
     "created": "dim",
@@ -23,7 +23,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under a header; into a pipe without the header, one line a row."""
     if not sys.stdout.isatty():
         for row in rows:
-            print("\t".join(row))
+            print("\t".join(map(one_line, row)))
         return
     from rich.console import Console  # noqa: PLC0415 - only on a terminal
     from rich.table import Table  # noqa: PLC0415
@@ -33,7 +33,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for name in header:
         drawn.add_column(name, no_wrap=name in {"RUN", "STATUS", "FILE"}, overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(harmless(cell, colours=False), STATUS_STYLES.get(cell, "")) for cell in row))
+        drawn.add_row(*(Text(one_line(cell), STATUS_STYLES.get(cell, "")) for cell in row))
     Console().print(drawn)
 
 
@@ -41,4 +41,4 @@ def fields(facts: Sequence[tuple[str, str]]) -> None:
     """Print names and values, one pair a line."""
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        print(f"{name:<{width}}  {harmless(value, colours=False)}")
+        print(f"{name:<{width}}  {one_line(value)}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.ansi import harmless
 from app.commands.config import CliError, Json, Token, Url, connect, settings
 from app.commands.tables import fields
 
@@ -31,7 +32,7 @@ def show(ctx: typer.Context, as_json: Json = False, url: Url = None, token: Toke
     for each in types:
         for command, about in (each["commands"] or {"": each}).items():
             name = f"{each['type']}/{command}" if command else each["type"]
-            print(f"{name}\n  {about['help'] or each['help']}")
+            print(harmless(f"{name}\n  {about['help'] or each['help']}", colours=False))
             _print_params(about["params"])
 
 

@@ -17,11 +17,15 @@ from app.db.run_rows import RUN_SQL, WHOLE_RUN, to_run
 from app.db.tables import attempts, runs
 from app.models import Run, RunStatus
 
+EVER = 2**31 - 1
+"""More redeliveries than any run has."""
+
 _CLAIM = f"""UPDATE runs SET status = 'running', attempt = attempt + 1, worker_id = CAST(:worker_id AS text),
  started_at = coalesce(started_at, CAST(:now AS bigint)),
  queued_at = coalesce(queued_at, CAST(:now AS bigint)),
  next_attempt_at = NULL, error = NULL, exit_code = NULL
- WHERE run_id IN ({{ids}}) AND cancel_requested_at IS NULL AND (status = 'created'
+ WHERE run_id IN ({{ids}}) AND cancel_requested_at IS NULL
+ AND redeliveries < CAST(:redelivered_below AS integer) AND (status = 'created'
  OR (status = 'queued' AND (next_attempt_at IS NULL OR next_attempt_at <= CAST(:now AS bigint))))
  RETURNING {RUN_SQL}"""
 _LOCKED_IDS = "SELECT run_id FROM runs WHERE run_id = ANY(CAST(:ids AS text[])) ORDER BY run_id FOR UPDATE"
@@ -34,20 +38,23 @@ _CLAIM_POSTGRES = text(
 )
 
 
-async def claim(db: Database, run_ids: Sequence[str], worker_id: str, now: int) -> list[Run]:
+async def claim(
+    db: Database, run_ids: Sequence[str], worker_id: str, now: int, redelivered_below: int = EVER
+) -> list[Run]:
     """Make `worker_id` the owner of those runs that wait and are due; return them."""
     work = _claim_sqlite if db.dialect == "sqlite" else _claim_postgres
-    rows = await db.write_one(lambda connection: work(connection, run_ids, worker_id, now))
+    values = {"worker_id": worker_id, "now": now, "redelivered_below": redelivered_below}
+    rows = await db.write_one(lambda connection: work(connection, run_ids, values))
     return [to_run(row) for row in rows]
 
 
-def _claim_postgres(connection: Connection, ids: Sequence[str], worker_id: str, now: int) -> Sequence[Any]:
-    return connection.execute(_CLAIM_POSTGRES, {"ids": list(ids), "worker_id": worker_id, "now": now}).all()
+def _claim_postgres(connection: Connection, ids: Sequence[str], values: dict[str, Any]) -> Sequence[Any]:
+    return connection.execute(_CLAIM_POSTGRES, {"ids": list(ids), **values}).all()
 
 
-def _claim_sqlite(connection: Connection, ids: Sequence[str], worker_id: str, now: int) -> Sequence[Any]:
-    values = {"ids": orjson.dumps(list(ids)).decode(), "worker_id": worker_id, "now": now}
-    rows = connection.execute(_CLAIM_SQLITE, values).all()
+def _claim_sqlite(connection: Connection, ids: Sequence[str], values: dict[str, Any]) -> Sequence[Any]:
+    worker_id, now = values["worker_id"], values["now"]
+    rows = connection.execute(_CLAIM_SQLITE, {"ids": orjson.dumps(list(ids)).decode(), **values}).all()
     if rows:
         connection.execute(
             insert(attempts), [_opened(row.run_id, row.attempt, worker_id, now) for row in rows]

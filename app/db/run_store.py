@@ -111,9 +111,16 @@ class RunStore:
             lambda connection: run_change.rescue(connection, run_id, attempt_seen, events),
         )
 
-    async def claim(self, run_ids: Sequence[str], worker_id: str, now: int) -> list[Run]:
-        """Own those of the runs that wait, are due and not cancelled; return them in any order."""
-        return await run_claim.claim(self._db, run_ids, worker_id, now) if run_ids else []
+    async def claim(
+        self, run_ids: Sequence[str], worker_id: str, now: int, *, redelivered_below: int = run_claim.EVER
+    ) -> list[Run]:
+        """Own those of the runs that wait, are due and not cancelled; return them in any order.
+
+        Those with as many redeliveries as `redelivered_below` are left to `take_over`.
+        """
+        if not run_ids:
+            return []
+        return await run_claim.claim(self._db, run_ids, worker_id, now, redelivered_below)
 
     async def take_over(self, seen: Run, worker_id: str, now: int) -> Run | None:
         """Own one run, if its row is still as `seen`. None: somebody was faster, or it has ended."""

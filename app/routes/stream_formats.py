@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from app.ansi import strip_ansi
+from app.ansi import FIRST, strip_ansi
 from app.models import NEVER_FILTERED, EventType, Level, RunStatus, Stream
 from app.routes.progress import Collapsed, collapse_entries
 
@@ -49,7 +49,7 @@ _VERDICTS = {
     RunStatus.CANCELLED: "STOPPED",
     RunStatus.TIMED_OUT: "TIMEOUT",
 }
-_ANSI_SIGNS = (b"\\u001b", "\x9b".encode(), "\x9d".encode())
+_ANSI_SIGNS = tuple(orjson.dumps(first)[1:-1] for first in FIRST)
 """How the first characters of terminal sequences stand in JSON."""
 
 

@@ -16,6 +16,8 @@ class Attempt:
     run: Run
     entry: bytes
     stop: StopToken = field(default_factory=StopToken)
+    alone: bool = False
+    """No other run may be beside it."""
 
 
 class InFlight:
@@ -23,6 +25,8 @@ class InFlight:
 
     def __init__(self) -> None:
         self._attempts: dict[str, Attempt] = {}
+        self.aside: tuple[str, bytes] | None = None
+        """A run, and its entry, that waits in our list until nothing else is in flight: it runs alone."""
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -32,6 +36,17 @@ class InFlight:
 
     def __iter__(self) -> Iterator[Attempt]:
         return iter(list(self._attempts.values()))
+
+    @property
+    def entries(self) -> set[bytes]:
+        """The entries that our list in Redis has to hold, or may."""
+        aside = set[bytes]() if self.aside is None else {self.aside[1]}
+        return aside | {attempt.entry for attempt in self}
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing may be added: a run is here that runs alone."""
+        return any(attempt.alone for attempt in self)
 
     def get(self, run_id: str) -> Attempt | None:
         """Return the attempt of a run, if it is here."""

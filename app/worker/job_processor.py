@@ -39,6 +39,7 @@ from app.worker.secrets import Secrets
 
 _STOP_MARGIN_S = 5.0
 _BREAK_OFF_S = 3.0
+_ALONE = "{} workers died while they had this run; nothing else runs beside it now"
 
 log = structlog.get_logger()
 
@@ -129,6 +130,8 @@ class JobProcessor:
     async def _work(self) -> int | None:
         run, writer = self._run, self._writer
         await writer.event(EventType.STATUS, data={"status": RunStatus.RUNNING})
+        if self._attempt.alone:
+            await writer.say(Level.WARNING, _ALONE.format(run.redeliveries))
         done = await self._records() if run.attempt > 1 else {}
         workspace = self._bench.workspaces.open(run.user_id, run.run_id)
         if run.workspace_from is not None and not done:

@@ -23,18 +23,19 @@ from app.redis.publisher import Publisher
 from app.redis.queue import Queue, delayed_job, run_id_of
 from app.telemetry import DEAD_LETTERS, REDELIVERIES
 from app.worker.in_flight import InFlight
-from app.worker.take_over import Verdict, judge
+from app.worker.take_over import Verdict, alone_from, judge, redelivered
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A run that is ours. `failure`: only its end is left to write."""
+    """A run that is ours. `failure`: only its end is left to write. `alone`: nothing may run beside it."""
 
     run: Run
     entry: bytes
     failure: RunFailure | None = None
+    alone: bool = False
 
 
 class JobQueue:
@@ -54,6 +55,7 @@ class JobQueue:
         self._claims, self._queue, self._publisher = claims, queue, publisher
         self._runs, self._in_flight = runs, in_flight
         self._me, self._max_redeliveries = worker_id, max_redeliveries
+        self._alone_from = alone_from(max_redeliveries)
         self._acks: list[bytes] = []
         self._flushing: asyncio.Task[None] | None = None
         self._waiting = False
@@ -86,6 +88,11 @@ class JobQueue:
         """Claim the run of an entry that `wait` brought."""
         return await self._admit(Claim([entry], self._claims.now_us()))
 
+    async def take_aside(self) -> list[Claimed]:
+        """Claim the run that waited until nothing else is in flight."""
+        aside, self._in_flight.aside = self._in_flight.aside, None
+        return [] if aside is None else await self._settle_all(dict([aside]), self._claims.now_us(), [])
+
     async def adopt(self, seen: Run, now: int) -> Claimed | None:
         """Take over a run that is ours by its row but has no entry and no task: a reply was lost."""
         entry = Job.of(seen, now).encode()
@@ -97,19 +104,21 @@ class JobQueue:
         if not entries:
             return []
         try:
-            runs = await self._runs.claim(list(entries), self._me, claim.now)
+            runs = await self._runs.claim(
+                list(entries), self._me, claim.now, redelivered_below=self._alone_from
+            )
         except StorageError:
             await self.give_back(entries.values())
             raise
         claimed = [Claimed(run, entries.pop(run.run_id)) for run in runs]
-        return claimed + await self._settle_all(entries, claim.now)
+        return await self._settle_all(entries, claim.now, claimed)
 
-    async def _settle_all(self, entries: dict[str, bytes], now: int) -> list[Claimed]:
-        claimed: list[Claimed] = []
+    async def _settle_all(self, entries: dict[str, bytes], now: int, claimed: list[Claimed]) -> list[Claimed]:
+        """Add to what is `claimed` from the rest, until one stands there that runs alone."""
         while entries:
             run_id, entry = next(iter(entries.items()))
             try:
-                one = await self._settle(run_id, entry, now)
+                one = await self._settle(run_id, entry, now, beside=len(claimed))
             except StorageError as error:
                 log.warning("entries given back", count=len(entries), error=str(error))
                 await self.give_back(entries.values())
@@ -117,6 +126,9 @@ class JobQueue:
             del entries[run_id]
             if one is not None:
                 claimed.append(one)
+            if self._in_flight.aside is not None or (one is not None and one.alone):
+                await self.give_back(entries.values())
+                break
         return claimed
 
     async def _sort(self, claim: Claim) -> dict[str, bytes]:
@@ -132,8 +144,8 @@ class JobQueue:
                 entries[run_id] = entry
         return entries
 
-    async def _settle(self, run_id: str, entry: bytes, now: int) -> Claimed | None:
-        """Deal with an entry whose run is not simply queued and due."""
+    async def _settle(self, run_id: str, entry: bytes, now: int, beside: int = 0) -> Claimed | None:
+        """Deal with an entry whose run is not simply queued and due; `beside`: runs claimed along with it."""
         run = await self._runs.get(run_id)
         owner = run.worker_id if run and run.status is RunStatus.RUNNING else None
         verdict = judge(
@@ -152,22 +164,31 @@ class JobQueue:
             await self._claims.delay(entry, entry, run.next_attempt_at or now)
         elif run.status is not RunStatus.RUNNING and verdict is Verdict.CANCEL:
             await self.end_cancelled(run_id, entry, now)
+        elif verdict is Verdict.TAKE and self._alone(run) and beside + len(self._in_flight):
+            log.warning("run waits until it can run alone", run_id=run_id, redeliveries=redelivered(run))
+            self._in_flight.aside = (run_id, entry)
         else:
-            return await self._take_over(run, verdict, entry, now)
+            return await self._take_over(run, verdict, entry, now, beside)
         return None
 
-    async def _take_over(self, seen: Run, verdict: Verdict, entry: bytes, now: int) -> Claimed | None:
+    def _alone(self, run: Run) -> bool:
+        return redelivered(run) >= self._alone_from
+
+    async def _take_over(
+        self, seen: Run, verdict: Verdict, entry: bytes, now: int, beside: int
+    ) -> Claimed | None:
         run = await self._runs.take_over(seen, self._me, now)
         if run is None:  # somebody was faster, or the row moved on: look again
-            return await self._settle(seen.run_id, entry, now)
-        REDELIVERIES.inc()
-        log.warning("run taken over", run_id=run.run_id, attempt=run.attempt, lost_worker=seen.worker_id)
+            return await self._settle(seen.run_id, entry, now, beside)
+        if seen.status is RunStatus.RUNNING:
+            REDELIVERIES.inc()
+            log.warning("run taken over", run_id=run.run_id, attempt=run.attempt, lost_worker=seen.worker_id)
         if verdict is Verdict.CANCEL:
             return Claimed(run, entry, RunFailure(ErrorCode.CANCELLED, "cancelled while no worker had it"))
         if verdict is Verdict.POISON:
             message = f"its worker died {seen.redeliveries + 1} times; not tried again"
             return Claimed(run, entry, RunFailure(ErrorCode.WORKER_LOST, message, retried=False))
-        return Claimed(run, entry)
+        return Claimed(run, entry, alone=self._alone(seen))
 
     # -- let go -------------------------------------------------------------------------
 

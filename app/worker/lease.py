@@ -2,7 +2,8 @@
 
 A thread with its own connection, so that a step that burns CPU on the event loop cannot
 starve it. It also watches the loop: one that has not answered for 30 s is wedged, its
-worker does nothing but keep others from its runs, so the process ends.
+worker does nothing but keep others from its runs, so the process ends. Where something holds
+the GIL this thread stands still too, the lease runs out, and `app.loop_guard` ends the process.
 """
 
 from __future__ import annotations

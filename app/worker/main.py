@@ -20,6 +20,7 @@ import structlog
 from app.config import Settings
 from app.errors import StorageError
 from app.execution.executor import CannotRun
+from app.loop_guard import answering
 from app.redis.address import BadAddress, RedisAddress
 from app.redis.lease import LeaseClient
 from app.tasks.file import BadTasksFile
@@ -132,11 +133,16 @@ def serve(settings: Settings) -> int:
     log_the_unexpected()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(Worker(settings).run())
+            runner.run(_guarded(Worker(settings)))
     except (OSError, BadAddress, BadTasksFile, CannotRun) as error:
         log.critical("worker could not start", error=str(error))
         return 1
     return 0
+
+
+async def _guarded(worker: Worker) -> None:
+    async with answering():
+        await worker.run()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

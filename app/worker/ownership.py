@@ -64,7 +64,7 @@ class Ownership:
     def held(self, entries: list[bytes]) -> None:
         """Take note of what our list in Redis holds (after each renewal)."""
         self._confirmed_at = time.monotonic()
-        ours = {attempt.entry for attempt in self._in_flight}
+        ours = self._in_flight.entries
         seen = self._strangers
         self._strangers = {e: seen.get(e, self._confirmed_at) for e in entries if e not in ours}
         held = set(entries)

@@ -50,7 +50,8 @@ class Slots:
         """Claim and work until the drain begins."""
         while not self._draining.is_set():
             free = self._count - len(self._in_flight)
-            if free <= 0:
+            waiting_alone = self._in_flight.aside is not None and len(self._in_flight) > 0
+            if free <= 0 or self._in_flight.closed or waiting_alone:
                 self._freed.clear()
                 await self._unless_draining(self._freed.wait())
             elif self._resources.lack():
@@ -72,6 +73,9 @@ class Slots:
 
     async def _claim(self, free: int) -> None:
         """Claim what there is; if there is nothing, wait a few seconds for the next entry."""
+        if self._in_flight.aside is not None:
+            self._start(await self._queue.take_aside())
+            return
         claimed = await self._queue.claim(free)
         self._more = len(claimed) == free
         self._readiness.trouble = ""
@@ -97,13 +101,15 @@ class Slots:
     # -- work ---------------------------------------------------------------------------
 
     async def adopt(self, run: Run) -> None:
-        """Work on a run that the database says is ours though nobody here knows it."""
+        """Work on a run that the database says is ours though nobody here knows it; not beside one alone."""
+        if self._in_flight.closed:
+            return
         claimed = await self._queue.adopt(run, self._bench.clock())
         self._start([claimed] if claimed is not None else [])
 
     def _start(self, claimed: list[Claimed]) -> None:
         for one in claimed:
-            attempt = Attempt(one.run, one.entry)
+            attempt = Attempt(one.run, one.entry, alone=one.alone)
             self._in_flight.add(attempt)
             task = asyncio.create_task(self._process(attempt, one))
             self._tasks.add(task)

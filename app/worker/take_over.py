@@ -11,6 +11,20 @@ from enum import Enum, auto
 from app.models import Run, RunStatus
 
 
+def alone_from(max_redeliveries: int) -> int:
+    """Return from how many redeliveries on a run has no other beside it: the last two run alone.
+
+    All that were in flight when a worker died are suspected alike. Alone, an innocent run has nobody
+    beside it who could kill its worker, and a guilty one takes nobody with it.
+    """
+    return max(1, max_redeliveries - 1)
+
+
+def redelivered(run: Run) -> int:
+    """Return the redeliveries that a run has once it is taken over."""
+    return run.redeliveries + int(run.status is RunStatus.RUNNING)
+
+
 class Verdict(Enum):
     """What to do with an entry."""
 

@@ -12,9 +12,10 @@ from servers import RedisServer
 
 from app.db.engine import Database
 from app.db.migrate import migrate
+from app.db.run_batch import Batch, Outcome
 from app.db.run_store import RunStore
 from app.execution.executor import StopReason
-from app.models import Job, Run
+from app.models import Fence, Job, Run, RunStatus
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
@@ -191,3 +192,61 @@ async def test_a_cancel_request_in_the_row_stops_the_run(worker: Worker) -> None
     await worker.runs.request_cancel(attempt.run.run_id, NOW)
     await worker.ownership.reread()
     assert attempt.stop.reason is StopReason.CANCEL
+
+
+async def suspected(worker: Worker, deaths: int = 2) -> Run:
+    """A run whose workers died, the last of them `deaths - 1` times taken over."""
+    run = await worker.submit()
+    [seen] = await worker.runs.claim([run.run_id], "dead-0", NOW)
+    for n in range(1, deaths):
+        taken = await worker.runs.take_over(seen, f"dead-{n}", NOW)
+        assert taken is not None
+        seen = taken
+    return seen
+
+
+async def test_a_run_that_lost_two_workers_waits_until_it_is_alone(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is not touched meanwhile, and its entry, which is in no task's hands, is no stranger."""
+    other = await worker.start_one()
+    seen = await suspected(worker)
+    assert await worker.queue.claim(5) == []
+    assert worker.in_flight.aside is not None
+    assert (await worker.runs.get(seen.run_id)) == seen
+    monkeypatch.setattr(ownership, "STRANGER_AFTER_S", -1.0)
+    worker.ownership.held(await worker.held())
+    await worker.ownership.check()
+    assert len(await worker.held()) == 2
+    worker.in_flight.remove(other)
+    [claimed] = await worker.queue.take_aside()
+    assert (claimed.run.run_id, claimed.alone, claimed.run.redeliveries) == (seen.run_id, True, 2)
+    assert worker.in_flight.aside is None
+
+
+async def test_of_several_that_run_alone_one_is_taken(worker: Worker) -> None:
+    """The others, and whatever came with them, go back to where they are taken next, by other workers."""
+    first = await suspected(worker)
+    await suspected(worker)
+    await suspected(worker, deaths=1)
+    [claimed] = await worker.queue.claim(5)
+    assert (claimed.run.run_id, claimed.alone) == (first.run_id, True)
+    assert (await worker.pushes.depth()).pending == 2
+    assert await worker.held() == [claimed.entry]
+
+
+async def test_a_run_that_lost_one_worker_has_company(worker: Worker) -> None:
+    await worker.start_one()
+    seen = await suspected(worker, deaths=1)
+    [claimed] = await worker.queue.claim(5)
+    assert (claimed.run.run_id, claimed.alone, claimed.run.redeliveries) == (seen.run_id, False, 1)
+
+
+async def test_a_retry_of_a_run_that_runs_alone_runs_alone(worker: Worker) -> None:
+    """The fast claim, of many at once, leaves it out."""
+    await worker.start_one()
+    seen = await suspected(worker, deaths=3)
+    given_back = Batch(outcome=Outcome(RunStatus.QUEUED, at=NOW))
+    await worker.runs.commit(Fence(seen.run_id, seen.attempt, str(seen.worker_id)), seen.last_seq, given_back)
+    assert await worker.queue.claim(5) == []
+    assert worker.in_flight.aside is not None

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from app.commands.render import Look, Renderer, duration, harmless, outcome_code, size
+from app.ansi import harmless, one_line
+from app.commands.follow import Spinner
+from app.commands.render import Look, Renderer, as_json, duration, outcome_code, size
+from app.commands.tables import fields, table
 from tailrun import Event
 
+CONTROLS = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
+COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 PIPE = Look(framed=False, colours=False)
 FRAMED = Look(framed=True, colours=False)
 COLOURED = Look(framed=True, colours=True)
@@ -69,8 +78,45 @@ def test_colours_end_with_the_line() -> None:
 
 def test_a_program_cannot_steer_the_terminal() -> None:
     hostile = "\x1b]0;title\x07\x1b[2J\x1b[1;1H\x1bcok\x08\x00\x9b31m\x1b[1mbold"
-    assert harmless(hostile, colours=False) == "ok31mbold"
-    assert harmless(hostile, colours=True) == "ok31m\x1b[1mbold"
+    assert harmless(hostile, colours=False) == "okbold"
+    assert harmless(hostile, colours=True) == "ok\x1b[1mbold"
+
+
+@given(st.text() | st.text("\x1b\x90\x9b\x9c\x9d\x07[]P0;m\\\t\n\r\x85a"))
+def test_no_text_does_more_to_a_terminal_than_print(text: str) -> None:
+    """Neither control characters nor sequences are left; of these, colours where they are wanted."""
+    assert not CONTROLS.intersection(harmless(text, colours=False)) - {"\t", "\n"}
+    assert not CONTROLS.intersection(one_line(text))
+    coloured = harmless(text, colours=True)
+    assert not CONTROLS.intersection(COLOUR.sub("", coloured)) - {"\t", "\n"}
+
+
+@given(st.text())
+def test_json_holds_no_control_character_and_loses_nothing(text: str) -> None:
+    line = as_json(event(content=text))
+    assert not CONTROLS.intersection(line)
+    assert json.loads(line)["content"] == text
+
+
+def test_a_terminal_gets_no_raw_line_in_any_look() -> None:
+    bare = Look(framed=False, colours=False, terminal=True)
+    assert shown(bare, event(content="\x1b[2Ja\x1b[31mb"))[0] == "a\x1b[31mb\n"
+
+
+def test_the_spinner_prints_no_sequences() -> None:
+    spinner = Spinner("waiting")
+    spinner.say("50 %\x1b]0;title\x07\x1b[2J\x9b1m")
+    try:
+        assert spinner.label.startswith("50 % · ")
+    finally:
+        spinner.stop()
+
+
+def test_a_row_is_one_line_with_all_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """What users choose, such as labels, breaks neither lines nor columns."""
+    table(("A", "B"), [("one\ntwo\tthree\x1b[2J", "x\r\u2028y")])
+    fields([("name", "one\n!! forged")])
+    assert capsys.readouterr().out == "one two three\tx  y\nname  one !! forged\n"
 
 
 def test_progress_updates_leave_only_the_last() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from app.models import Run, RunKind, RunStatus
-from app.worker.take_over import Verdict, judge
+from app.worker.take_over import Verdict, alone_from, judge, redelivered
 
 NOW = 1_000_000_000
 QUEUED = Run("r", "u", RunKind.STEPS, RunStatus.QUEUED, {}, created_at=0)
@@ -63,3 +63,10 @@ def test_a_cancel_request_goes_before_everything_but_a_live_owner(run: Run) -> N
     assert verdict(replace(run, cancel_requested_at=1)) is Verdict.CANCEL
     if run.status is RunStatus.RUNNING:
         assert verdict(replace(run, cancel_requested_at=1), owner_alive=True) is Verdict.DROP
+
+
+@pytest.mark.parametrize(("most", "alone"), [(0, 1), (1, 1), (2, 1), (3, 2), (100, 99)])
+def test_the_last_two_redeliveries_run_alone(most: int, alone: int) -> None:
+    assert alone_from(most) == alone
+    assert redelivered(replace(RUNNING, redeliveries=1)) == 2
+    assert redelivered(replace(QUEUED, redeliveries=1)) == 1

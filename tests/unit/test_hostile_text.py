@@ -1,0 +1,392 @@
+"""Text of users costs time and memory in proportion to its length, wherever it goes.
+
+An expression of `re`, or a loop of our own, that is worse than linear is a way to stop a process with
+one line: `re` holds the GIL. `READERS` holds each function that meets such text, with the expressions
+that see it; an expression that stands neither there nor in `OF_THE_OPERATOR` fails a test.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.agent.fences import fenced_blocks, read_block
+from app.ansi import harmless, one_line, strip_ansi
+from app.commands.redis import quoted
+from app.commands.render import as_json
+from app.cron import next_tick
+from app.db.clean import clean, to_json
+from app.errors import TailrunError
+from app.execution.levels import level_of
+from app.execution.output import LineSplitter
+from app.k8s.frames import Cursor, Frames, RawLines
+from app.k8s.quantities import amount
+from app.log_filter import LogFilter
+from app.models import Event, EventType, Stream
+from app.paths import normalise, run_key
+from app.projects import ProjectConfig, check_project, is_project_id
+from app.redis.queue import run_id_of
+from app.routes.file_headers import byte_range, content_type, disposition
+from app.routes.progress import collapse_entries
+from app.routes.schemas import RETRY_CODES, NewRun, NewToken
+from app.routes.stream_formats import Format, encoding
+from app.tasks.declarations import PLACE
+from app.variables import check_env
+from app.webhook_url import checked
+from tailrun import Event as ClientEvent
+from tailrun.sse import SSEParser
+from toolbox.frames import Frames as PodFrames
+from toolbox.frames import Stream as PodStream
+
+ROOT = Path(__file__).parents[2]
+SHORT, FACTOR = 2_000, 8
+MOST_GROWTH = 3 * FACTOR
+"""Linear is `FACTOR`, quadratic `FACTOR` squared."""
+LEAST_S = 0.0005
+LEAST_BYTES = 400_000
+
+pytestmark = pytest.mark.timeout(600)
+
+
+# -- what meets text of users ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A function that meets text of users, and the expressions (`file:NAME`) that see it there."""
+
+    read: Callable[[str], object]
+    expressions: tuple[str, ...] = ()
+
+
+def levels(text: str) -> None:
+    for first in ("", "{", "[", "E", "l", "2026-11-20 ", "\x1b[1m"):
+        level_of(first + text)
+
+
+def splitter(text: str) -> None:
+    """Whole, and in small pieces, as a pipe may bring it."""
+    data = text.encode("utf-8", "replace")
+    for size in (len(data) or 1, 500):
+        lines = LineSplitter(Stream.STDOUT, max_line_bytes=1000)
+        for at in range(0, len(data), size):
+            lines.feed(data[at : at + size], at / 1000)
+            lines.tick(at / 1000)
+        lines.finish()
+
+
+def pod_log(text: str) -> None:
+    stamp = b"2026-11-20T12:00:00.123456789Z "
+    raw = text.encode("utf-8", "replace")
+    for line in (raw, orjson.dumps({"n": 1, "s": "o", "t": 1, "d": raw.decode()})):
+        Frames(1, Cursor.parse(text, 1)).read([stamp + line], 0)
+        RawLines(1, Cursor()).read([stamp + line], 0)
+    stream = PodStream(PodFrames(), "o")
+    for at in range(0, len(raw), 1000):
+        stream.feed(raw[at : at + 1000], 1)
+    stream.end(1)
+
+
+def plans(text: str) -> None:
+    for prompt in (text, f"```yaml\n{text}", f"```json\n{text}", f"   ~~~{text}`"):
+        for block in list(fenced_blocks(prompt))[:3]:
+            with suppress(Exception):
+                read_block(block)
+
+
+def log_line(text: str) -> None:
+    line = clean(text)
+    event = Event(1, EventType.LOG, 0, "r", 1, content=line, data={"cr": True})
+    entries = [(1, event.encode())]
+    collapse_entries(entries)
+    encoding(Format.SSE, strip=True)(entries)
+    LogFilter(q=line[:200]).select([event])
+    to_json({text: text})
+
+
+def terminal(text: str) -> None:
+    strip_ansi(text)
+    one_line(text)
+    harmless(text, colours=True)
+    quoted(text.encode("utf-8", "replace"))
+    body = {"seq": 1, "type": "log", "ts": "2026-11-20T12:00:00Z", "run_id": "r", "attempt": 1}
+    as_json(ClientEvent.of(body | {"content": text}))
+
+
+def file_names(text: str) -> None:
+    for name in (text, text[:900]):
+        with suppress(TailrunError):
+            normalise(name)
+    with suppress(TailrunError):
+        run_key(text, text)
+    with suppress(TailrunError):
+        byte_range(f"bytes={text}", 10)
+    content_type(text.encode("utf-8", "replace").decode())
+    disposition(text.encode("utf-8", "replace").decode())
+
+
+def bodies(text: str) -> None:
+    for body in (
+        {"prompt": text, "run_at": text, "labels": {text: text}, "retry_on": [text, *RETRY_CODES]},
+        {"argv": [text], "env": {text: text}, "webhook_url": text},
+    ):
+        with suppress(ValueError):
+            NewRun.model_validate(body)
+    with suppress(ValueError):
+        NewToken.model_validate({"user_id": text})
+    with suppress(TailrunError):
+        check_env({text: text})
+    with suppress(TailrunError):
+        checked(f"https://{text[:1900]}", allow_private=True)
+    with suppress(TailrunError):
+        next_tick(text, text, 0)
+    with suppress(ValueError):
+        amount(text)
+
+
+def projects(text: str) -> None:
+    is_project_id(text)
+    with suppress(TailrunError):
+        check_project(ProjectConfig(text, paths={text: text}, env={text: text}))
+    PLACE.sub("", text + "${paths." * 100)
+
+
+def entries(text: str) -> None:
+    raw = text.encode("utf-8", "replace")
+    run_id_of(raw)
+    run_id_of(orjson.dumps({"run_id": raw.decode()}))
+
+
+def client(text: str) -> None:
+    data = text.encode("utf-8", "replace")
+    for size in (len(data) or 1, 100):
+        parser = SSEParser()
+        for at in range(0, len(data), size):
+            parser.feed(data[at : at + size])
+
+
+READERS = {
+    "levels": Reader(
+        levels,
+        tuple(
+            f"app/execution/levels.py:{name}"
+            for name in (
+                *("_UPPER", "_ANY_CASE", "_APT", "_KLOG", "_RAISED", "_RAISED_BARE", "_CRASHED", "_COMPILER"),
+                *("_NOTHING", "_BRACKETED", "_AFTER_TIME", "_TIMED", "_FIELD", "_WORD", "_SEQUENCE"),
+                *("_STRING_OR_NESTING", "_NESTED", "_JSON"),
+            )
+        ),
+    ),
+    "splitter": Reader(splitter),
+    "pod log": Reader(pod_log, ("app/k8s/frames.py:_SRC", "app/k8s/frames.py:_ODD")),
+    "plans": Reader(plans, ("app/agent/fences.py:_OPEN", "app/agent/fences.py:_ANY_OPEN")),
+    "log line": Reader(log_line, ("app/db/clean.py:_SURROGATE", "app/db/clean.py:_UNSTORABLE")),
+    "terminal": Reader(terminal, ("app/ansi.py:_SEQUENCE", "app/ansi.py:_COLOUR")),
+    "file names": Reader(
+        file_names,
+        (
+            "app/paths.py:_FORBIDDEN",
+            "app/paths.py:_OWNER",
+            "app/routes/file_headers.py:_RANGE",
+            "app/routes/file_headers.py:disposition",
+        ),
+    ),
+    "bodies": Reader(
+        bodies,
+        (
+            "app/routes/schemas.py:_RFC_3339",
+            "app/routes/schemas.py:_USER",
+            "app/variables.py:_NAME",
+            "app/k8s/quantities.py:_QUANTITY",
+        ),
+    ),
+    "projects": Reader(
+        projects,
+        ("app/projects.py:_ID", "app/projects.py:_PATH_NAME", "app/tasks/declarations.py:PLACE"),
+    ),
+    "entries": Reader(entries, ("app/redis/queue.py:_RUN_ID",)),
+    "client": Reader(client, ("tailrun/sse.py:_LINE_END",)),
+}
+
+BOUNDED = {
+    "app/db/run_store.py:_CURSOR": "a cursor of the query string, which the server bounds",
+    "app/db/schedule_store.py:_CURSOR": "a cursor of the query string, which the server bounds",
+    "app/routes/access.py:_REQUEST_ID": "at most 128 characters match",
+    "app/routes/deps.py:RUN_ID": "of one length",
+    "app/storage/staging.py:KEY": "at most 63 characters match",
+    "app/worker/secrets.py:_SECRET_NAME": "words without repetition; names of variables, 32 kB in all",
+    "tailrun/capture/log_file.py:_RUN_ID": "at most 200 characters match",
+    "toolbox/transfer.py:_CODE": "at most 64 characters match, in the first bytes of a store's answer",
+}
+"""What sees text of users without a reader of its own here, and why it is linear."""
+
+OF_THE_OPERATOR = {
+    "app/commands/settings.py:_LOGIN": "addresses in the settings",
+    "app/embedded/redis_server.py:_VERSION": "what a Redis server says of its version",
+    "app/redis/address.py:_SERVER": "REDIS_URL",
+}
+"""What sees only what the operator wrote."""
+
+ELSEWHERE = ("app/execution/masking.py:",)
+"""Files whose expressions, made anew for each run, have a test of their own (tests/unit/test_masking.py)."""
+
+
+# -- hostile text -----------------------------------------------------------------------------
+
+UNITS = [
+    *('"', "'", '""', 't="" ', 't="', "k=v ", "level", 'level="', '"level":', '"level" ', "{", "}", "[", "]"),
+    *("<", "(", "|", ":", ":1", "(1,", "1,", ": error", " - ", "a.", "aA.", "A", "Error", "npm ", "E ", "/"),
+    *("../", "./", "\\", '\\"', "\\\\", "\x1b", "\x1b[", "\x1b]", "\x1b[0", "\x1b[0m", "\x1b ", "\x1bP"),
+    *("\x9b", "\x9d", "\x90", "\x90a", "\x9d\x1b", "\x07", "\x9c", " ", "\t", "\r", "\r\r\n", "\r\n", "\n"),
+    *("\0", "\ud800", "\udfff\ud800", "\u0301", "e\u0301", "\u2028", "\ufeff", "~", "`", "~~~\n", "```\n"),
+    *("~ ", "` ", "- ", "-", "? ", "&a ", "*a ", "!!a ", "#", "%", "%25", "$", "${", "${paths.", "1", "0."),
+    *("*/1,", ",", "=", "data:", "data: x\n", "id:\n", "retry: 1", "error: none ", "-----BEGIN ", "💥", "ß"),
+]
+ENDS = ["", '!"`']
+
+
+def hostile(unit: str, end: str, length: int, start: str = "") -> str:
+    return start + unit * (length // len(unit)) + end
+
+
+def spent_s(read: Callable[[str], object], text: str, repetitions: int = 3) -> float:
+    """Return the least CPU time of this thread: other processes do not count."""
+    least = float("inf")
+    for _ in range(repetitions):
+        before = time.thread_time()
+        read(text)
+        least = min(least, time.thread_time() - before)
+    return least
+
+
+def growth(
+    read: Callable[[str], object], make: Callable[[int], str], looks: tuple[int, ...] = (1, 3, 9)
+) -> float:
+    """Return how much longer `FACTOR` times the text takes; looked at again before it is believed."""
+    found = float("inf")
+    for repetitions in looks:
+        short = spent_s(read, make(SHORT), repetitions)
+        found = min(found, spent_s(read, make(SHORT * FACTOR), repetitions) / max(short, LEAST_S))
+        if found <= MOST_GROWTH:
+            break
+    return found
+
+
+def peak_bytes(read: Callable[[str], object], text: str) -> int:
+    tracemalloc.start()
+    try:
+        read(text)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_time_grows_as_the_text_does(name: str) -> None:
+    read = READERS[name].read
+    read("warm")
+    for unit in UNITS:
+        for end in ENDS:
+            found = growth(read, lambda n, unit=unit, end=end: hostile(unit, end, n))
+            assert found <= MOST_GROWTH, f"{unit!r} again and again, then {end!r}: {found:.0f} times as long"
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_memory_grows_as_the_text_does(name: str) -> None:
+    read = READERS[name].read
+    read("warm")
+    for unit in UNITS:
+        short = peak_bytes(read, hostile(unit, "", SHORT))
+        long = peak_bytes(read, hostile(unit, "", SHORT * FACTOR))
+        assert long <= MOST_GROWTH * max(short, LEAST_BYTES), f"{unit!r}: {short} to {long} bytes"
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_time_grows_as_made_up_text_does(name: str) -> None:
+    """Fragments that nobody thought of, one behind the other."""
+    fragment = st.lists(st.sampled_from(UNITS) | st.text(max_size=4), min_size=1, max_size=4).map("".join)
+
+    @settings(max_examples=15, deadline=None)
+    @given(start=fragment, unit=fragment.filter(bool), end=fragment)
+    def holds(start: str, unit: str, end: str) -> None:
+        found = growth(READERS[name].read, lambda n: hostile(unit, end, n, start))
+        assert found <= MOST_GROWTH, f"{found:.0f} times as long"
+
+    holds()
+
+
+def test_worse_than_linear_is_found() -> None:
+    """The measure itself can fail."""
+    assert growth(lambda text: re.search("a*b", text), lambda n: hostile("a", "", n), (3,)) > MOST_GROWTH
+
+
+# -- no expression without a reader -----------------------------------------------------------
+
+
+def expressions() -> Iterator[str]:
+    """Yield `file:NAME` for each use of `re`, by the name it is given, or the function it stands in."""
+    for file in sorted(
+        path for part in ("app", "tailrun", "toolbox") for path in (ROOT / part).rglob("*.py")
+    ):
+        tree = ast.parse(file.read_text())
+        for where, node in _placed(tree, "<module>"):
+            if isinstance(node, ast.Call) and _is_re(node.func):
+                yield f"{file.relative_to(ROOT)}:{where}"
+
+
+def _placed(node: ast.AST, where: str) -> Iterator[tuple[str, ast.AST]]:
+    for child in ast.iter_child_nodes(node):
+        inner = where
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = child.name
+        elif where == "<module>" and isinstance(child, ast.Assign) and isinstance(child.targets[0], ast.Name):
+            inner = child.targets[0].id
+        elif where == "<module>" and isinstance(child, ast.AnnAssign) and isinstance(child.target, ast.Name):
+            inner = child.target.id
+        yield inner, child
+        yield from _placed(child, inner)
+
+
+def _is_re(func: ast.expr) -> bool:
+    named = isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name) and func.value.id == "re"
+    return named and isinstance(func, ast.Attribute) and func.attr not in {"escape", "error"}
+
+
+def test_every_expression_is_registered() -> None:
+    """A new one is fed with hostile text here, or it is said why it needs none."""
+    read = {name for reader in READERS.values() for name in reader.expressions}
+    known = read | BOUNDED.keys() | OF_THE_OPERATOR.keys()
+    found = {name for name in expressions() if not name.startswith(ELSEWHERE)}
+    assert found - known == set(), "give it a reader in READERS"
+    assert known - found == set(), "these are gone"
+
+
+def test_re_is_imported_by_its_name_alone() -> None:
+    """Or the test above would not see it."""
+    for part in ("app", "tailrun", "toolbox"):
+        for file in (ROOT / part).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.ImportFrom):
+                    assert node.module != "re", file
+                elif isinstance(node, ast.Import):
+                    assert all(name.name != "re" or name.asname is None for name in node.names), file
+
+
+def test_a_plan_that_is_none_is_told_soon() -> None:
+    """The refusal of a long block is bounded too: its message holds no more than a part of it."""
+    for unit in ("[", "- a: &b *b\n", "9"):
+        for kind in ("yaml", "json"):
+            [block] = fenced_blocks(f"```{kind}\n{unit * 50_000}")
+            with suppress(Exception):
+                read_block(block)
