@@ -163,8 +163,10 @@ def _put_marker(connection: Connection, run: EndedRun, last: int, now: int, arch
 def _delete_last_rows(connection: Connection, run: EndedRun, packed: int, last: int) -> int:
     """Delete the highest rows between the chunks and the marker."""
     old = (_LINE.run_id == run.run_id, _LINE.seq > packed, _LINE.seq < last)
-    highest = select(_LINE.seq).where(*old).order_by(_LINE.seq.desc()).limit(_ROWS_AT_ONCE).subquery()
-    first = select(func.min(highest.c.seq)).scalar_subquery()
+    key = (_LINE.run_id, _LINE.seq)  # compared as one, in whose order only the key's index reads
+    inside = (tuple_(*key) > tuple_(run.run_id, packed), tuple_(*key) < tuple_(run.run_id, last))
+    highest = select(_LINE.seq).where(*inside).order_by(*(column.desc() for column in key))
+    first = select(func.min(highest.limit(_ROWS_AT_ONCE).subquery().c.seq)).scalar_subquery()
     return connection.execute(delete(log_lines).where(*old, _LINE.seq >= first)).rowcount
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import NoResultFound
 from app.db.clean import clean, clean_or_none
 from app.db.engine import Database
 from app.db.log_rows import insert_from, insert_lines, line_arrays
+from app.db.run_queries import BACKLOG, owner
 from app.db.run_rows import RUN_COLUMNS, WHOLE_RUN, run_values, to_run
 from app.db.tables import runs
 from app.errors import Conflict
@@ -60,11 +61,6 @@ _INSERT_POSTGRES = text(
     f"WITH made AS ({_INSERT}), lines_in AS ({insert_from('made')}) SELECT run_id FROM made",
 )
 
-_BACKLOG = text(  # the state as a constant: the partial index counts only then
-    "SELECT count(*) FROM (SELECT 1 FROM runs WHERE user_id = CAST(:user_id AS text)"
-    " AND status = 'queued' LIMIT CAST(:cap AS integer)) AS waiting"
-)
-
 
 async def create(db: Database, new: NewRun, now: int) -> Created:
     """Insert the run; Conflict when its idempotency key was used for another request."""
@@ -83,7 +79,8 @@ def create_within(connection: Connection, new: NewRun, now: int) -> Created | No
 
 def backlog(connection: Connection, user_id: str, cap: int) -> int:
     """Return how many runs of the user wait, counting no further than `cap`."""
-    return connection.execute(_BACKLOG, {"user_id": user_id, "cap": cap}).scalar_one()
+    values = {"owner": owner(clean(user_id), RunStatus.QUEUED), "cap": cap}
+    return connection.execute(BACKLOG, values).scalar_one()
 
 
 async def find_earlier(db: Database, new: NewRun) -> Created | None:
