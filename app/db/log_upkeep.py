@@ -64,16 +64,14 @@ class LogUpkeep:
         before: int,
         limit: int,
         after: EndedRun | None = None,
-        min_lines: int = 0,
     ) -> list[EndedRun]:
         """Return runs that ended from `since` up to `before`, oldest first, from behind `after`."""
         at, run_id = (since, "") if after is None else (after.ended_at, after.run_id)
         query = (
             select(*_ENDED)
-            .where(_RUN.log_stage.is_(None) if stage is None else _RUN.log_stage == stage)
+            .where(*_in_stage(stage))
             .where(tuple_(_RUN.ended_at, _RUN.run_id) > tuple_(at, run_id), _RUN.ended_at < before)
-            .where(_RUN.log_lines >= min_lines)
-            .order_by(_RUN.ended_at, _RUN.run_id)
+            .order_by(_RUN.log_stage, _RUN.ended_at, _RUN.run_id)  # of one index, or expired runs are read
             .limit(limit)
         )
         rows = await self._db.read_one(lambda connection: connection.execute(query).all())
@@ -100,6 +98,13 @@ class LogUpkeep:
         `archived`: the whole log stands in the run's archive, and the marker shall say so.
         """
         return await self._db.write(lambda connection: _expire(connection, run, now, archived))
+
+
+def _in_stage(stage: str | None) -> tuple[ColumnElement[bool], ...]:
+    """Say it so that the database does not leave the stage out of the order."""
+    if stage is None:
+        return (_RUN.log_stage.is_(None),)
+    return _RUN.log_stage >= stage, _RUN.log_stage <= stage
 
 
 def _rows_to_pack(run: EndedRun, limit: int) -> Any:
