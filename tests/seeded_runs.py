@@ -20,7 +20,7 @@ USERS = 4
 """All runs belong to `ann` (every second one), `user-1`, `user-2`, `user-3`."""
 
 _QUIET = 3
-"""Runs of the quieter time."""
+"""Runs of the quieter time, in which `user-3` had none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class LogUpkeep:
             select(*_ENDED)
             .where(*_in_stage(stage))
             .where(tuple_(_RUN.ended_at, _RUN.run_id) > tuple_(at, run_id), _RUN.ended_at < before)
-            .order_by(_RUN.log_stage, _RUN.ended_at, _RUN.run_id)  # of one index, or expired runs are read
+            .order_by(*_order(stage))
             .limit(limit)
         )
         rows = await self._db.read_one(lambda connection: connection.execute(query).all())
@@ -98,6 +98,12 @@ class LogUpkeep:
         `archived`: the whole log stands in the run's archive, and the marker shall say so.
         """
         return await self._db.write(lambda connection: _expire(connection, run, now, archived))
+
+
+def _order(stage: str | None) -> tuple[ColumnElement[Any], ...]:
+    """Return the order of the index by stage, or all expired runs may be read (by NULL none is in order)."""
+    by_end = (_RUN.ended_at, _RUN.run_id)
+    return by_end if stage is None else (_RUN.log_stage, *by_end)
 
 
 def _in_stage(stage: str | None) -> tuple[ColumnElement[bool], ...]:

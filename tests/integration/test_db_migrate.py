@@ -42,10 +42,16 @@ async def test_migrate_works_inside_of_an_event_loop(database_url: str) -> None:
     assert is_current(database_url)
 
 
+def _is_comparable(_item: object, name: str | None, *_of: object) -> bool:
+    """PostgreSQL tells an expression in words of its own."""
+    return name != "runs_by_owner"
+
+
 @pytest.mark.filterwarnings("ignore:.*expression-based index")
 async def test_the_migrations_make_the_tables_of_the_code(database: Database) -> None:
     def differences(connection: Connection) -> list[object]:
-        return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
+        options = {"compare_type": True, "include_object": _is_comparable}
+        return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
 
     assert await database.read(differences) == []
 

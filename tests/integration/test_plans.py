@@ -132,6 +132,8 @@ async def _live(runs: Any, logs: Any, hooks: Any) -> None:
     new = new_run(idempotency_key="k1", request_hash="h", webhook_url="https://example.org")
     await runs.create(new, NOW)
     assert await runs.earlier(new)
+    unseen = new_run(user_id="user-3", idempotency_key="k2", request_hash="h")
+    assert await runs.earlier(unseen) is None
     [claimed] = await runs.claim([new.run_id], "w-1", NOW)
     run = await runs.take_over(claimed, "w-2", NOW)
     fence = Fence(new.run_id, run.attempt, "w-2")
@@ -167,14 +169,14 @@ async def _deliver(hooks: Any, run_id: str) -> None:
 
 async def _look(runs: Any) -> None:
     """Every list with every filter and its second page, and what metrics and the leader ask."""
-    for user in (None, "ann", "user-1", "nobody"):
+    for user in (None, "ann", "user-1", "user-3", "nobody"):
         for status in (None, *RunStatus):
             found, cursor = await runs.list(user_id=user, status=status, limit=20)
             assert all(run.status is status for run in found if status)
             if cursor is not None:
                 older, _ = await runs.list(user_id=user, status=status, limit=20, cursor=cursor)
                 assert older[0].created_at <= found[-1].created_at
-    for user in ("ann", "user-1", "nobody"):
+    for user in ("ann", "user-1", "user-3", "nobody"):
         await runs.backlog(user, 50)
     for status in (RunStatus.QUEUED, RunStatus.RUNNING):
         assert await runs.open_runs(status, 50, await _middle(runs, status))
