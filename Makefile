@@ -9,7 +9,7 @@ DEV := $(VENV)/.ready-dev
 IMAGE ?= tailrun
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-deep test-deploy chaos check bench bench-stream bench-ingest bench-queue bench-runs bench-tools load build manifests compose-up compose-down clean lock
+.PHONY: help demo up down test test-deep test-deploy chaos check bench bench-stream bench-ingest bench-queue bench-runs bench-backlog bench-tools load build manifests compose-up compose-down clean lock
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,9 @@ bench-ingest: $(DEV) ## measure from the pipe to database and watcher; writes do
 
 bench-queue: $(DEV) ## compare the queue with raw Redis, BullMQ, saq, taskiq, arq; writes docs/benchmarks-queue.md
 	@$(BIN)/python bench/queues.py
+
+bench-backlog: $(DEV) ## measure with a million runs behind and 100 000 before it; writes docs/benchmarks-backlog.md
+	@$(BIN)/python bench/backlog.py
 
 bench-tools: $(DEV) ## measure tool runs on the cluster of KUBECONFIG; writes docs/benchmarks-tools.md
 	@$(BIN)/python bench/tools.py

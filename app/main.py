@@ -70,6 +70,7 @@ from app.routes.backlog import Backlog
 from app.routes.deps import Services, now_us
 from app.routes.health import OK, ReadyCheck
 from app.routes.log_history import LogHistory
+from app.routes.run_counts import RunCounts
 from app.storage.factory import open_workspaces
 from app.tasks.file import BadTasksFile, load
 from app.tasks.types import TaskTypes
@@ -256,6 +257,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async with AsyncExitStack() as stack:
         services = _open(app.state.settings, app.state.task_types, stack)
         app.state.services = services
+        app.state.run_counts = RunCounts(services.runs.counts)
+        stack.push_async_callback(app.state.run_counts.close)
         app.state.ready_check = ReadyCheck(services)
         await app.state.ready_check()  # at most 2 s; whatever it says, serve
         for work in (_watch_readiness(app.state.ready_check), _purge_tokens(services)):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg
 import pytest
 from hypothesis import settings
-from postgres_server import PostgresServer
+from postgres_server import PostgresServer, postgres_database
 from servers import RedisServer
 
 from app.db.engine import Database
@@ -43,27 +40,17 @@ def postgres_base_url() -> Iterator[str]:
     server.close()
 
 
-@contextmanager
-def _postgres_database(base_url: str, template: str = "template1") -> Iterator[str]:
-    name = f"t_{uuid.uuid4().hex}"
-    with psycopg.connect(base_url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
-    yield base_url.rsplit("/", 1)[0] + "/" + name
-    with psycopg.connect(base_url, autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
-
-
 @pytest.fixture
 def postgres_url(postgres_base_url: str) -> Iterator[str]:
     """A fresh, empty PostgreSQL database."""
-    with _postgres_database(postgres_base_url) as url:
+    with postgres_database(postgres_base_url) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres_base_url: str) -> Iterator[str]:
     """The name of a database that has the tables and is empty, to be copied."""
-    with _postgres_database(postgres_base_url) as url:
+    with postgres_database(postgres_base_url) as url:
         migrate(url)
         yield url.rsplit("/", 1)[1]
 
@@ -96,7 +83,7 @@ def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield f"sqlite:///{tmp_path / 'tailrun.db'}"
         return
     base_url, template = map(request.getfixturevalue, ("postgres_base_url", "postgres_template"))
-    with _postgres_database(base_url, template) as url:
+    with postgres_database(base_url, template) as url:
         yield url
 
 

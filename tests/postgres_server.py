@@ -16,6 +16,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,19 @@ class PostgresServer:
         reply = self._guard.stdout.readline().strip()
         assert reply, f"PostgreSQL: {command} failed, see stderr"
         return reply
+
+
+@contextmanager
+def postgres_database(base_url: str, template: str = "template1") -> Iterator[str]:
+    """A database of one's own, made as a copy of `template`."""
+    import psycopg  # noqa: PLC0415 - the guard does without
+
+    name = f"t_{uuid.uuid4().hex}"
+    with psycopg.connect(base_url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
+    yield base_url.rsplit("/", 1)[0] + "/" + name
+    with psycopg.connect(base_url, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
 
 
 class _Guard:

@@ -75,7 +75,7 @@ async def _drive_queue(clients: RedisClients, lease: LeaseClient) -> None:
     await queue.depth()
     await queue.worker_alive("w1")
     await queue.worker_gone("w1")
-    await queue.known_runs()
+    assert [page async for page in queue.known_runs()]
     await queue.time_us()
     assert (await ticks.tick()).due == 3
     await ticks.lead("reconciler", "w1", 5)

@@ -79,10 +79,15 @@ def sqlite_engine(url: str, *, pool_size: int) -> Engine:
 def postgres_engine(url: str, *, pool_size: int, bounded: bool = True) -> AsyncEngine:
     """Return an engine whose pool drops connections that the server has closed before they are used.
 
-    `bounded` has the server itself end transactions and waits that take too long (see `server_limits`).
+    `bounded` ends statements, transactions and waits that take too long, also in the server itself (see
+    `server_limits`).
     """
     arguments = asyncpg_arguments(url)
-    limits = server_limits(arguments["dsn"]) if bounded else ""
+    limits = ""
+    if bounded:
+        limits = server_limits(arguments["dsn"])
+    else:  # a migration takes as long as it takes
+        arguments["command_timeout"] = None
 
     async def connect() -> Any:
         connection = await asyncpg.connect(**arguments)

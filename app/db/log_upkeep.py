@@ -65,16 +65,14 @@ class LogUpkeep:
         before: int,
         limit: int,
         after: EndedRun | None = None,
-        min_lines: int = 0,
     ) -> list[EndedRun]:
         """Return runs that ended from `since` up to `before`, oldest first, from behind `after`."""
         at, run_id = (since, "") if after is None else (after.ended_at, after.run_id)
         query = (
             select(*_ENDED)
-            .where(_RUN.log_stage.is_(None) if stage is None else _RUN.log_stage == stage)
+            .where(*_in_stage(stage))
             .where(tuple_(_RUN.ended_at, _RUN.run_id) > tuple_(at, run_id), _RUN.ended_at < before)
-            .where(_RUN.log_lines >= min_lines)
-            .order_by(_RUN.ended_at, _RUN.run_id)
+            .order_by(*_order(stage))
             .limit(limit)
         )
         rows = await self._db.read_one(lambda connection: connection.execute(query).all())
@@ -101,6 +99,19 @@ class LogUpkeep:
         `archived`: the whole log stands in the run's archive, and the marker shall say so.
         """
         return await self._db.write(lambda connection: _expire(connection, run, now, archived))
+
+
+def _order(stage: str | None) -> tuple[ColumnElement[Any], ...]:
+    """Return the order of the index by stage, or all expired runs may be read (by NULL none is in order)."""
+    by_end = (_RUN.ended_at, _RUN.run_id)
+    return by_end if stage is None else (_RUN.log_stage, *by_end)
+
+
+def _in_stage(stage: str | None) -> tuple[ColumnElement[bool], ...]:
+    """Say it so that the database does not leave the stage out of the order."""
+    if stage is None:
+        return (_RUN.log_stage.is_(None),)
+    return _RUN.log_stage >= stage, _RUN.log_stage <= stage
 
 
 def _rows_to_pack(run: EndedRun, limit: int) -> Any:
@@ -164,8 +175,10 @@ def _put_marker(connection: Connection, run: EndedRun, last: int, now: int, arch
 def _delete_last_rows(connection: Connection, run: EndedRun, packed: int, last: int) -> int:
     """Delete the highest rows between the chunks and the marker."""
     old = (_LINE.run_id == run.run_id, _LINE.seq > packed, _LINE.seq < last)
-    highest = select(_LINE.seq).where(*old).order_by(_LINE.seq.desc()).limit(_ROWS_AT_ONCE).subquery()
-    first = select(func.min(highest.c.seq)).scalar_subquery()
+    key = (_LINE.run_id, _LINE.seq)  # compared as one, in whose order only the key's index reads
+    inside = (tuple_(*key) > tuple_(run.run_id, packed), tuple_(*key) < tuple_(run.run_id, last))
+    highest = select(_LINE.seq).where(*inside).order_by(*(column.desc() for column in key))
+    first = select(func.min(highest.limit(_ROWS_AT_ONCE).subquery().c.seq)).scalar_subquery()
     return connection.execute(delete(log_lines).where(*old, _LINE.seq >= first)).rowcount
 
 

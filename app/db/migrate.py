@@ -1,8 +1,8 @@
 """Bring the database to this release's tables, also when several processes start at once.
 
 The lock (SQLite: the write lock, PostgreSQL: an advisory lock) is held for the whole upgrade, which
-is one transaction. A database that a newer release has migrated is left alone: migrations only
-expand, so this release still works on it.
+is one transaction; on PostgreSQL large indexes are built after it (see `online_indexes`). A database
+that a newer release has migrated is left alone: migrations only expand, so this release still works on it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from app.db.connect import BUSY_TIMEOUT_S, dialect_of, postgres_engine, sqlite_engine, sqlite_path
 from app.db.faults import storage_errors
+from app.db.online_indexes import build_missing
 from app.errors import StorageError
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ def migrate(url: str) -> None:
     if dialect_of(url) == "sqlite":
         sqlite_path(url).parent.mkdir(parents=True, exist_ok=True)
     _run(url, _upgrade, begin="BEGIN IMMEDIATE")
+    if dialect_of(url) == "postgresql":
+        _run(url, _build_indexes, begin="")
 
 
 def is_current(url: str) -> bool:
@@ -57,13 +60,25 @@ def _upgrade(connection: Connection) -> None:
         command.upgrade(_config(connection), "head")
 
 
+def _build_indexes(connection: Connection) -> None:
+    connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+    if _found_and_head(connection)[0] in _known(connection):  # else a newer release may have dropped some
+        build_missing(connection)
+
+
 def _is_current(connection: Connection) -> bool:
+    found, head = _found_and_head(connection)
+    return found is not None and (found == head or found not in _known(connection))
+
+
+def _found_and_head(connection: Connection) -> tuple[str | None, str | None]:
     found = MigrationContext.configure(connection).get_current_revision()
-    if found is None:
-        return False
+    return found, ScriptDirectory.from_config(_config(connection)).get_current_head()
+
+
+def _known(connection: Connection) -> set[str]:
     script = ScriptDirectory.from_config(_config(connection))
-    known = {revision.revision for revision in script.walk_revisions()}
-    return found == script.get_current_head() or found not in known
+    return {revision.revision for revision in script.walk_revisions()}
 
 
 def _config(connection: Connection) -> Config:
@@ -102,7 +117,9 @@ def _run_sqlite(url: str, work: Callable[[Connection], T], begin: str) -> T:
 async def _run_postgres(url: str, work: Callable[[Connection], T]) -> T:
     engine = postgres_engine(url, pool_size=1, bounded=False)
     try:
-        async with engine.begin() as connection:
-            return await connection.run_sync(work)
+        async with engine.connect() as connection:
+            result = await connection.run_sync(work)
+            await connection.commit()
+            return result
     finally:
         await engine.dispose()

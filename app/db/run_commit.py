@@ -2,7 +2,8 @@
 
 The transaction begins with an UPDATE of the run's row that only the current attempt's worker can do,
 and only from the sequence number it believes to be the last. On PostgreSQL everything is one
-statement (the UPDATE is a CTE that the INSERTs hang on): one round trip, and either all or nothing.
+statement (the UPDATE is a CTE that the INSERTs hang on): one round trip, and either all or nothing. As in
+`run_claim` its test of the status is an expression, so that only the run's id leads to the row.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _FENCE = """UPDATE runs SET last_seq = CAST(:top AS bigint),
  log_lines = log_lines + CAST(:lines AS bigint), log_size = log_size + CAST(:size AS bigint),
  truncated = (truncated OR CAST(:cut AS boolean)){outcome}
  WHERE run_id = CAST(:run_id AS text) AND attempt = CAST(:attempt AS integer)
- AND worker_id = CAST(:worker_id AS text) AND status = 'running' AND last_seq = CAST(:after AS bigint)
+ AND worker_id = CAST(:worker_id AS text) AND status || '' = 'running' AND last_seq = CAST(:after AS bigint)
  RETURNING cancel_requested_at, run_id, webhook_url"""
 _FENCE_OUTCOME = """, status = CAST(:status AS text), exit_code = CAST(:exit_code AS integer),
  error = CAST(:error AS text), next_attempt_at = CAST(:next_attempt_at AS bigint),

@@ -12,6 +12,7 @@ from sqlalchemy.exc import NoResultFound
 from app.db.clean import clean, clean_or_none
 from app.db.engine import Database
 from app.db.log_rows import insert_from, insert_lines, line_arrays
+from app.db.run_queries import BACKLOG, owner
 from app.db.run_rows import RUN_COLUMNS, WHOLE_RUN, run_values, to_run
 from app.db.tables import runs
 from app.errors import Conflict
@@ -61,17 +62,6 @@ _INSERT_POSTGRES = text(
 )
 
 
-def _count(state: str) -> str:
-    """Return a count from the state's partial index, which serves only where the state is a constant."""
-    return (
-        "(SELECT count(*) FROM (SELECT 1 FROM runs WHERE user_id = CAST(:user_id AS text)"
-        f" AND status = '{state}' LIMIT CAST(:cap AS integer)) AS {state})"
-    )
-
-
-_BACKLOG = text(f"SELECT {_count('queued')} + {_count('created')}")
-
-
 async def create(db: Database, new: NewRun, now: int) -> Created:
     """Insert the run; Conflict when its idempotency key was used for another request."""
     run, events = _first_state(new, now)
@@ -89,7 +79,9 @@ def create_within(connection: Connection, new: NewRun, now: int) -> Created | No
 
 def backlog(connection: Connection, user_id: str, cap: int) -> int:
     """Return how many runs of the user wait or are held, counting no further than `cap`."""
-    return min(cap, connection.execute(_BACKLOG, {"user_id": user_id, "cap": cap}).scalar_one())
+    user = clean(user_id)
+    values = {"queued": owner(user, RunStatus.QUEUED), "held": owner(user, RunStatus.CREATED), "cap": cap}
+    return connection.execute(BACKLOG, values).scalar_one()
 
 
 async def find_earlier(db: Database, new: NewRun) -> Created | None:

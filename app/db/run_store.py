@@ -1,23 +1,26 @@
 """The runs: the one place that makes a run and changes its status.
 
-A façade over its parts: `run_create`, `run_claim` (who owns it), `run_commit` (what the owner writes)
-and `run_change` (what others may do). Every call may raise `StorageError`.
+A façade over its parts: `run_create`, `run_claim` (who owns it), `run_commit` (what the owner writes),
+`run_change` (what others may do) and `run_queries` (questions about many). Every call may raise
+`StorageError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import builtins
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Select, func, select, tuple_
+from sqlalchemy import Connection, Executable, func, select
 
-from app.db import run_change, run_claim, run_commit, run_create
+from app.db import run_change, run_claim, run_commit, run_create, run_queries
 from app.db.engine import Database
 from app.db.lenient import from_json, read_cursor, word
 from app.db.run_batch import Batch, Committed, Cut, Outcome
 from app.db.run_change import Changed
 from app.db.run_create import Created, NewRun
+from app.db.run_queries import OpenRun
 from app.db.run_rows import WHOLE_RUN, WHOLE_STEP, WITHOUT_SPEC, to_run, to_step
 from app.db.tables import log_lines, runs, steps
 from app.line_batch import SRC
@@ -69,14 +72,9 @@ class RunStore:
         cursor: str | None = None,
     ) -> tuple[list[Run], str | None]:
         """Return a page, newest first, with empty specs, and the cursor of the next page."""
-        query = select(*WITHOUT_SPEC).order_by(runs.c.created_at.desc(), runs.c.run_id.desc())
-        if user_id is not None:
-            query = query.where(runs.c.user_id == user_id)
-        if status is not None:
-            query = query.where(runs.c.status == status)
-        if cursor is not None:
-            query = query.where(tuple_(runs.c.created_at, runs.c.run_id) < tuple_(*read_cursor(cursor)))
-        page = [to_run(row) for row in await self._select(query.limit(limit + 1))]
+        before = None if cursor is None else read_cursor(cursor)
+        query = run_queries.page(user_id, status, limit + 1, before, self._db.dialect)
+        page = [to_run(row) for row in await self._select(query)]
         if len(page) <= limit:
             return page, None
         last = page[limit - 1]
@@ -164,28 +162,27 @@ class RunStore:
         found = (from_json(row[0], {}, "log_lines.data").get(SRC) for row in rows)
         return next((src for src in found if src is not None), None)
 
-    async def queued(self, now: int, *, due_only: bool, limit: int, after_id: str = "") -> list[Run]:
-        """Return queued runs by id from after `after_id`, with empty specs."""
-        query = _in_state(RunStatus.QUEUED, limit, after_id)
-        if due_only:
-            query = query.where(runs.c.next_attempt_at.is_(None) | (runs.c.next_attempt_at <= now))
-        return [to_run(row) for row in await self._select(query)]
+    async def open_runs(self, status: RunStatus, limit: int, after_id: str = "") -> builtins.list[OpenRun]:
+        """Return runs in a state by id from after `after_id`: what the reconciler compares."""
+        return [OpenRun(*row) for row in await self._select(run_queries.open_runs(status, limit, after_id))]
 
-    async def running(self, limit: int, after_id: str = "") -> list[Run]:
-        """Return running runs by id from after `after_id`, with empty specs."""
-        return [to_run(row) for row in await self._select(_in_state(RunStatus.RUNNING, limit, after_id))]
+    async def many(self, run_ids: Sequence[str]) -> builtins.list[Run]:
+        """Return those runs that exist, in any order, with empty specs."""
+        found = await self._select(select(*WITHOUT_SPEC).where(runs.c.run_id.in_(run_ids)))
+        return [to_run(row) for row in found]
 
-    async def counts(self) -> dict[RunStatus, int]:
-        """Return how many runs there are in each state that has any."""
-        query = select(runs.c.status, func.count()).group_by(runs.c.status)
-        return {word(RunStatus, status): count for status, count in await self._select(query)}
+    async def running_on(self, worker_id: str) -> builtins.list[Run]:
+        """Return the runs that a worker owns by their rows."""
+        return [to_run(row) for row in await self._select(run_queries.running_on(worker_id))]
+
+    async def counts(self, states: Collection[RunStatus] = frozenset(RunStatus)) -> dict[RunStatus, int]:
+        """Return how many runs there are in each of the states that has any; reads them all."""
+        found = await self._select(run_queries.counts(states))
+        return {word(RunStatus, status): count for status, count in found}
 
     async def oldest_queued_at(self) -> int | None:
         """Return since when the run waits that has waited longest."""
-        query = select(func.min(func.coalesce(runs.c.next_attempt_at, runs.c.queued_at))).where(
-            runs.c.status == RunStatus.QUEUED
-        )
-        return (await self._select(query))[0][0]
+        return (await self._select(run_queries.OLDEST_QUEUED))[0][0]
 
     async def backlog(self, user_id: str, cap: int) -> int:
         """Return how many runs of the user wait or are held, counting no further than `cap`."""
@@ -211,8 +208,3 @@ class RunStore:
             return connection.execute(query).all()
 
         return await self._db.read_one(work)
-
-
-def _in_state(status: RunStatus, limit: int, after_id: str) -> Select[*tuple[Any, ...]]:
-    query = select(*WITHOUT_SPEC).where(runs.c.status == status, runs.c.run_id > after_id)
-    return query.order_by(runs.c.run_id).limit(limit)

@@ -7,7 +7,7 @@ dead letters in `dead`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from app.redis.scripts import Script
 
 _MARK_TTL_S = 60
 _PUSH_BATCH = 500
+_READ_AT_ONCE = 500
 _RUN_ID = re.compile(r"[!-~]{1,64}")
 
 # KEYS  1 jobs:mark:<run_id>:<n>  2 jobs:pending
@@ -162,17 +163,31 @@ class Queue:
         hold_ms = int(tick.split()[1]) if tick else now_ms + 1
         return (deadline is None or deadline <= now_ms) and hold_ms <= now_ms
 
-    async def known_runs(self) -> set[str]:
-        """Return the run ids of all entries that wait or are held, for the reconciler."""
+    async def known_runs(self) -> AsyncIterator[list[str]]:
+        """Yield the run ids of all entries that wait or are held, page by page, for the reconciler.
+
+        Entries move on meanwhile. Each place is read from the end at which they come in, and before the
+        place to which they go: one that moves may come twice. (A reaper or an ack can hide one; it is
+        pushed once more then, which is harmless.)
+        """
+        keys = self._keys
         with guard():
-            workers = await self._redis.zrange(self._keys.workers(), 0, -1)
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.lrange(self._keys.pending(), 0, -1)
-                pipe.zrange(self._keys.delayed(), 0, -1)
-                for worker in workers:
-                    pipe.lrange(self._keys.processing(worker.decode()), 0, -1)
-                groups = await pipe.execute()
-        return {run_id for group in groups for raw in group if (run_id := run_id_of(raw)) is not None}
+            workers = await self._redis.zrange(keys.workers(), 0, -1)
+        async for page in self._pages(lambda first, last: self._redis.zrevrange(keys.delayed(), first, last)):
+            yield page
+        for key in (keys.pending(), *(keys.processing(worker.decode()) for worker in workers)):
+            async for page in self._pages(lambda first, last, key=key: self._redis.lrange(key, first, last)):
+                yield page
+
+    async def _pages(self, read: Callable[[int, int], Awaitable[list[bytes]]]) -> AsyncIterator[list[str]]:
+        first = 0
+        while True:
+            with guard():
+                entries = await read(first, first + _READ_AT_ONCE - 1)
+            yield [run_id for raw in entries if (run_id := run_id_of(raw)) is not None]
+            if len(entries) < _READ_AT_ONCE:
+                return
+            first += _READ_AT_ONCE
 
     async def time_us(self) -> int:
         """Return Redis TIME in microseconds."""

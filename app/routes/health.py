@@ -12,9 +12,9 @@ from starlette.requests import HTTPConnection
 
 from app.db.migrate import ensure_current
 from app.errors import StorageError
-from app.models import RunStatus
 from app.redis.server_report import ServerReport
 from app.routes.deps import CurrentServices, Services, admin_calls, now_us
+from app.routes.run_counts import RunCounts
 from app.routes.schemas import Health, Readiness
 from app.routes.views import answer
 from app.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, READY, RUNS, WORKERS
@@ -59,6 +59,11 @@ def ready_check(conn: HTTPConnection) -> ReadyCheck:
     return conn.app.state.ready_check
 
 
+def run_counts(conn: HTTPConnection) -> RunCounts:
+    """Return the counts of the app that serves this request."""
+    return conn.app.state.run_counts
+
+
 @router.get("/healthz", response_model=Health)
 async def healthz() -> Response:
     """Say that the process answers, whatever else is down."""
@@ -79,10 +84,14 @@ async def readyz(
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(services: CurrentServices, check: Annotated[ReadyCheck, Depends(ready_check)]) -> Response:
+async def metrics(
+    services: CurrentServices,
+    check: Annotated[ReadyCheck, Depends(ready_check)],
+    counts: Annotated[RunCounts, Depends(run_counts)],
+) -> Response:
     """Return all figures in Prometheus' text format; what cannot be asked just now keeps its last value."""
     await asyncio.gather(
-        _ask(lambda: _count_runs(services)), _ask(lambda: _count_queue(services)), _count_ready(check)
+        _ask(lambda: _count_runs(services, counts)), _ask(lambda: _count_queue(services)), _count_ready(check)
     )
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
@@ -98,10 +107,9 @@ async def _ask(what: Callable[[], Awaitable[Any]]) -> str:
     return OK
 
 
-async def _count_runs(services: Services) -> None:
-    counts = await services.runs.counts()
-    for status in RunStatus:
-        RUNS.labels(status).set(counts.get(status, 0))
+async def _count_runs(services: Services, counts: RunCounts) -> None:
+    for status, count in (await counts.look()).items():
+        RUNS.labels(status).set(count)
     oldest = await services.runs.oldest_queued_at()
     QUEUE_OLDEST_AGE.set(0 if oldest is None else max(0, now_us() - oldest) / 1_000_000)
 

@@ -24,7 +24,7 @@ from app.worker.log_archiver import LogArchiver
 JANITOR_EVERY_S = 10.0
 _LEAD_S = 30.0
 _ANEW_S = 3600.0
-_PAGE = 100
+_PAGE = 500
 _DAY_US = 86_400_000_000
 _S_US = 1_000_000
 
@@ -61,6 +61,7 @@ class Janitor:
         self._policy, self._clock, self._me = policy, clock, worker_id
         self._led_until = 0.0
         self._packed_to: EndedRun | None = None
+        self._since = 0
         self._anew_at = 0.0
         self._refused: set[str] = set()
 
@@ -73,7 +74,7 @@ class Janitor:
             except StorageError as error:
                 log.warning("janitor stops for now", error=str(error))
             except NotLeader:
-                self._packed_to = None  # should we lead again, then others did meanwhile
+                self._packed_to, self._anew_at = None, 0.0  # should we lead again, then others did meanwhile
 
     async def sweep(self) -> None:
         """Expire what is old, then pack what is left; `NotLeader` when another worker is the janitor."""
@@ -85,28 +86,28 @@ class Janitor:
             async for run in self._ended(stage, since=0, before=cutoff):
                 expired += await self._expire(run)
         before = self._clock() - int(self._policy.pack_after_s * _S_US)
-        self._look_again_now_and_then()
-        found = self._ended(
-            None, since=cutoff, before=before, after=self._packed_to, min_lines=CHUNK_EVENTS + 1
-        )
-        async for run in found:
-            packed += await self._pack(run)
+        self._look_again_now_and_then(before)
+        since = max(cutoff, self._since)
+        async for run in self._ended(None, since=since, before=before, after=self._packed_to):
+            packed += run.log_lines > CHUNK_EVENTS and await self._pack(run)
             self._packed_to = run
         if expired or packed:
             log.info("logs looked after", packed=packed, expired=expired)
 
-    def _look_again_now_and_then(self) -> None:
-        """Begin anew once an hour: a run may have been committed long after the time of its end."""
+    def _look_again_now_and_then(self, before: int) -> None:
+        """Go back by a day once an hour: a run may have been committed long after the time of its end.
+
+        No further: most runs are too small to be packed, and stay as they are for ever.
+        """
         now = asyncio.get_running_loop().time()
         if now > self._anew_at:
+            self._since = 0 if self._packed_to is None else min(self._packed_to.ended_at, before) - _DAY_US
             self._packed_to, self._anew_at = None, now + _ANEW_S
 
     async def _ended(
-        self, stage: str | None, *, since: int, before: int, after: EndedRun | None = None, min_lines: int = 0
+        self, stage: str | None, *, since: int, before: int, after: EndedRun | None = None
     ) -> AsyncIterator[EndedRun]:
-        while page := await self._upkeep.ended(
-            stage, since=since, before=before, limit=_PAGE, after=after, min_lines=min_lines
-        ):
+        while page := await self._upkeep.ended(stage, since=since, before=before, limit=_PAGE, after=after):
             for run in page:
                 yield run
             after = page[-1]

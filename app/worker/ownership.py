@@ -132,7 +132,7 @@ class Ownership:
 
     async def adopt_orphans(self) -> None:
         """Take up runs that are ours by their row, in two looks in a row, but not in flight."""
-        mine = [run for run in await self._runs.running(limit=1000) if run.worker_id == self._me]
+        mine = await self._runs.running_on(self._me)
         orphans = [run for run in mine if run.run_id not in self._in_flight]
         twice = [run for run in orphans if run.run_id in self._orphans]
         self._orphans = {run.run_id for run in orphans}

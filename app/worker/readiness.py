@@ -11,6 +11,7 @@ from app.db.engine import Database
 from app.db.migrate import ensure_current
 from app.db.run_store import RunStore
 from app.errors import StorageError
+from app.models import RunStatus
 from app.redis.clients import RedisClients
 from app.redis.server_report import ServerReport
 from app.worker.resources import Resources
@@ -59,7 +60,7 @@ class Readiness:
         if not self._migrated:
             await asyncio.to_thread(ensure_current, self._database_url)
             self._migrated = True
-        await self._runs.counts()
+        await self._runs.open_runs(RunStatus.RUNNING, limit=1)
 
     async def remark(self) -> None:
         """Say in the log what is amiss with Redis though it answers."""

@@ -3,24 +3,32 @@
 It happens when the push failed after the row was committed, or when Redis came back empty.
 Counts are compared first; the scan follows a difference, and once a minute in any case. A
 push too many is harmless: the claimer drops what the row does not want.
+
+A scan reads all that waits, page by page, first in Redis and then in the database, and keeps a few bits
+of each run meanwhile. What it costs, it rests for: with a million runs that wait it comes less often.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
 
+from app.db.run_queries import OpenRun
 from app.db.run_store import RunStore
 from app.models import Job, Run, RunStatus
 from app.redis.queue import Queue
 from app.telemetry import RECONCILED_AT
+from app.worker.seen_runs import SeenRuns
 
 SETTLE_US = 2_000_000
 """A row younger than this may be between its commit and its push, in microseconds."""
 
+_OPEN = (RunStatus.QUEUED, RunStatus.RUNNING)
 _SCAN_EVERY_S = 60.0
+_REST = 20
+"""How many times as long as counting or a scan took nothing of the kind is done; unless Redis lost much."""
 _PAGE = 500
 
 log = structlog.get_logger()
@@ -31,7 +39,8 @@ class Reconciler:
 
     def __init__(self, runs: RunStore, queue: Queue, clock: Callable[[], int]) -> None:
         self._runs, self._queue, self._clock = runs, queue, clock
-        self._scanned_at = float("-inf")
+        self._scanned_at = self._rest_until = float("-inf")
+        self._entries = 0
 
     async def reconcile(self) -> int:
         """Push what Redis has forgotten; return how many entries."""
@@ -40,53 +49,61 @@ class Reconciler:
         return pushed
 
     async def _reconcile(self) -> int:
-        if not await self._differs() and time.monotonic() - self._scanned_at < _SCAN_EVERY_S:
-            return 0
-        self._scanned_at = time.monotonic()
-        now = self._clock()
-        queued = [run async for run in _pages(lambda after: self._queued(now, after))]
-        running = [run async for run in _pages(self._running)]
-        known = await self._queue.known_runs()
-        forgotten = [run for run in queued if run.run_id not in known and self._settled(run, now)]
-        forgotten += [run for run in running if run.run_id not in known and await self._ownerless(run)]
-        await self._push(forgotten, now)
-        if forgotten:
-            log.warning("runs that redis had forgotten, pushed again", count=len(forgotten))
-        return len(forgotten)
-
-    async def _differs(self) -> bool:
-        counts = await self._runs.counts()
+        began, before = time.monotonic(), self._entries
         depth = await self._queue.depth()
-        rows = counts.get(RunStatus.QUEUED, 0) + counts.get(RunStatus.RUNNING, 0)
-        return rows > depth.pending + depth.delayed + depth.in_flight
+        self._entries = entries = depth.pending + depth.delayed + depth.in_flight
+        if began < self._rest_until and entries >= before / 2:
+            return 0
+        try:
+            if began - self._scanned_at < _SCAN_EVERY_S and await self._rows() <= entries:
+                return 0
+            self._scanned_at = began
+            return await self._scan(entries)
+        finally:
+            now = time.monotonic()
+            self._rest_until = now + _REST * (now - began)
 
-    async def _queued(self, now: int, after: str) -> list[Run]:
-        return await self._runs.queued(now, due_only=False, limit=_PAGE, after_id=after)
+    async def _rows(self) -> int:
+        return sum((await self._runs.counts(_OPEN)).values())
 
-    async def _running(self, after: str) -> list[Run]:
-        return await self._runs.running(limit=_PAGE, after_id=after)
+    async def _scan(self, entries: int) -> int:
+        now, seen = self._clock(), SeenRuns(entries)
+        async for page in self._queue.known_runs():
+            for run_id in page:
+                seen.add(run_id)
+        pushed, alive = 0, dict[str, bool]()
+        for status in _OPEN:
+            async for rows in self._pages(status):
+                unknown = [row for row in rows if row.run_id not in seen]
+                forgotten = [row.run_id for row in unknown if await self._is_lost(row, status, now, alive)]
+                pushed += await self._push(forgotten, now)
+        if pushed:
+            log.warning("runs that redis had forgotten, pushed again", count=pushed)
+        return pushed
 
-    def _settled(self, run: Run, now: int) -> bool:
-        return (run.queued_at or run.created_at) < now - SETTLE_US
+    async def _pages(self, status: RunStatus) -> AsyncIterator[list[OpenRun]]:
+        after = ""
+        while rows := await self._runs.open_runs(status, _PAGE, after):
+            yield rows
+            after = rows[-1].run_id
 
-    async def _ownerless(self, run: Run) -> bool:
-        return run.worker_id is None or not await self._queue.worker_alive(run.worker_id)
+    async def _is_lost(self, row: OpenRun, status: RunStatus, now: int, alive: dict[str, bool]) -> bool:
+        if status is RunStatus.QUEUED:
+            return row.since < now - SETTLE_US
+        if row.worker_id is None:
+            return True
+        if row.worker_id not in alive:
+            alive[row.worker_id] = await self._queue.worker_alive(row.worker_id)
+        return not alive[row.worker_id]
 
-    async def _push(self, forgotten: Sequence[Run], now: int) -> None:
-        delayed = [run for run in forgotten if _is_delayed(run, now)]
-        for run in delayed:
+    async def _push(self, run_ids: Sequence[str], now: int) -> int:
+        forgotten = await self._runs.many(run_ids) if run_ids else []
+        for run in (run for run in forgotten if _is_delayed(run, now)):
             await self._queue.push_run(run, now)
-        pending = [run for run in forgotten if not _is_delayed(run, now)]
+        pending = [run for run in forgotten if not _is_delayed(run, now) and not run.status.terminal]
         await self._queue.push_many([(Job.of(run, now), run.attempt) for run in pending])
+        return len(forgotten)
 
 
 def _is_delayed(run: Run, now: int) -> bool:
     return run.status is RunStatus.QUEUED and run.next_attempt_at is not None and run.next_attempt_at > now
-
-
-async def _pages(page: Callable[[str], Awaitable[list[Run]]]) -> AsyncIterator[Run]:
-    after = ""
-    while found := await page(after):
-        for run in found:
-            yield run
-        after = found[-1].run_id

@@ -10,10 +10,8 @@ import pytest
 from api_server import Api, error_of, serving, settings_for
 from db_world import NOW, ended, new_run, running
 from servers import RedisServer
-from sqlalchemy import Connection, text
 
 from app.db.engine import Database
-from app.db.run_create import _BACKLOG
 from app.db.run_store import RunStore
 from app.errors import TooManyRequests
 from app.routes.backlog import FRESH_S, Backlog
@@ -108,22 +106,6 @@ async def test_what_waits_is_counted(database: Database) -> None:
     assert await store.backlog("nobody", 100) == 0
     assert await store.ended_since(NOW) == 1
     assert await store.ended_since(NOW + 10**9) == 0
-
-
-async def test_the_count_reads_its_own_index(database: Database) -> None:
-    """However many runs there are: only the user's that wait are looked at."""
-
-    def plan(connection: Connection) -> str:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SET LOCAL enable_seqscan = off"))
-            connection.execute(text("SET LOCAL enable_bitmapscan = off"))
-        explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
-        rows = connection.execute(text(f"{explain} {_BACKLOG}"), {"user_id": "ann", "cap": 9})
-        return "\n".join(str(row) for row in rows)
-
-    found = await database.read(plan)
-    assert "runs_by_backlog" in found
-    assert "runs_by_held" in found
 
 
 def test_a_full_backlog_is_a_429(api: Api) -> None:

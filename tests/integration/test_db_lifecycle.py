@@ -9,6 +9,7 @@ from db_world import NOW, ended, line, lines, new_run, running, snapshot
 
 from app.db.engine import Database
 from app.db.log_store import LogStore
+from app.db.run_queries import OpenRun
 from app.db.run_store import Batch, Outcome, RunStore
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.models import Event, EventType, Fence, RunKind, RunStatus
@@ -210,13 +211,16 @@ async def test_what_the_reconciler_and_the_hubs_ask(store: RunStore) -> None:
     retry = Outcome(RunStatus.QUEUED, next_attempt_at=NOW + 50, at=NOW)
     await store.commit(later_fence, 2, Batch(outcome=retry))
     ids = [item.run_id for item in waiting]
-    assert [item.run_id for item in await store.queued(NOW, due_only=True, limit=9)] == ids
-    assert [item.run_id for item in await store.queued(NOW, due_only=False, limit=9)] == [*ids, later.run_id]
-    assert [item.run_id for item in await store.queued(NOW, due_only=True, limit=1, after_id=ids[0])] == [
-        ids[1]
-    ]
-    assert [item.run_id for item in await store.running(9)] == [run.run_id]
-    assert await store.running(9, after_id=run.run_id) == []
+    queued = [OpenRun(item.run_id, None, NOW + i) for i, item in enumerate(waiting)]
+    queued.append(OpenRun(later.run_id, None, NOW))
+    assert await store.open_runs(RunStatus.QUEUED, 9) == queued
+    assert await store.open_runs(RunStatus.QUEUED, 1, after_id=ids[0]) == [queued[1]]
+    assert await store.open_runs(RunStatus.RUNNING, 9) == [OpenRun(run.run_id, "w1", NOW)]
+    assert await store.open_runs(RunStatus.RUNNING, 9, after_id=run.run_id) == []
+    assert [mine.run_id for mine in await store.running_on("w1")] == [run.run_id]
+    assert await store.running_on("w2") == []
+    assert sorted(one.run_id for one in await store.many([*ids, "unknown"])) == ids
+    assert await store.counts([RunStatus.RUNNING]) == {RunStatus.RUNNING: 1}
     assert await store.counts() == {RunStatus.QUEUED: 4, RunStatus.RUNNING: 1}
     assert await store.oldest_queued_at() == NOW
     assert await store.heads([run.run_id, ids[0], "unknown"]) == {

@@ -41,7 +41,7 @@ from app.db.log_upkeep import LogUpkeep
 
 async def main():
     upkeep = LogUpkeep(Database(sys.argv[1]))
-    (run,) = await upkeep.ended(None, since=0, before=2**62, limit=9, min_lines=201)
+    (run,) = [run for run in await upkeep.ended(None, since=0, before=2**62, limit=9) if run.log_lines > 200]
     while await upkeep.pack_next(run):
         print("packed", flush=True)
 
@@ -136,6 +136,30 @@ async def test_what_was_looked_at_is_not_looked_at_again(janitor: MakeJanitor, d
     mine._upkeep.pack_next = looked.append
     await mine.sweep()
     assert looked == []
+
+
+async def test_logs_that_are_too_small_to_pack_are_read_once(
+    janitor: MakeJanitor, database: Database
+) -> None:
+    """Most runs are, and stay in rows for ever: a sweep must not go through all of them again."""
+    for _ in range(3):
+        await ended_run(database, plain_lines(3))
+    mine, read = janitor(now=NOW + DAY, days=0), list[int]()
+    ended = mine._upkeep.ended
+
+    async def noted(*args: Any, **options: Any) -> list[Any]:
+        page = await ended(*args, **options)
+        read.append(len(page))
+        return page
+
+    mine._upkeep.ended = noted
+    for _ in range(3):
+        await mine.sweep()
+    assert read == [3, 0, 0, 0]
+    await ended_run(database, plain_lines(3))
+    mine._anew_at = 0.0  # an hour later
+    await mine.sweep()
+    assert read[4:] == [4, 0], "a day back: it may have been committed late"
 
 
 async def test_archives_are_written_before_logs_expire(

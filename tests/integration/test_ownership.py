@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
+import seeded_runs
 from db_world import NOW, new_run
+from seeded_runs import Seed
 from servers import RedisServer
 
 from app.db.engine import Database
@@ -161,6 +163,18 @@ async def test_a_run_that_is_ours_without_our_knowing_is_adopted(worker: Worker)
     await worker.ownership.adopt_orphans()
     assert worker.adopted == []
     await worker.ownership.adopt_orphans()
+    assert [adopted.run_id for adopted in worker.adopted] == [run.run_id]
+
+
+async def test_an_orphan_is_found_among_many_runs_of_others(worker: Worker, sqlite_url: str) -> None:
+    """More than a page of them, whose ids come first."""
+    db = Database(sqlite_url)
+    await seeded_runs.seed(db, Seed(ended=1, queued=1, running=1_200))
+    await db.close()
+    run = await worker.submit()
+    await worker.runs.claim([run.run_id], "w1", NOW)
+    for _ in range(2):
+        await worker.ownership.adopt_orphans()
     assert [adopted.run_id for adopted in worker.adopted] == [run.run_id]
 
 

@@ -124,7 +124,7 @@ async def test_a_lost_push_is_left_to_the_reconciler(database: Database, clients
     assert await store.fire(due, now + 1, now, backlog_max=10) is not None
     assert await clients.commands.llen("jobs:pending") == 0
     assert await store.fire(due, now + 1, now, backlog_max=10) is None
-    [queued] = await RunStore(database).queued(now, due_only=True, limit=10)
+    [queued] = await RunStore(database).open_runs(RunStatus.QUEUED, 10)
     assert queued.run_id == due.new_run().run_id
 
 

@@ -75,7 +75,7 @@ async def test_every_short_command_answers_as_the_redis_protocol_does(
         return [
             (depth.pending, depth.delayed, depth.dead, depth.processing, list(depth.workers)),
             0 < depth.workers["w1"] <= 5,
-            await queue.known_runs(),
+            [page async for page in queue.known_runs()],
             [await queue.worker_alive(name) for name in ("w1", "w2")],
             [await queue.worker_gone(name) for name in ("w1", "w2")],
             await DeadLetters(clients).page(0, 10),

@@ -1,0 +1,106 @@
+"""The questions about many runs, each of which reads no more rows than it answers with.
+
+PostgreSQL chooses an index by its statistics, and after a burst these are of another time: then "the runs
+that failed" may be looked for among all runs, because there were none. So a question here leaves one way
+only. It compares whole rows of an index' columns and asks for the index' own order, which no other index
+has, or says an expression that one index holds (`tables.OWNER` and its neighbours). Decision record 0024
+has the figures; `tests/integration/test_plans.py` reads the rows that each statement touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, TextClause, func, literal_column, select, text, tuple_
+
+from app.db.run_rows import WHOLE_RUN, WITHOUT_SPEC
+from app.db.tables import IS_QUEUED, IS_RUNNING, OWNER, runs
+from app.models import RunStatus
+
+_RUN = runs.c
+_NEVER = 2**62
+"""Later than every time, in microseconds."""
+
+OLDEST_QUEUED: TextClause = text(
+    f"""SELECT min(at) FROM (
+ SELECT * FROM (SELECT queued_at AS at FROM runs WHERE {IS_QUEUED} AND next_attempt_at IS NULL
+ ORDER BY next_attempt_at, queued_at LIMIT 1) AS due UNION ALL
+ SELECT * FROM (SELECT next_attempt_at AS at FROM runs WHERE {IS_QUEUED} AND next_attempt_at IS NOT NULL
+ ORDER BY next_attempt_at LIMIT 1) AS delayed) AS oldest"""
+)
+"""Since when the run waits that has waited longest. (PostgreSQL's own `min` would do; SQLite's scans.)"""
+
+BACKLOG: TextClause = text(
+    f"""SELECT count(*) FROM (
+ SELECT * FROM (SELECT 1 FROM runs WHERE {OWNER} = :queued LIMIT CAST(:cap AS integer)) AS waiting UNION ALL
+ SELECT * FROM (SELECT 1 FROM runs WHERE {OWNER} = :held LIMIT CAST(:cap AS integer)) AS held
+ LIMIT CAST(:cap AS integer)) AS backlog"""
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """What the reconciler has to know of a run that waits or runs. `since`: when it was queued, or made."""
+
+    run_id: str
+    worker_id: str | None
+    since: int
+
+
+def owner(user_id: str, status: RunStatus) -> str:
+    """Return what `tables.OWNER` is for a user's runs in a state."""
+    return f"{user_id} {status.value}"
+
+
+def page(
+    user_id: str | None,
+    status: RunStatus | None,
+    limit: int,
+    before: tuple[int, str] | None,
+    dialect: str,
+) -> Select[*tuple[Any, ...]]:
+    """Ask for runs without their specs, newest first, older than the time and the id of `before`."""
+    newest = (_RUN.created_at, _RUN.run_id)
+    query = select(*WITHOUT_SPEC).limit(limit)
+    kept = _kept(user_id, status)
+    if kept is None or dialect == "sqlite":  # which goes by rules, and by an index' expressions only if equal
+        query = query if kept is None else query.where(kept[0] == kept[1])
+        query = query if before is None else query.where(tuple_(*newest) < tuple_(*before))
+        return query.order_by(*(column.desc() for column in newest))
+    column, value = kept
+    key = (column, *newest)
+    inside = (
+        tuple_(*key) > tuple_(value, -_NEVER, ""),
+        tuple_(*key) < tuple_(value, *(before or (_NEVER, ""))),
+    )
+    return query.where(*inside).order_by(*(column.desc() for column in key))
+
+
+def _kept(user_id: str | None, status: RunStatus | None) -> tuple[ColumnElement[str], str] | None:
+    """Return the column, and its value, by which the runs of a user and in a state are kept together."""
+    if user_id is not None and status is not None:
+        return literal_column(OWNER, _RUN.user_id.type), owner(user_id, status)
+    if user_id is not None:
+        return _RUN.user_id, user_id
+    return None if status is None else (_RUN.status, status.value)
+
+
+def open_runs(status: RunStatus, limit: int, after_id: str) -> Select[*tuple[Any, ...]]:
+    """Ask for runs in a state, by id from after `after_id`: the columns of `OpenRun`."""
+    inside = tuple_(_RUN.status, _RUN.run_id) > tuple_(status.value, after_id), _RUN.status <= status.value
+    since = func.coalesce(_RUN.queued_at, _RUN.created_at)
+    query = select(_RUN.run_id, _RUN.worker_id, since).order_by(_RUN.status, _RUN.run_id).limit(limit)
+    return query.where(*inside)
+
+
+def running_on(worker_id: str) -> Select[*tuple[Any, ...]]:
+    """Ask for the runs that a worker owns by their rows."""
+    return select(*WHOLE_RUN).where(text(IS_RUNNING), _RUN.worker_id == worker_id)
+
+
+def counts(states: Collection[RunStatus]) -> Select[*tuple[Any, ...]]:
+    """Ask (state, how many runs): reads all of them, so ask seldom."""
+    wanted = sorted(state.value for state in states)
+    return select(_RUN.status, func.count()).where(_RUN.status.in_(wanted)).group_by(_RUN.status)
