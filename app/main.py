@@ -62,6 +62,7 @@ from app.routes.backlog import Backlog
 from app.routes.deps import Services, now_us
 from app.routes.health import OK, ReadyCheck
 from app.routes.log_history import LogHistory
+from app.routes.open_streams import OpenStreams
 from app.storage.factory import open_workspaces
 from app.tasks.file import BadTasksFile, load
 from app.tasks.types import TaskTypes
@@ -237,7 +238,11 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.services = services
         app.state.ready_check = ReadyCheck(services)
         await app.state.ready_check()  # at most 2 s; whatever it says, serve
-        for work in (_watch_readiness(app.state.ready_check), _purge_tokens(services)):
+        for work in (
+            _watch_readiness(app.state.ready_check),
+            _purge_tokens(services),
+            services.streams.keep_valid(),
+        ):
             task = asyncio.create_task(work)
             stack.push_async_callback(_stop, task)
         if services.settings.auth == "off":
@@ -268,6 +273,8 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         linger_s=settings.stream_linger_s,
     )
     stack.push_async_callback(hub.close)
+    tokens = TokenStore(db)
+    streams = OpenStreams(hub, tokens, now_us, channel=redis.keys.tokens(), per_user=settings.user_stream_max)
     return Services(
         settings=settings,
         db=db,
@@ -277,7 +284,7 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         projects=ProjectStore(db, settings.project_keys),
         task_types=task_types,
         logs=history,
-        tokens=TokenStore(db),
+        tokens=tokens,
         redis=redis,
         queue=Queue(redis),
         dead=DeadLetters(redis),
@@ -285,6 +292,7 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         publisher=Publisher(redis, tail_ttl_s=settings.tail_ttl_s),
         tail=tail,
         hub=hub,
+        streams=streams,
         workspaces=workspaces,
         draining=draining,
     )

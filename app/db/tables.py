@@ -180,6 +180,7 @@ tokens = Table(
     Column("expires_at", BigInteger),
     Column("run_id", SafeText),
     Column("revoked_at", BigInteger),
+    Column("made_by", SafeText),
 )
 
 usage = Table(

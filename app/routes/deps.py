@@ -38,6 +38,7 @@ from app.redis.tail import Tail
 from app.routes.backlog import Backlog
 from app.routes.log_history import LogHistory
 from app.routes.no_token import needs_no_token
+from app.routes.open_streams import OpenStreams
 from app.storage.workspace import Workspaces
 from app.tasks.types import TaskTypes
 
@@ -70,18 +71,28 @@ class Services:
     publisher: Publisher
     tail: Tail
     hub: StreamHub
+    streams: OpenStreams
     workspaces: Workspaces
     draining: asyncio.Event
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is calling. `token_id` is None for the bootstrap token, `run_id` set for a stream token."""
+    """Who is calling. `token_id` is None for the bootstrap token, `run_id` set for a stream token.
+
+    `made_by` is the id of the token that made a stream token.
+    """
 
     user_id: str
     scope: Scope
     token_id: str | None = None
     run_id: str | None = None
+    made_by: str | None = None
+
+    @property
+    def rests_on(self) -> str | None:
+        """The id of the token with which this access ends; None: `API_TOKEN`, which ends with the process."""
+        return self.made_by if self.scope == "stream" else self.token_id
 
     @property
     def admin(self) -> bool:
@@ -117,7 +128,7 @@ async def _principal(token: str, services: Services) -> Principal:
     found = await services.tokens.find(token, now_us())
     if found is None:
         raise Unauthorized("This token is unknown, revoked or expired.")
-    return Principal(found.user_id, found.scope, found.token_id, found.run_id)
+    return Principal(found.user_id, found.scope, found.token_id, found.run_id, found.made_by)
 
 
 async def current_user(conn: HTTPConnection, token: str | None, services: Services) -> Principal:
