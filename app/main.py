@@ -62,6 +62,7 @@ from app.routes.backlog import Backlog
 from app.routes.deps import Services, now_us
 from app.routes.health import OK, ReadyCheck
 from app.routes.log_history import LogHistory
+from app.routes.no_token import LocalOnly
 from app.routes.open_streams import OpenStreams
 from app.storage.factory import open_workspaces
 from app.tasks.file import BadTasksFile, load
@@ -118,6 +119,8 @@ def create_app(settings: Settings) -> FastAPI:
     failures.install(app)
     for module in _ROUTES:
         app.include_router(module.router)
+    if settings.auth == "off":
+        app.add_middleware(LocalOnly, settings=settings)
     app.add_middleware(access.Access)
     if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
         app.add_middleware(
