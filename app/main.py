@@ -12,7 +12,7 @@ import logging
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 
 import orjson
@@ -39,6 +39,7 @@ from app.redis.tail import Tail
 from app.routes import (
     access,
     dead,
+    docs_page,
     execute,
     failures,
     files,
@@ -88,6 +89,7 @@ _ROUTES = (
     dead,
     tokens,
     health,
+    docs_page,
 )
 _CORS_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range", "X-Request-ID"),
@@ -112,7 +114,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="Tailrun",
         lifespan=_lifespan,
         redirect_slashes=False,
-        swagger_ui_parameters={"tryItOutEnabled": True},
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.settings = settings
     app.state.task_types = load(settings.tasks_file)
@@ -130,7 +133,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=list(_CORS_HEADERS),
             expose_headers=list(_EXPOSED_HEADERS),
         )
-    app.openapi = partial(openapi.document, app)
+    app.openapi = cache(partial(openapi.document, app))
     return app
 
 

@@ -77,6 +77,6 @@ def _from_known_page(conn: HTTPConnection, settings: Settings) -> bool:
 
 def _own_origin(conn: HTTPConnection) -> str:
     """Return the origin of this server's own pages, as the caller reaches it."""
-    scheme = {"ws": "http", "wss": "https"}.get(conn.scope["scheme"], conn.scope["scheme"])
+    scheme: str = conn.scope["scheme"].replace("ws", "http")
     host = conn.headers["host"].lower().removesuffix(_DEFAULT_PORTS.get(scheme, ""))
     return f"{scheme}://{host}"
