@@ -48,7 +48,6 @@ _LIMITS = {
     "maxProperties": "at most {} names",
     "pattern": "matches {}",
 }
-_STATUS = {"default": "other"}
 _SAYS_NOTHING = "Successful Response"  # what FastAPI writes where nobody described the answer
 _AUTH = {"bearer": '-H "Authorization: Bearer $TOKEN"', "staging": '-H "Tailrun-Staging-Token: $TOKEN"'}
 
@@ -172,7 +171,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Operation:
         [_parameter(parameter) for parameter in operation.get("parameters", [])],
         body,
         [
-            (_STATUS.get(status, status), _said(answer), _contents(answer))
+            ("other" if status == "default" else status, _said(answer), _contents(answer))
             for status, answer in operation.get("responses", {}).items()
         ],
         _curl(method, path, needs, body),
