@@ -76,6 +76,7 @@ class Settings(BaseSettings):
     stream_token_ttl_s: int = Field(300, ge=1)
     stream_ping_s: float = Field(15, gt=0)
     stream_limit: int = Field(2_000, ge=1)
+    user_stream_max: int = Field(500, ge=1)
     stream_send_timeout_s: float = Field(30, gt=0)
     stream_linger_s: float = Field(0.02, ge=0, le=1)
 

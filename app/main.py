@@ -18,7 +18,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 
 import orjson
@@ -47,6 +47,7 @@ from app.redis.tail import Tail
 from app.routes import (
     access,
     dead,
+    docs_page,
     execute,
     failures,
     files,
@@ -70,6 +71,8 @@ from app.routes.backlog import Backlog
 from app.routes.deps import Services, now_us
 from app.routes.health import OK, ReadyCheck
 from app.routes.log_history import LogHistory
+from app.routes.no_token import LocalOnly
+from app.routes.open_streams import OpenStreams
 from app.routes.run_counts import RunCounts
 from app.storage.factory import open_workspaces
 from app.tasks.file import BadTasksFile, load
@@ -95,6 +98,7 @@ _ROUTES = (
     dead,
     tokens,
     health,
+    docs_page,
 )
 _CORS_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Range", "X-Request-ID"),
@@ -119,13 +123,16 @@ def create_app(settings: Settings) -> FastAPI:
         title="Tailrun",
         lifespan=_lifespan,
         redirect_slashes=False,
-        swagger_ui_parameters={"tryItOutEnabled": True},
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.settings = settings
     app.state.task_types = load(settings.tasks_file)
     failures.install(app)
     for module in _ROUTES:
         app.include_router(module.router)
+    if settings.auth == "off":
+        app.add_middleware(LocalOnly, settings=settings)
     app.add_middleware(access.Access)
     if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
         app.add_middleware(
@@ -135,7 +142,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=list(_CORS_HEADERS),
             expose_headers=list(_EXPOSED_HEADERS),
         )
-    app.openapi = partial(openapi.document, app)
+    app.openapi = cache(partial(openapi.document, app))
     return app
 
 
@@ -261,7 +268,11 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         stack.push_async_callback(app.state.run_counts.close)
         app.state.ready_check = ReadyCheck(services)
         await app.state.ready_check()  # at most 2 s; whatever it says, serve
-        for work in (_watch_readiness(app.state.ready_check), _purge_tokens(services)):
+        for work in (
+            _watch_readiness(app.state.ready_check),
+            _purge_tokens(services),
+            services.streams.keep_valid(),
+        ):
             task = asyncio.create_task(work)
             stack.push_async_callback(_stop, task)
         if services.settings.auth == "off":
@@ -292,6 +303,8 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         linger_s=settings.stream_linger_s,
     )
     stack.push_async_callback(hub.close)
+    tokens = TokenStore(db)
+    streams = OpenStreams(hub, tokens, now_us, channel=redis.keys.tokens(), per_user=settings.user_stream_max)
     return Services(
         settings=settings,
         db=db,
@@ -301,7 +314,7 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         projects=ProjectStore(db, settings.project_keys),
         task_types=task_types,
         logs=history,
-        tokens=TokenStore(db),
+        tokens=tokens,
         redis=redis,
         queue=Queue(redis),
         dead=DeadLetters(redis),
@@ -309,6 +322,7 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         publisher=Publisher(redis, tail_ttl_s=settings.tail_ttl_s),
         tail=tail,
         hub=hub,
+        streams=streams,
         workspaces=workspaces,
         draining=draining,
     )

@@ -44,11 +44,12 @@ def header(requirements: list[str], python: str) -> str:
     return HEADER + hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def resolve(requirements: list[str], python: str, constraints: Path | None) -> str:
-    """Let uv pin `requirements`, with hashes, for every platform."""
+def resolve(requirements: list[str], python: str, constraints: Path | None, path: Path) -> str:
+    """Let uv pin `requirements`, with hashes, for every platform; what `path` pins stays where it can."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--quiet", "--no-config"]
     command += ["--universal", "--python-version", python, "--generate-hashes", "--only-binary", ":all:"]
     command += ["--no-annotate", "--no-header", "--no-emit-index-url", "--no-emit-find-links"]
+    command += ["--output-file", str(path)]
     if constraints is not None:
         command += ["--constraints", str(constraints)]
     done = subprocess.run(
@@ -61,7 +62,7 @@ def resolve(requirements: list[str], python: str, constraints: Path | None) -> s
     )
     if done.returncode != 0:
         sys.exit(f"uv could not resolve the dependencies:\n{done.stderr}")
-    return done.stdout
+    return path.read_text(encoding="utf-8")
 
 
 def main() -> int:
@@ -79,7 +80,7 @@ def main() -> int:
             stale += [] if lines[:1] == [first] else [name]
             continue
         constraints = None if name == "requirements.txt" else ROOT / "requirements.txt"
-        path.write_text(f"{first}\n{resolve(requirements, python, constraints)}", encoding="utf-8")
+        path.write_text(f"{first}\n{resolve(requirements, python, constraints, path)}", encoding="utf-8")
         print(
             f"{name}: {sum('==' in line for line in path.read_text(encoding='utf-8').splitlines())} packages"
         )

@@ -193,6 +193,7 @@ tokens = Table(
     Column("expires_at", BigInteger),
     Column("run_id", SafeText),
     Column("revoked_at", BigInteger),
+    Column("made_by", SafeText),
     _partial_index("tokens_by_expiry", "expires_at", where="expires_at IS NOT NULL", online=True),
 )
 

@@ -66,3 +66,7 @@ class Keys:
     def control(self) -> str:
         """Pub/sub channel of signals to workers."""
         return f"{self.prefix}agent:control"
+
+    def tokens(self) -> str:
+        """Pub/sub channel of the ids of tokens that were revoked."""
+        return f"{self.prefix}agent:tokens"

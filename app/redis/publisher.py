@@ -123,6 +123,11 @@ class Publisher:
                 pipe.expire(self._keys.tail(run_id), self._tail_ttl_s)
                 await pipe.execute()
 
+    async def revoked(self, token_id: str) -> None:
+        """Tell every API process that a token is no longer valid; each looks it up by itself, too."""
+        with guard():
+            await self._redis.publish(self._keys.tokens(), token_id)
+
     async def signal(self, run_id: str, signal: str) -> None:
         """Send a signal to whichever worker has the run; the request itself is in the row."""
         with guard():

@@ -48,7 +48,8 @@ class StreamHub:
         linger_s: float = 0.02,
     ) -> None:
         self._keys = clients.keys
-        self._subscriptions = Subscriptions(clients) if clients.subscribes else NoSubscriptions()
+        self.subscriptions = Subscriptions(clients) if clients.subscribes else NoSubscriptions()
+        """The connection that all of this process listens on, for other channels too."""
         self._compare_every_s = _COMPARE_EVERY_S if clients.subscribes else _POLL_EVERY_S
         self._silent_s = _COMPARE_EVERY_S if clients.subscribes else 0.0
         self._backfill = Backfill(tail, history, heads)
@@ -119,7 +120,7 @@ class StreamHub:
         for feed in self._feeds.values():
             feed.close()
         self._feeds.clear()
-        await self._subscriptions.close()
+        await self.subscriptions.close()
 
     @contextmanager
     def _counted(self, reader: Reader) -> Generator[Reader]:
@@ -138,14 +139,14 @@ class StreamHub:
         feed = self._feeds.get(run_id)
         if feed is None:
             feed = self._feeds[run_id] = RunFeed(run_id, self._backfill, self._limits)
-            self._subscriptions.add(self._keys.logs(run_id), feed.message, feed.confirmed)
+            self.subscriptions.add(self._keys.logs(run_id), feed.message, feed.confirmed)
             feed.catch_up()
         return feed
 
     def _let_go(self, feed: RunFeed) -> None:
         if not feed.viewers and self._feeds.get(feed.run_id) is feed:
             del self._feeds[feed.run_id]
-            self._subscriptions.drop(self._keys.logs(feed.run_id))
+            self.subscriptions.drop(self._keys.logs(feed.run_id))
             feed.close()
 
     def _start(self) -> None:

@@ -64,7 +64,7 @@ def _with_abort(app: Any, transport: asyncio.Transport) -> Any:
     def cut() -> None:
         # Without lingering the kernel lets go of its send buffer as well, and resets the connection.
         sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family != getattr(socket, "AF_UNIX", None):
+        if sock is not None and sock.fileno() >= 0 and sock.family != getattr(socket, "AF_UNIX", None):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
 

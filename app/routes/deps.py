@@ -38,6 +38,7 @@ from app.redis.tail import Tail
 from app.routes.backlog import Backlog
 from app.routes.log_history import LogHistory
 from app.routes.no_token import needs_no_token
+from app.routes.open_streams import OpenStreams
 from app.storage.workspace import Workspaces
 from app.tasks.types import TaskTypes
 
@@ -70,18 +71,28 @@ class Services:
     publisher: Publisher
     tail: Tail
     hub: StreamHub
+    streams: OpenStreams
     workspaces: Workspaces
     draining: asyncio.Event
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is calling. `token_id` is None for the bootstrap token, `run_id` set for a stream token."""
+    """Who is calling. `token_id` is None for the bootstrap token, `run_id` set for a stream token.
+
+    `made_by` is the id of the token that made a stream token.
+    """
 
     user_id: str
     scope: Scope
     token_id: str | None = None
     run_id: str | None = None
+    made_by: str | None = None
+
+    @property
+    def rests_on(self) -> str | None:
+        """The id of the token with which this access ends; None: `API_TOKEN`, which ends with the process."""
+        return self.made_by if self.scope == "stream" else self.token_id
 
     @property
     def admin(self) -> bool:
@@ -117,12 +128,12 @@ async def _principal(token: str, services: Services) -> Principal:
     found = await services.tokens.find(token, now_us())
     if found is None:
         raise Unauthorized("This token is unknown, revoked or expired.")
-    return Principal(found.user_id, found.scope, found.token_id, found.run_id)
+    return Principal(found.user_id, found.scope, found.token_id, found.run_id, found.made_by)
 
 
 async def current_user(conn: HTTPConnection, token: str | None, services: Services) -> Principal:
     """Return the caller; `Unauthorized` without a valid token of scope user or admin."""
-    if token is None and needs_no_token(conn, services.settings):
+    if needs_no_token(conn, services.settings) and token is None:
         return Principal(ADMIN_USER, "admin")
     if token is None:
         raise Unauthorized("Send a token: `Authorization: Bearer <token>`.")
@@ -134,10 +145,11 @@ async def current_user(conn: HTTPConnection, token: str | None, services: Servic
 
 async def stream_user(conn: HTTPConnection, token: str | None, services: Services) -> Principal:
     """Return the caller of a stream route, where `?access_token=` may carry a stream token."""
+    open_to_all = needs_no_token(conn, services.settings)
     if token is not None:
         return await _principal(token, services)
     query = conn.query_params.get("access_token")
-    if not query and needs_no_token(conn, services.settings):
+    if not query and open_to_all:
         return Principal(ADMIN_USER, "admin")
     if not query:
         raise Unauthorized("Send `Authorization: Bearer <token>`, or a stream token as `?access_token=`.")

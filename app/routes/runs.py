@@ -113,12 +113,12 @@ async def retry(run: OwnRun, services: CurrentServices) -> Response:
 
 
 @router.post("/{run_id}/stream-token", status_code=201, response_model=StreamTokenMade)
-async def stream_token(run: OwnRun, services: CurrentServices) -> Response:
+async def stream_token(run: OwnRun, user: CurrentUser, services: CurrentServices) -> Response:
     """Make a token for EventSource, which cannot send headers: it reads this stream, for a while."""
     now = now_us()
     expires_at = now + services.settings.stream_token_ttl_s * 1_000_000
     secret, _ = await services.tokens.create(
-        run.user_id, "stream", "stream", now, run_id=run.run_id, expires_at=expires_at
+        run.user_id, "stream", "stream", now, run_id=run.run_id, made_by=user.token_id, expires_at=expires_at
     )
     url = f"{links(run.run_id)['stream']}?access_token={secret}"
     return answer({"token": secret, "expires_at": moment(expires_at), "url": url}, 201)

@@ -6,13 +6,16 @@ stream opens, with a status that says so.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from app.errors import Unprocessable
 from app.models import Level, Run, Stream
-from app.routes.deps import CurrentServices, Services, StreamRun
+from app.redis.viewer import Reader
+from app.routes.deps import CurrentServices, Services, StreamRun, StreamUser
 from app.routes.parameters import MAX_SEQ, AnsiParameter, CollapseParameter, collapses, whole_number
 from app.routes.stream_formats import Format, accepted, encoding, replay_encoding
 from app.routes.stream_response import StreamResponse
@@ -40,6 +43,7 @@ _DESCRIPTION: dict[int | str, dict[str, Any]] = {
 @router.get("/api/v1/operations/{run_id}/stream", response_class=Response, responses=_DESCRIPTION)
 async def stream(
     request: Request,
+    user: StreamUser,
     run: StreamRun,
     services: CurrentServices,
     *,
@@ -60,17 +64,26 @@ async def stream(
     ended = run.status.terminal
     if follow and ended and cursor >= run.last_seq:
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
-    services.hub.admit()
+    services.streams.admit(user.user_id)
     form = format or accepted(request.headers.get("accept", ""))
     view = {"strip": ansi == "strip", "collapse": collapses(collapse, text=form is Format.TEXT)}
     top = run.last_seq if ended or follow else await services.hub.top(run.run_id)
-    return StreamResponse(
-        lambda: (
+
+    @contextmanager
+    def opened() -> Generator[Reader]:
+        opening = (
             services.hub.follow(run.run_id, cursor, encoding(form, level, stream, **view))
             if follow and not ended
             else services.hub.replay(run.run_id, cursor, top, replay_encoding(form, level, stream, **view))
-        ),
+        )
+        with services.streams.place(user.user_id, user.rests_on) as place, opening as reader:
+            place.end = reader.close
+            yield reader
+
+    return StreamResponse(
+        opened,
         form,
+        whole=not follow,
         ping_s=services.settings.stream_ping_s,
         send_timeout_s=services.settings.stream_send_timeout_s,
         headers={} if follow else _as_file(run, form),

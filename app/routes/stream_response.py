@@ -30,13 +30,18 @@ _PING = b": ping\n\n"
 
 
 class StreamResponse(Response):
-    """Sends what the reader has; the reader is open exactly while this is sent."""
+    """Sends what the reader has; the reader is open exactly while this is sent.
+
+    A stream that ends before its reader has finished ends cleanly, for a follower goes on with its
+    last id; a download (`whole`) is cut, or a part would pass for all of it.
+    """
 
     def __init__(
         self,
         open_reader: OpenReader,
         form: Format,
         *,
+        whole: bool,
         ping_s: float,
         send_timeout_s: float,
         headers: dict[str, str] | None = None,
@@ -44,6 +49,7 @@ class StreamResponse(Response):
         self.status_code = 200
         self.background = None
         self._open_reader = open_reader
+        self._whole = whole
         self._sse = form is Format.SSE
         self._ping_s = ping_s
         self._send_timeout_s = send_timeout_s
@@ -70,6 +76,8 @@ class StreamResponse(Response):
             )
             try:
                 await self._send_all(reader, watchdog, send)
+                if reader.finished or not (self._whole and abort(scope)):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
             except StorageError as error:
                 _log.warning("stream cut", error=str(error))
                 abort(scope)
@@ -91,7 +99,6 @@ class StreamResponse(Response):
             watchdog.sending()
             await send({"type": "http.response.body", "body": payload, "more_body": True})
             watchdog.sent()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _until_gone(receive: Receive, reader: Reader) -> None:

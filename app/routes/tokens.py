@@ -6,12 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from app.errors import NotFound
+from app.errors import NotFound, StorageError
 from app.routes.body import documents, json_body
 from app.routes.deps import Admin, CurrentServices, now_us
 from app.routes.schemas import NewToken, TokenList, TokenMade
 from app.routes.views import answer, token_view
+from app.telemetry import get_logger
 
+_log = get_logger(__name__)
 router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
 
 _EXAMPLES = {"token": {"user_id": "ada", "scope": "user", "name": "laptop"}}
@@ -45,7 +47,11 @@ async def revoke(
     _admin: Admin,
     services: CurrentServices,
 ) -> Response:
-    """Revoke a token; it opens nothing from now on."""
+    """Revoke a token: it opens nothing from now on, and its open streams end within seconds."""
     if not await services.tokens.revoke(token_id, now_us()):
         raise NotFound(f"There is no live token {token_id!r}.")
+    try:
+        await services.publisher.revoked(token_id)
+    except StorageError as error:  # each process finds out by itself, a little later
+        _log.warning("revocation not announced", error=str(error))
     return Response(status_code=204)

@@ -2,14 +2,15 @@
 
 The handshake is always accepted and the connection then closed with a code of its own, for
 browsers hide the status of a refused one: 4401 token, 4403 not allowed, 4404 run, 4422 bad
-parameter, 1013 the limit, 1012 the process stops (connect again with `?after=`).
+parameter, 1013 a limit, 1012 the process stops (connect again with `?after=`), 1008 the token was
+revoked or has expired since.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ from app.errors import (
     NotFound,
     StorageError,
     TailrunError,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
     Unprocessable,
@@ -38,13 +40,14 @@ router = APIRouter()
 
 _log = get_logger(__name__)
 
-DONE, RESTART, TRY_LATER = 1000, 1012, 1013
+DONE, POLICY, RESTART, TRY_LATER = 1000, 1008, 1012, 1013
 BAD_TOKEN, NOT_ALLOWED, NO_RUN, BAD_PARAMETER, FAILED = 4401, 4403, 4404, 4422, 1011
 _CODES: dict[type[Exception], int] = {
     Unauthorized: BAD_TOKEN,
     Forbidden: NOT_ALLOWED,
     NotFound: NO_RUN,
     Unprocessable: BAD_PARAMETER,
+    TooManyRequests: TRY_LATER,
     Unavailable: TRY_LATER,
     StorageError: TRY_LATER,
 }
@@ -67,15 +70,18 @@ async def _serve(socket: WebSocket, run_id: str, default: str) -> None:
     offered = socket.scope.get("subprotocols", [])
     await socket.accept(subprotocol=_SUBPROTOCOL if _SUBPROTOCOL in offered else None)
     shared = services(socket)
-    try:
-        principal = await stream_user(socket, _token(socket, offered), shared)
-        run = await find_run(shared, principal, run_id)
-        after, encode = _after(socket), _encoding(socket, default)
-        shared.hub.admit()
-    except (TailrunError, StorageError) as error:
-        await socket.close(_CODES.get(type(error), FAILED), _reason(error))
-        return
-    await _Session(socket, shared, principal, run, encode).run(after)
+    with ExitStack() as held:
+        try:
+            principal = await stream_user(socket, _token(socket, offered), shared)
+            run = await find_run(shared, principal, run_id)
+            after, encode = _after(socket), _encoding(socket, default)
+            place = held.enter_context(shared.streams.place(principal.user_id, principal.rests_on))
+        except (TailrunError, StorageError) as error:
+            await socket.close(_CODES.get(type(error), FAILED), _reason(error))
+            return
+        session = _Session(socket, shared, principal, run, encode)
+        place.end = session.revoke
+        await session.run(after)
 
 
 class _Session:
@@ -96,6 +102,7 @@ class _Session:
         self._encode = encode
         self._resume: int | None = None
         self._gone = False
+        self._revoked = False
         self._close = (RESTART, "The server stops; connect again with ?after=.")
 
     async def run(self, after: int) -> None:
@@ -105,7 +112,7 @@ class _Session:
         self._resume = after
         listening: asyncio.Future[None] | None = None
         try:
-            while self._resume is not None and not self._gone:
+            while self._resume is not None and not (self._gone or self._revoked):
                 with self._open(self._resume) as self._reader:
                     self._resume = None
                     listening = listening or asyncio.ensure_future(self._listen())
@@ -118,6 +125,11 @@ class _Session:
                 listening.cancel()
         if not self._gone:
             await self._socket.close(*((DONE, None) if self._reader.finished else self._close))
+
+    def revoke(self) -> None:
+        """End the session: the token that opened it is no longer valid."""
+        self._revoked = True
+        self._end(POLICY, "The token is revoked or has expired.")
 
     def _open(self, after: int) -> AbstractContextManager[Reader]:
         hub, run = self._services.hub, self._run
@@ -157,21 +169,27 @@ class _Session:
 
     async def _stop(self) -> None:
         if self._principal.scope == "stream":
-            self._close = (NOT_ALLOWED, "A stream token only reads.")
-            self._reader.close()
+            self._end(NOT_ALLOWED, "A stream token only reads.")
             return
         try:
-            await request_cancel(self._services, self._run.run_id)
+            if await self._services.streams.holds(self._principal.rests_on):
+                await request_cancel(self._services, self._run.run_id)
+            else:
+                self.revoke()
         except (TailrunError, StorageError) as error:
             _log.warning("STOP failed", run_id=self._run.run_id, error=str(error))
-            self._close = (TRY_LATER, "STOP could not be taken; try again.")
-            self._reader.close()
+            self._end(TRY_LATER, "STOP could not be taken; try again.")
 
     def _resume_after(self, seq: Any) -> None:
         if type(seq) is int and 0 <= seq <= MAX_SEQ:
             self._resume = seq
+            self._reader.close()
         else:
-            self._close = (BAD_PARAMETER, "resume must be the `seq` of an event.")
+            self._end(BAD_PARAMETER, "resume must be the `seq` of an event.")
+
+    def _end(self, code: int, reason: str) -> None:
+        if not self._revoked or code == POLICY:
+            self._close = (code, reason)
         self._reader.close()
 
     def _leave(self) -> None:

@@ -246,9 +246,9 @@ def test_keys_are_changed_without_a_stop(settings: Settings) -> None:
         assert api.admin.put("/v1/projects/p1", json=PROJECT).status_code == 200
 
 
-def test_auth_off_lets_this_machine_in_and_no_foreign_page(settings: Settings) -> None:
-    """curl needs no token; a browser that some page sent here gets nothing; a token is still checked."""
-    with serving(changed(settings, auth="off", cors_origins="https://ok.example"), migrated=False) as api:
+def test_auth_off_lets_this_machine_in(settings: Settings) -> None:
+    """curl needs no token; one that is sent is still checked."""
+    with serving(changed(settings, auth="off"), migrated=False) as api:
         client = api.client()
         made = client.post(
             "/api/v1/operations", content='{"app_signature":"seed-db","operation_request_json":"{}"}'
@@ -256,15 +256,6 @@ def test_auth_off_lets_this_machine_in_and_no_foreign_page(settings: Settings) -
         assert made.status_code == 201, made.text
         assert made.json()["user_id"] == "admin"
         assert client.get("/v1/tokens").status_code == 200
-        for origin in ("http://localhost:3000", "https://ok.example"):
-            assert client.get("/v1/runs", headers={"Origin": origin}).status_code == 200
-        for headers in (
-            {"Origin": "https://evil.example"},
-            {"Origin": "null"},
-            {"Host": "evil.example"},
-            {"Sec-Fetch-Site": "cross-site"},
-        ):
-            assert error_of(client.get("/v1/runs", headers=headers)) == (403, "forbidden"), headers
         assert error_of(api.client("wrong").get("/v1/runs")) == (401, "unauthorized")
         assert api.client(TOKEN).get("/v1/runs").status_code == 200
 
