@@ -21,6 +21,7 @@ import yaml
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from app.clock import now_us
 from app.config import Settings, is_loopback
 from app.db.engine import Database
 from app.db.log_store import LogStore
@@ -59,7 +60,7 @@ from app.routes import (
 )
 from app.routes.abortable import AbortableHttp, AbortableWebSocket
 from app.routes.backlog import Backlog
-from app.routes.deps import Services, now_us
+from app.routes.deps import Services
 from app.routes.health import OK, ReadyCheck
 from app.routes.log_history import LogHistory
 from app.storage.factory import open_workspaces

@@ -20,7 +20,7 @@ from servers import RedisServer, free_port
 from app.db.migrate import migrate
 
 TOKEN = "test-admin-token"
-_ENTRY = "import sys; from app.config import Settings; from app.{} import serve; sys.exit(serve(Settings()))"
+ENTRY = "import sys; from app.config import Settings; from app.{} import serve; sys.exit(serve(Settings()))"
 
 
 class Process:
@@ -28,7 +28,7 @@ class Process:
 
     url = ""
 
-    def __init__(self, module: str, env: dict[str, str], log: Path, *, entry: str = _ENTRY) -> None:
+    def __init__(self, module: str, env: dict[str, str], log: Path, *, entry: str = ENTRY) -> None:
         self.log = log
         self._entry = entry
         self._env = env

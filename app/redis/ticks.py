@@ -16,7 +16,7 @@ _DUE_BATCH = 500
 
 # KEYS  1 jobs:tick  2 jobs:workers  3 jobs:delayed  4 jobs:pending
 # ARGV  1 lease in ms  2 most entries to make due
-# Output  {number made due, {ids of workers whose lease is dead}}
+# Output  {now in µs, number made due, {ids of workers whose lease is dead}}
 #
 # A due entry of high priority goes to the right end, where it is taken next (several: the one that
 # was due first), every other to the left.
@@ -45,7 +45,7 @@ end
 for _, entry in ipairs(high) do redis.call('RPUSH', KEYS[4], entry) end
 local dead = {}
 if hold <= now then dead = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now) end
-return {#due, dead}
+return {t[1] .. string.format('%06d', t[2]), #due, dead}
 """)
 
 # KEYS  1 jobs:workers  2 jobs:processing:<worker>  3 jobs:pending
@@ -85,14 +85,16 @@ class Ticks:
 
     def __init__(self, clients: RedisClients, lease_s: float) -> None:
         self._redis: Any = clients.commands
-        self._keys = clients.keys
+        self._keys, self._clock = clients.keys, clients.clock
         self._lease_ms = int(lease_s * 1000)
 
     async def tick(self) -> Tick:
-        """Make due entries pending and give back what dead workers hold."""
+        """Make due entries pending, give back what dead workers hold, and set this process's clock."""
         keys = (self._keys.tick(), self._keys.workers(), self._keys.delayed(), self._keys.pending())
+        asked_at = self._clock.asking()
         with guard():
-            due, dead = await _TICK(self._redis, keys, (self._lease_ms, _DUE_BATCH))
+            now, due, dead = await _TICK(self._redis, keys, (self._lease_ms, _DUE_BATCH))
+        self._clock.heard(int(now), asked_at)
         return Tick(due, {worker.decode(): await self.reap(worker.decode()) for worker in dead})
 
     async def reap(self, worker_id: str) -> int:

@@ -6,9 +6,10 @@ faster. A run whose owner is dead has nobody to obey, so it is ended here, in th
 
 from __future__ import annotations
 
+from app.clock import now_us
 from app.errors import ErrorCode, NotFound, RunFailure, StorageError
 from app.models import Event, Run, RunStatus
-from app.routes.deps import Services, now_us
+from app.routes.deps import Services
 from app.routes.submit import announce
 from app.telemetry import get_logger
 

@@ -10,11 +10,12 @@ from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import HTTPConnection
 
+from app.clock import now_us
 from app.db.migrate import ensure_current
 from app.errors import StorageError
 from app.models import RunStatus
 from app.redis.server_report import ServerReport
-from app.routes.deps import CurrentServices, Services, now_us
+from app.routes.deps import CurrentServices, Services
 from app.routes.schemas import Health, Readiness
 from app.routes.views import answer
 from app.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, READY, RUNS, WORKERS

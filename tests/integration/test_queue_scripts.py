@@ -72,7 +72,7 @@ async def test_many_pushes_are_each_made_once_and_in_order(clients: RedisClients
     assert taken == [f"run-{n}" for n in (5_001, 5_000, 7, *others)]
 
 
-async def test_redis_time_is_counted_on_from_the_last_claim(clients: RedisClients) -> None:
+async def test_redis_time_is_counted_on_from_what_redis_said_last(clients: RedisClients) -> None:
     """For an entry that wakes a worker; never late: what has just become due must not seem early."""
     queue, claims = Queue(clients), Claims(clients, "w1", LEASE_S)
     await claims.claim(1)
