@@ -37,6 +37,7 @@ from app.redis.publisher import Publisher
 from app.redis.queue import Queue
 from app.redis.subscriber import StreamHub
 from app.redis.tail import Tail
+from app.redis.ticks import Ticks
 from app.routes import (
     access,
     dead,
@@ -238,7 +239,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.services = services
         app.state.ready_check = ReadyCheck(services)
         await app.state.ready_check()  # at most 2 s; whatever it says, serve
-        for work in (_watch_readiness(app.state.ready_check), _purge_tokens(services)):
+        ticks = Ticks(services.redis, services.settings.lease_s)
+        for work in (_watch_readiness(app.state.ready_check), _purge_tokens(services), ticks.run()):
             task = asyncio.create_task(work)
             stack.push_async_callback(_stop, task)
         if services.settings.auth == "off":

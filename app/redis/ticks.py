@@ -1,18 +1,26 @@
-"""The queue's clockwork, which any worker turns once a second: due entries and dead leases.
+"""The queue's clockwork, which every worker and every API turns once a second: due entries, dead leases.
 
 Redis TIME is the only clock. It touches nothing but Redis: who takes a reaped entry decides
-by the run's row what becomes of it.
+by the run's row what becomes of it. The API turns it too, for a lone worker cannot see its own
+death: with nobody else to tick, its silence would look like that of Redis (docs/decisions/0025).
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from app.errors import StorageError
 from app.redis.clients import RedisClients, guard
 from app.redis.scripts import Script
+from app.telemetry import get_logger
+
+TICK_EVERY_S = 1.0
 
 _DUE_BATCH = 500
+
+_log = get_logger(__name__)
 
 # KEYS  1 jobs:tick  2 jobs:workers  3 jobs:delayed  4 jobs:pending
 # ARGV  1 lease in ms  2 most entries to make due
@@ -87,6 +95,22 @@ class Ticks:
         self._redis: Any = clients.commands
         self._keys, self._clock = clients.keys, clients.clock
         self._lease_ms = int(lease_s * 1000)
+
+    async def run(self) -> None:
+        """Tick until cancelled; a Redis that is away only delays it."""
+        away = False
+        while True:
+            try:
+                tick = await self.tick()
+            except StorageError as error:
+                if not away:
+                    _log.warning("tick failed, tried again each second", error=str(error))
+                away = True
+            else:
+                away = False
+                for worker_id, entries in tick.reaped.items():
+                    _log.warning("lease ran out, entries given back", worker_id=worker_id, entries=entries)
+            await asyncio.sleep(TICK_EVERY_S)
 
     async def tick(self) -> Tick:
         """Make due entries pending, give back what dead workers hold, and set this process's clock."""
