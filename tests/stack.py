@@ -204,6 +204,13 @@ class Stack:
         wait_for(lambda: self.run(run_id)["ended_at"] is not None, "the run's end", timeout_s)
         return self.run(run_id)
 
+    def lives(self) -> dict[str, int]:
+        """Return of each key that belongs to one run how many seconds it has left, -1 for ever."""
+        with self.redis.client() as client:
+            names = [f"{self._prefix}{name}:*" for name in ("agent:tail", "agent:fence", "jobs:mark")]
+            keys = [key for name in names for key in client.scan_iter(name, count=1000)]
+            return {key: life for key in keys if (life := client.ttl(key)) != -2}  # -2: gone meanwhile
+
     def watch(self, run_id: str) -> Watcher:
         return Watcher(self.url, run_id)
 

@@ -51,7 +51,6 @@ async def _end_orphan(services: Services, seen: Run) -> Run:
         return await _again(services, seen.run_id)
     _log.info("run cancelled for a dead worker", run_id=seen.run_id, worker_id=seen.worker_id)
     await announce(services, ended.events)
-    await services.publisher.finish(seen.run_id)
     return ended.run
 
 
