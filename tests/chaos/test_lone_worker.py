@@ -101,4 +101,4 @@ def _events(up: Up, run_id: str) -> list[dict[str, Any]]:
 
 
 def _starts(event: dict[str, Any]) -> bool:
-    return event["type"] == "status" and event["data"]["status"] == "running"
+    return event["type"] == "status" and event["status"] == "running"
