@@ -212,8 +212,10 @@ async def test_a_lease_shows_what_is_held_and_ends(redis_server: RedisServer, cl
     [entry] = (await Claims(clients, "w1", LEASE_S).claim(1)).entries
     assert lease.renew() == [entry]
     assert await queue.worker_alive("w1")
-    lease.release()
+    assert lease.release() == 1
     assert not await queue.worker_alive("w1")
+    assert await clients.commands.lrange("jobs:pending", 0, -1) == [entry]
+    assert await keys(clients) == {"jobs:mark:run-1:0", "jobs:pending"}
     lease.close()
 
 
