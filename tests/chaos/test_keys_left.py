@@ -43,8 +43,8 @@ def test_every_end_of_a_run_leaves_nothing(stack: Stack) -> None:
     held, waiting = stack.submit(shell("true"), start=False), stack.submit(shell("true"), run_at=later)
     between = [stack.submit(argv=["sh", "-c", "echo x; exit 3"], **again) for _ in range(3)]
     running = stack.submit(shell("echo x; sleep 600"))
-    for run_id in between:
-        wait_for(lambda run=run_id: stack.run(run)["next_attempt_at"], "the pause between two attempts")
+    with stack.redis.client() as client:
+        wait_for(lambda: client.zcard("jobs:delayed") == 1 + len(between), "the pause between two attempts")
     stack.watch(running).wait_line("x")
     cancelled = [held, waiting, *between, running]
     for run_id in cancelled:
