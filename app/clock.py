@@ -26,7 +26,7 @@ def _monotonic_us() -> int:
 
 
 class Clock:
-    """Redis TIME in microseconds since the epoch. `wall_us` counts until Redis has said the time.
+    """Redis TIME in microseconds since the epoch; until Redis has said it, the time of this machine.
 
     It is never behind: Redis read its clock after it was asked, so that an answer tells how far Redis
     is ahead of us at most, and the smallest of the last answers is nearest. It is early by no more
@@ -36,7 +36,7 @@ class Clock:
     def __init__(
         self, wall_us: Callable[[], int] = _wall_us, monotonic_us: Callable[[], int] = _monotonic_us
     ) -> None:
-        self._wall_us, self.asking = wall_us, monotonic_us
+        self.asking = monotonic_us
         self._ahead: deque[int] = deque(maxlen=_KEPT)
         self._ahead_us = wall_us() - monotonic_us()
 
