@@ -28,6 +28,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app.bounded_http import bounded
+from app.clock import now_us
 from app.config import Settings, is_loopback
 from app.db.engine import Database
 from app.db.log_store import LogStore
@@ -44,6 +45,7 @@ from app.redis.publisher import Publisher
 from app.redis.queue import Queue
 from app.redis.subscriber import StreamHub
 from app.redis.tail import Tail
+from app.redis.ticks import Ticks
 from app.routes import (
     access,
     dead,
@@ -68,7 +70,7 @@ from app.routes import (
 )
 from app.routes.abortable import AbortableHttp, AbortableWebSocket
 from app.routes.backlog import Backlog
-from app.routes.deps import Services, now_us
+from app.routes.deps import Services
 from app.routes.health import OK, ReadyCheck
 from app.routes.log_history import LogHistory
 from app.routes.no_token import LocalOnly
@@ -268,10 +270,12 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         stack.push_async_callback(app.state.run_counts.close)
         app.state.ready_check = ReadyCheck(services)
         await app.state.ready_check()  # at most 2 s; whatever it says, serve
+        ticks = Ticks(services.redis, services.settings.lease_s)
         for work in (
             _watch_readiness(app.state.ready_check),
             _purge_tokens(services),
             services.streams.keep_valid(),
+            ticks.run(),
         ):
             task = asyncio.create_task(work)
             stack.push_async_callback(_stop, task)

@@ -7,6 +7,7 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from threading import Thread
 from typing import Any
@@ -79,8 +80,8 @@ async def _drive_queue(clients: RedisClients, lease: LeaseClient) -> None:
     await queue.time_us()
     assert (await ticks.tick()).due == 3
     await ticks.lead("reconciler", "w1", 5)
-    await asyncio.to_thread(lease.release)
-    assert await ticks.reap("w1") == 2
+    assert await asyncio.to_thread(lease.release) == 2
+    await ticks.reap("w1")
     await letters.remove(await letters.named("r2"))
     await letters.remove(await letters.page(0, 10))
 
@@ -93,8 +94,8 @@ async def _drive_stream(clients: RedisClients) -> None:
     assert await tail.top("r1") == 2
     assert len(await tail.read("r1", 0, 10)) >= 1
     await publisher.announce([EVENT])
+    await publisher.announce([replace(EVENT, type=EventType.END)])
     await publisher.signal("r1", "STOP")
-    await publisher.finish("r1")
     await publisher.append("r1", 1, 3, [EVENT.encode()], keep_from=0, ended=True)
 
 

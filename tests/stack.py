@@ -20,7 +20,7 @@ from servers import RedisServer, free_port
 from app.db.migrate import migrate
 
 TOKEN = "test-admin-token"
-_ENTRY = "import sys; from app.config import Settings; from app.{} import serve; sys.exit(serve(Settings()))"
+ENTRY = "import sys; from app.config import Settings; from app.{} import serve; sys.exit(serve(Settings()))"
 
 
 class Process:
@@ -28,7 +28,7 @@ class Process:
 
     url = ""
 
-    def __init__(self, module: str, env: dict[str, str], log: Path, *, entry: str = _ENTRY) -> None:
+    def __init__(self, module: str, env: dict[str, str], log: Path, *, entry: str = ENTRY) -> None:
         self.log = log
         self._entry = entry
         self._env = env
@@ -203,6 +203,13 @@ class Stack:
     def wait_end(self, run_id: str, timeout_s: float = 60) -> dict[str, Any]:
         wait_for(lambda: self.run(run_id)["ended_at"] is not None, "the run's end", timeout_s)
         return self.run(run_id)
+
+    def lives(self) -> dict[str, int]:
+        """Return of each key that belongs to one run how many seconds it has left, -1 for ever."""
+        with self.redis.client() as client:
+            names = [f"{self._prefix}{name}:*" for name in ("agent:tail", "agent:fence", "jobs:mark")]
+            keys = [key for name in names for key in client.scan_iter(name, count=1000)]
+            return {key: life for key in keys if (life := client.ttl(key)) != -2}  # -2: gone meanwhile
 
     def watch(self, run_id: str) -> Watcher:
         return Watcher(self.url, run_id)

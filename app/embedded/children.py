@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -24,6 +26,8 @@ from app.embedded.leash import ROOT, ignore, leashed, tie
 HEALTHY_S = 10.0
 """A child that ran so long has recovered: its next restart is quick again."""
 MAX_BACKOFF_S = 10.0
+_DOUBLINGS = 6
+"""Behind so many the pause is the longest one; a child that dies for days must not overflow it."""
 LOG_MAX_BYTES = 20_000_000
 
 Say = Callable[[str], None]
@@ -152,7 +156,16 @@ class Supervisor:
             child.process.wait()
 
     def _spawn(self, child: Child) -> None:
-        spec = child.spec
+        """Start a child; one that is kept is tried again where this machine can't just now."""
+        child.started_at = time.monotonic()
+        try:
+            child.process = self._popen(child.spec)
+        except (OSError, MemoryError, subprocess.SubprocessError) as error:
+            if not child.keep:
+                raise
+            self._failed(child, f"could not be started ({error})", child.started_at)
+
+    def _popen(self, spec: ChildSpec) -> subprocess.Popen[bytes]:
         argv, tie_to_me, inherit = list(spec.argv), None, spec.inherit
         if sys.platform == "linux":
             tie_to_me = tie(spec.death_signal)
@@ -160,7 +173,7 @@ class Supervisor:
             argv, inherit = leashed(argv, spec.death_signal, self._leash[0]), (*inherit, self._leash[0])
         log = None if spec.log is None else os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            child.process = subprocess.Popen(
+            return subprocess.Popen(
                 argv,
                 env=dict(spec.env) | {"PYTHONPATH": ROOT},
                 stdin=subprocess.DEVNULL,
@@ -173,17 +186,17 @@ class Supervisor:
         finally:
             if log is not None:
                 os.close(log)
-        child.started_at = time.monotonic()
 
     def _ended(self, child: Child, code: int, now: float) -> None:
         child.process, child.exit_code = None, code
-        if not child.keep:
-            return
-        child.failures = 0 if now - child.started_at > HEALTHY_S else child.failures
-        delay = min(0.25 * 2**child.failures, MAX_BACKOFF_S)
+        if child.keep:
+            child.failures = 0 if now - child.started_at > HEALTHY_S else child.failures
+            self._failed(child, _how(code), now)
+
+    def _failed(self, child: Child, how: str, now: float) -> None:
+        delay = min(0.25 * 2 ** min(child.failures, _DOUBLINGS), MAX_BACKOFF_S)
         child.failures += 1
         child.due = now + delay
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         where = f"; its output is in {child.spec.log}" if child.spec.log is not None else ""
         self.say(f"{child.spec.name} {how}; starting it again in {delay:g} s{where}")
 
@@ -195,6 +208,15 @@ class Supervisor:
 
     def _on_stop(self, signum: int, frame: FrameType | None) -> None:
         self.stops += 1
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:  # one of the real-time signals between the first and the last has no name
+        return f"was killed by signal {-code}"
 
 
 class LogTail:
@@ -224,9 +246,14 @@ class LogTail:
             self._rotate()
 
     def _rotate(self) -> None:
-        """Keep one older file; children append, so cutting the file is safe for them."""
+        """Keep one older file, if there is space; children append, so cutting the file is safe for them."""
         older = self._path.with_name(self._path.name + ".1")
-        older.write_bytes(self._path.read_bytes())
+        try:
+            shutil.copyfile(self._path, older)
+        except OSError as error:
+            self._sink(f"older lines of {self._path} are dropped, they can't be kept: {error}")
+            with suppress(OSError):  # it was said above that nothing is kept
+                older.unlink()
         os.truncate(self._path, 0)
         self._offset = 0
 

@@ -7,7 +7,6 @@ here may be repeated after a lost reply: it acts only while the entry is still h
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +97,7 @@ class Claims:
         self._held = clients.keys.processing(worker_id)
         self._worker_id = worker_id
         self._lease_ms = int(lease_s * 1000)
-        self._ahead_us = time.time_ns() // 1000 - _monotonic_us()  # until Redis has said the time
+        self._clock = clients.clock
 
     async def claim(self, free: int, acks: Sequence[bytes] = ()) -> Claim:
         """Ack what is finished and take up to `free` entries, in one call.
@@ -106,10 +105,10 @@ class Claims:
         A lost reply leaves entries in our list that we do not know: see `worker.ownership`.
         """
         keys = (self._keys.pending(), self._held, self._keys.workers())
-        asked = _monotonic_us()
+        asked_at = self._clock.asking()
         with guard():
             now, entries = await _CLAIM(self._redis, keys, (free, self._worker_id, self._lease_ms, *acks))
-        self._ahead_us = int(now) - asked
+        self._clock.heard(int(now), asked_at)
         return Claim(entries, int(now))
 
     async def wait(self) -> bytes | None:
@@ -118,12 +117,8 @@ class Claims:
             return await self._blocking.blmove(self._keys.pending(), self._held, BLOCK_S, "RIGHT", "LEFT")
 
     def now_us(self) -> int:
-        """Return Redis TIME as counted on from the last claim, without asking again.
-
-        Early by no more than that claim took, but never late: an entry that has just become due
-        must not seem early.
-        """
-        return _monotonic_us() + self._ahead_us
+        """Return Redis TIME as counted on from what Redis said last, without asking again."""
+        return self._clock.now_us()
 
     async def give_back(self, entry: bytes) -> bool:
         """Put an entry back to where it is taken next; it counts nothing."""
@@ -148,10 +143,6 @@ class Claims:
         """Enter an entry into our list again, after Redis lost it or a reaper took it."""
         with guard():
             return bool(await _HOLD(self._redis, (self._held,), (entry,)))
-
-
-def _monotonic_us() -> int:
-    return time.monotonic_ns() // 1000
 
 
 def _letter(entry: bytes, reason: str, now: int, error: dict[str, Any] | None) -> bytes:

@@ -17,6 +17,7 @@ import redis
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
+from app.clock import CLOCK, Clock
 from app.config import Settings
 from app.errors import StorageError
 from app.redis.address import BadAddress, RedisAddress, RestAddress
@@ -55,10 +56,16 @@ class RedisClients:
     """
 
     def __init__(
-        self, address: RedisAddress | str | None, prefix: str = "", rest: RestAddress | None = None
+        self,
+        address: RedisAddress | str | None,
+        prefix: str = "",
+        rest: RestAddress | None = None,
+        *,
+        clock: Clock = CLOCK,
     ) -> None:
         self._address = RedisAddress.parse(address) if isinstance(address, str) else address
         self.keys = Keys(prefix)
+        self.clock = clock
         self._protocol = self._client(_COMMAND_TIMEOUT_S, _POOL) if self._address is not None else None
         self._rest = RestCommands(rest) if rest is not None else None
         self._same_server = self._rest is None or self._protocol is None
@@ -108,14 +115,23 @@ class RedisClients:
             await client.connection_pool.disconnect()
 
     async def ping(self) -> None:
-        """Raise `RedisDown` unless Redis answers, on each way, and is one server."""
+        """Set the clock; raise `RedisDown` unless Redis answers, on each way, and is one server."""
         with guard():
             for client in (self._protocol, self._rest):
                 if client is not None:
                     await client.ping()
+        await self.time_us()
         if not self._same_server:
             await self._check_same_server()
             self._same_server = True
+
+    async def time_us(self) -> int:
+        """Return Redis TIME in microseconds, and tell the clock."""
+        asked_at = self.clock.asking()
+        with guard():
+            seconds, micros = await self.commands.time()
+        self.clock.heard(now := seconds * 1_000_000 + micros, asked_at)
+        return now
 
     async def close(self) -> None:
         """Close every connection."""

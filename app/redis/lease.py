@@ -29,6 +29,19 @@ return redis.call('LRANGE', KEYS[2], 0, -1)
 """)
 
 
+# KEYS  1 jobs:workers  2 jobs:processing:<worker>  3 jobs:pending
+# ARGV  1 worker id
+# Output  number of entries given back, to the right end (they run next, the oldest first)
+#
+# One step: a list whose worker no longer stands among the workers would be seen by nobody.
+_LEAVE = Script("""
+local n = 0
+while redis.call('LMOVE', KEYS[2], KEYS[3], 'LEFT', 'RIGHT') do n = n + 1 end
+redis.call('ZREM', KEYS[1], ARGV[1])
+return n
+""")
+
+
 class LeaseClient:
     """One worker's entry in `jobs:workers`."""
 
@@ -39,23 +52,24 @@ class LeaseClient:
         self._redis: Any = redis.Redis(connection_pool=self._pool)
         keys = Keys(prefix)
         self._workers = keys.workers()
-        self._held = keys.processing(worker_id)
+        self._held, self._pending = keys.processing(worker_id), keys.pending()
         self._worker_id = worker_id
         self._lease_ms = int(lease_s * 1000)
 
     def renew(self) -> list[bytes]:
         """Extend the lease from now on; return what our list holds. Raises `RedisDown`."""
-        args = (2, self._workers, self._held, self._worker_id, self._lease_ms)
+        return self._call(_RENEW, 2, self._workers, self._held, self._worker_id, self._lease_ms)
+
+    def release(self) -> int:
+        """Leave, and give back what our list still holds; return how many entries. Raises `RedisDown`."""
+        return self._call(_LEAVE, 3, self._workers, self._held, self._pending, self._worker_id)
+
+    def _call(self, script: Script, *args: str | int) -> Any:
         with guard():
             try:
-                return self._redis.evalsha(_RENEW.sha, *args)
+                return self._redis.evalsha(script.sha, *args)
             except NoScriptError:
-                return self._redis.eval(_RENEW.lua, *args)
-
-    def release(self) -> None:
-        """Leave: the worker holds nothing any more. Raises `RedisDown`."""
-        with guard():
-            self._redis.zrem(self._workers, self._worker_id)
+                return self._redis.eval(script.lua, *args)
 
     def close(self) -> None:
         """Close the connection."""

@@ -4,6 +4,9 @@
 tail and publishes, so that what a watcher sees is always in the tail first. A missing fence
 refuses as well, except right after a take-over: only the database can say whether the asker
 still owns the run (docs/decisions/0005).
+
+Fence and tail always have an expiry: `TAIL_TTL_S` from the run's end on, and before that a day, which
+every append begins anew. So whatever way a run ends, and whoever dies on it, Redis holds nothing for ever.
 """
 
 from __future__ import annotations
@@ -14,14 +17,17 @@ from typing import Any
 
 import orjson
 
-from app.models import Event
+from app.models import Event, EventType
 from app.redis.clients import RedisClients, guard
 from app.redis.scripts import Script
+
+LIVE_TTL_S = 86_400
+"""Life of the keys of a run that has not ended: a silence so long costs one question to the database."""
 
 # KEYS  1 agent:fence:<run_id>  2 agent:tail:<run_id>
 # ARGV  1 attempt  2 seq of the last event  3 lowest seq to keep  4 channel
 #       5 events a message (1: each its own, else one message)  6 may raise the fence: 1 or 0
-#       7 life of fence and tail in seconds, 0: they stay  8 events, separated by newlines
+#       7 life of fence and tail from now on, in seconds  8 events, separated by newlines
 # Output  nil done, else the fence that refused ('' for none)
 #
 # The events of one call are one entry of the tail, named after the last of them. Repeating a
@@ -41,20 +47,18 @@ if ARGV[5] == '1' then
 else
   redis.call('PUBLISH', ARGV[4], ARGV[8])
 end
-if ARGV[7] ~= '0' then
-  redis.call('EXPIRE', KEYS[1], ARGV[7])
-  redis.call('EXPIRE', KEYS[2], ARGV[7])
-end
+redis.call('EXPIRE', KEYS[1], ARGV[7])
+redis.call('EXPIRE', KEYS[2], ARGV[7])
 return nil
 """)
 
 # KEYS  1 agent:fence:<run_id>
-# ARGV  1 attempt
+# ARGV  1 attempt  2 life of the fence in seconds
 # Output  the fence that stands now
 _RAISE = Script("""
 local fence = redis.call('GET', KEYS[1])
 if fence and tonumber(fence) >= tonumber(ARGV[1]) then return fence end
-redis.call('SET', KEYS[1], ARGV[1])
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 return ARGV[1]
 """)
 
@@ -93,7 +97,7 @@ class Publisher:
         """
         keys = (self._keys.fence(run_id), self._keys.tail(run_id))
         channel = self._keys.logs(run_id)
-        life_s = self._tail_ttl_s if ended else 0
+        life_s = self._tail_ttl_s if ended else LIVE_TTL_S
         last, payload = first_seq + len(events) - 1, b"\n".join(events)
         args = (attempt, last, keep_from, channel, self._batch, int(may_raise), life_s, payload)
         with guard():
@@ -105,22 +109,22 @@ class Publisher:
     async def raise_fence(self, run_id: str, attempt: int) -> int:
         """Let only `attempt` or a later one publish; return the fence that stands."""
         with guard():
-            return int(await _RAISE(self._redis, (self._keys.fence(run_id),), (attempt,)))
+            return int(await _RAISE(self._redis, (self._keys.fence(run_id),), (attempt, LIVE_TTL_S)))
 
     async def announce(self, events: Sequence[Event]) -> None:
-        """Publish events that are committed already, outside of an attempt."""
+        """Publish events that are committed already, outside of an attempt.
+
+        With the run's end its fence and tail, if earlier attempts left any, may go after a while.
+        """
         if not events:
             return
-        payload = b"\n".join(event.encode() for event in events)
-        with guard():
-            await self._redis.publish(self._keys.logs(events[0].run_id), payload)
-
-    async def finish(self, run_id: str) -> None:
-        """Let fence and tail of an ended run go after a while."""
+        run_id, payload = events[0].run_id, b"\n".join(event.encode() for event in events)
         with guard():
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.expire(self._keys.fence(run_id), self._tail_ttl_s)
-                pipe.expire(self._keys.tail(run_id), self._tail_ttl_s)
+                pipe.publish(self._keys.logs(run_id), payload)
+                if events[-1].type is EventType.END:
+                    pipe.expire(self._keys.fence(run_id), self._tail_ttl_s)
+                    pipe.expire(self._keys.tail(run_id), self._tail_ttl_s)
                 await pipe.execute()
 
     async def revoked(self, token_id: str) -> None:

@@ -65,6 +65,7 @@ class Queue:
     """Both sides' view of the queue. Every method raises `RedisDown` while Redis is away."""
 
     def __init__(self, clients: RedisClients) -> None:
+        self._clients = clients
         self._redis: Any = clients.commands
         self._keys = clients.keys
 
@@ -191,9 +192,7 @@ class Queue:
 
     async def time_us(self) -> int:
         """Return Redis TIME in microseconds."""
-        with guard():
-            seconds, micros = await self._redis.time()
-        return seconds * 1_000_000 + micros
+        return await self._clients.time_us()
 
 
 def run_id_of(raw: bytes) -> str | None:

@@ -1,22 +1,30 @@
-"""The queue's clockwork, which any worker turns once a second: due entries and dead leases.
+"""The queue's clockwork, which every worker and every API turns once a second: due entries, dead leases.
 
 Redis TIME is the only clock. It touches nothing but Redis: who takes a reaped entry decides
-by the run's row what becomes of it.
+by the run's row what becomes of it. The API turns it too, for a lone worker cannot see its own
+death: with nobody else to tick, its silence would look like that of Redis (docs/decisions/0025).
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from app.errors import StorageError
 from app.redis.clients import RedisClients, guard
 from app.redis.scripts import Script
+from app.telemetry import get_logger
+
+TICK_EVERY_S = 1.0
 
 _DUE_BATCH = 500
 
+_log = get_logger(__name__)
+
 # KEYS  1 jobs:tick  2 jobs:workers  3 jobs:delayed  4 jobs:pending
 # ARGV  1 lease in ms  2 most entries to make due
-# Output  {number made due, {ids of workers whose lease is dead}}
+# Output  {now in µs, number made due, {ids of workers whose lease is dead}}
 #
 # A due entry of high priority goes to the right end, where it is taken next (several: the one that
 # was due first), every other to the left.
@@ -45,7 +53,7 @@ end
 for _, entry in ipairs(high) do redis.call('RPUSH', KEYS[4], entry) end
 local dead = {}
 if hold <= now then dead = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now) end
-return {#due, dead}
+return {t[1] .. string.format('%06d', t[2]), #due, dead}
 """)
 
 # KEYS  1 jobs:workers  2 jobs:processing:<worker>  3 jobs:pending
@@ -85,14 +93,32 @@ class Ticks:
 
     def __init__(self, clients: RedisClients, lease_s: float) -> None:
         self._redis: Any = clients.commands
-        self._keys = clients.keys
+        self._keys, self._clock = clients.keys, clients.clock
         self._lease_ms = int(lease_s * 1000)
 
+    async def run(self) -> None:
+        """Tick until cancelled; a Redis that is away only delays it."""
+        away = False
+        while True:
+            try:
+                tick = await self.tick()
+            except StorageError as error:
+                if not away:
+                    _log.warning("tick failed, tried again each second", error=str(error))
+                away = True
+            else:
+                away = False
+                for worker_id, entries in tick.reaped.items():
+                    _log.warning("lease ran out, entries given back", worker_id=worker_id, entries=entries)
+            await asyncio.sleep(TICK_EVERY_S)
+
     async def tick(self) -> Tick:
-        """Make due entries pending and give back what dead workers hold."""
+        """Make due entries pending, give back what dead workers hold, and set this process's clock."""
         keys = (self._keys.tick(), self._keys.workers(), self._keys.delayed(), self._keys.pending())
+        asked_at = self._clock.asking()
         with guard():
-            due, dead = await _TICK(self._redis, keys, (self._lease_ms, _DUE_BATCH))
+            now, due, dead = await _TICK(self._redis, keys, (self._lease_ms, _DUE_BATCH))
+        self._clock.heard(int(now), asked_at)
         return Tick(due, {worker.decode(): await self.reap(worker.decode()) for worker in dead})
 
     async def reap(self, worker_id: str) -> int:

@@ -6,9 +6,10 @@ faster. A run whose owner is dead has nobody to obey, so it is ended here, in th
 
 from __future__ import annotations
 
+from app.clock import now_us
 from app.errors import ErrorCode, NotFound, RunFailure, StorageError
 from app.models import Event, Run, RunStatus
-from app.routes.deps import Services, now_us
+from app.routes.deps import Services
 from app.routes.submit import announce
 from app.telemetry import get_logger
 
@@ -50,7 +51,6 @@ async def _end_orphan(services: Services, seen: Run) -> Run:
         return await _again(services, seen.run_id)
     _log.info("run cancelled for a dead worker", run_id=seen.run_id, worker_id=seen.worker_id)
     await announce(services, ended.events)
-    await services.publisher.finish(seen.run_id)
     return ended.run
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -20,6 +19,7 @@ from fastapi.openapi.models import HTTPBearer as BearerModel
 from fastapi.security.base import SecurityBase
 from starlette.requests import HTTPConnection
 
+from app.clock import now_us
 from app.config import Settings
 from app.db.engine import Database
 from app.db.project_store import ProjectStore
@@ -98,11 +98,6 @@ class Principal:
     def admin(self) -> bool:
         """Whether all users' runs and the server's internals are open to the caller."""
         return self.scope == "admin"
-
-
-def now_us() -> int:
-    """Return the time in microseconds since the epoch: the one clock of the routes."""
-    return time.time_ns() // 1000
 
 
 def services(conn: HTTPConnection) -> Services:

@@ -10,10 +10,11 @@ from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import HTTPConnection
 
+from app.clock import now_us
 from app.db.migrate import ensure_current
 from app.errors import StorageError
 from app.redis.server_report import ServerReport
-from app.routes.deps import CurrentServices, Services, admin_calls, now_us
+from app.routes.deps import CurrentServices, Services, admin_calls
 from app.routes.run_counts import RunCounts
 from app.routes.schemas import Health, Readiness
 from app.routes.views import answer

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
 
+from app.clock import now_us
 from app.db.project_store import Change, Project
 from app.errors import Conflict, NotFound, Unprocessable
 from app.models import format_ts
 from app.projects import DEFAULT, is_project_id
 from app.routes.body import documents, json_body
-from app.routes.deps import Admin, CurrentServices, CurrentUser, now_us
+from app.routes.deps import Admin, CurrentServices, CurrentUser
 from app.routes.project_schemas import NewProject, ProjectView
 from app.routes.views import answer
 

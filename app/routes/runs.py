@@ -6,11 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
+from app.clock import now_us
 from app.errors import Forbidden
 from app.models import RunStatus
 from app.routes.body import documents, json_body
 from app.routes.cancel import request_cancel
-from app.routes.deps import CurrentServices, CurrentUser, OwnRun, now_us
+from app.routes.deps import CurrentServices, CurrentUser, OwnRun
 from app.routes.logs import last_events
 from app.routes.schemas import NewRun, RunDetail, RunList, StepList, StreamTokenMade
 from app.routes.submit import retry_run, start_run, submit

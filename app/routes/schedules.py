@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
+from app.clock import now_us
 from app.cron import next_tick
 from app.db.schedule_store import Schedule, shared_fields
 from app.errors import Forbidden, NotFound, Unprocessable
 from app.routes.body import documents, json_body
-from app.routes.deps import CurrentServices, CurrentUser, now_us
+from app.routes.deps import CurrentServices, CurrentUser
 from app.routes.schedule_schemas import NewSchedule, ScheduleList, ScheduleView
 from app.routes.submit import compose
 from app.routes.views import answer, moment

@@ -16,12 +16,13 @@ from typing import Any
 import orjson
 
 from app.catalogue import parse_steps
+from app.clock import now_us
 from app.config import Settings
 from app.db.run_store import Created, NewRun
 from app.errors import Conflict, NotFound, StorageError, TooManyRequests, Unprocessable
 from app.models import Event, Priority, Run, RunKind, RunStatus, parse_ts
 from app.projects import DEFAULT
-from app.routes.deps import RUN_ID, Principal, Services, now_us
+from app.routes.deps import RUN_ID, Principal, Services
 from app.routes.schemas import RunFields
 from app.telemetry import get_logger
 from app.webhook_url import checked

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
+from app.clock import now_us
 from app.errors import NotFound, StorageError
 from app.routes.body import documents, json_body
-from app.routes.deps import Admin, CurrentServices, now_us
+from app.routes.deps import Admin, CurrentServices
 from app.routes.schemas import NewToken, TokenList, TokenMade
 from app.routes.views import answer, token_view
 from app.telemetry import get_logger

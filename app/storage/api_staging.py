@@ -5,10 +5,10 @@ For a cluster whose API and worker share a volume. The pods reach the API at `TO
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import IO
 
+from app.clock import now_us
 from app.errors import NotFound
 from app.storage.local_workspace import LocalWorkspaces
 from app.storage.staged_files import Part, StagedFiles, Way
@@ -42,7 +42,7 @@ class ApiStaging:
             {"url": url, "headers": {TOKEN_HEADER: tokens[Way.DOWN]}},
             {"url": url, "headers": {TOKEN_HEADER: tokens[Way.UP]}, "method": "PUT"},
             pod_limits(self._archives.limits),
-            time.time_ns() // 1000 + round(lifetime_s * 1e6),
+            now_us() + round(lifetime_s * 1e6),
         )
 
     async def collect(self, key: str, workspace: Workspace) -> Collected:
@@ -59,7 +59,7 @@ class ApiStaging:
 
     async def sweep(self, older_than_s: float) -> int:
         """Remove what is older."""
-        return await self._threads.run(self._files.sweep, time.time() - older_than_s)
+        return await self._threads.run(self._files.sweep, older_than_s)
 
 
 def _close(file: IO[bytes]) -> None:

@@ -7,10 +7,10 @@ collected, and never read.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import IO
 
+from app.clock import now_us
 from app.errors import NotFound
 from app.storage.s3_bucket import Content, Object
 from app.storage.s3_workspace import S3Workspaces
@@ -45,7 +45,7 @@ class S3Staging:
             {"url": self._bucket.presigned("get_object", down, seconds), "headers": {}},
             {"url": self._bucket.presigned("put_object", up, seconds), "headers": {}, "method": "PUT"},
             pod_limits(self._archives.limits),
-            time.time_ns() // 1000 + seconds * 1_000_000,
+            now_us() + seconds * 1_000_000,
         )
 
     async def collect(self, key: str, workspace: Workspace) -> Collected:
@@ -70,7 +70,7 @@ class S3Staging:
 
     async def sweep(self, older_than_s: float) -> int:
         """Delete what is older; a key counts when its last object goes."""
-        return await self._threads.run(self._sweep, time.time_ns() // 1000 - round(older_than_s * 1e6))
+        return await self._threads.run(self._sweep, now_us() - round(older_than_s * 1e6))
 
     def _sweep(self, before: int) -> int:
         keys: dict[str, list[Object]] = {}

@@ -13,11 +13,11 @@ import hmac
 import os
 import secrets
 import tempfile
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from app.clock import now_us
 from app.errors import NotFound
 from app.storage.scratch import purge
 from app.storage.staging import KEY
@@ -97,10 +97,11 @@ class StagedFiles:
         with disk(), contextlib.suppress(FileNotFoundError):
             purge(self._root / key)
 
-    def sweep(self, before: float) -> int:
-        """Drop each key in whose place nothing has happened since `before` (seconds since the epoch)."""
+    def sweep(self, older_than_s: float) -> int:
+        """Drop each key in whose place nothing has happened for so long, by the clock of the file system."""
         with disk():
             places = [path for path in self._root.glob("*") if KEY.fullmatch(path.name)]
+            before = self._time_there() - older_than_s if places else 0.0
         old = [path for path in places if _last_touched(path) < before]
         for path in old:
             self.drop(path.name)
@@ -108,7 +109,7 @@ class StagedFiles:
 
     def token(self, key: str, way: Way, lifetime_s: float) -> str:
         """Return a token that opens one archive in one direction for a while."""
-        expires = int(time.time() + lifetime_s)
+        expires = now_us() // 1_000_000 + int(lifetime_s)
         return f"{expires}.{self._mac(self._shared_secret(), key, way, expires)}"
 
     def opens(self, token: str, key: str, way: Way) -> bool:
@@ -121,7 +122,7 @@ class StagedFiles:
         except OSError:
             return False  # nothing was ever offered here
         expected = self._mac(secret, key, way, int(expires))
-        return hmac.compare_digest(mac.encode(), expected.encode()) and time.time() < int(expires)
+        return hmac.compare_digest(mac.encode(), expected.encode()) and now_us() < int(expires) * 1_000_000
 
     def _shared_secret(self) -> bytes:
         """Return the secret; whoever comes first makes it, whole before anybody sees it."""
@@ -135,6 +136,10 @@ class StagedFiles:
                     os.link(name, self._secret)
                 Path(name).unlink()
             return self._secret.read_bytes()
+
+    def _time_there(self) -> float:
+        with tempfile.TemporaryFile(dir=self._root, prefix=_PART) as file:
+            return os.fstat(file.fileno()).st_mtime
 
     @staticmethod
     def _mac(secret: bytes, key: str, way: Way, expires: int) -> str:

@@ -4,6 +4,8 @@ A thread with its own connection, so that a step that burns CPU on the event loo
 starve it. It also watches the loop: one that has not answered for 30 s is wedged, its
 worker does nothing but keep others from its runs, so the process ends. Where something holds
 the GIL this thread stands still too, the lease runs out, and `app.loop_guard` ends the process.
+It ends as well when this thread breaks (no memory is left, say): a worker without a lease would
+go on with runs that others take.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
 from app.errors import StorageError
@@ -21,6 +24,7 @@ from app.redis.lease import LeaseClient
 RENEW_EVERY_S = 1.0
 WEDGED_AFTER_S = 30.0
 EXIT_WEDGED = 70
+EXIT_BROKEN = 71
 
 
 class Lease(threading.Thread):
@@ -56,13 +60,17 @@ class Lease(threading.Thread):
 
     def run(self) -> None:
         """Renew, feed the guards and watch the loop, again and again."""
-        while not self._done.is_set():
-            self._renew()
-            self._watch_loop()
-            self._done.wait(self._renew_every_s)
+        try:
+            while not self._done.is_set():
+                self._renew()
+                self._watch_loop()
+                self._done.wait(self._renew_every_s)
+        except Exception:  # noqa: BLE001 - whatever it is, the process ends with it
+            traceback.print_exc()
+            os._exit(EXIT_BROKEN)
 
     def stop(self) -> None:
-        """End the thread and leave `jobs:workers`; call it when nothing is held any more."""
+        """End the thread, leave `jobs:workers` and give back what is held; call it when no run goes on."""
         self._done.set()
         self.join(timeout=5)
         try:

@@ -18,7 +18,6 @@ from contextlib import asynccontextmanager
 import structlog
 
 from app.config import Settings
-from app.errors import StorageError
 from app.execution.executor import CannotRun
 from app.loop_guard import answering
 from app.redis.address import BadAddress, RedisAddress
@@ -80,7 +79,6 @@ class Worker:
                 await self._slots.drain()
         finally:
             await asyncio.to_thread(lease.stop)
-            await self._leave()
         log.info("worker gone", worker_id=self._id)
 
     def _owning(self) -> tuple[Lease, Ownership]:
@@ -118,13 +116,6 @@ class Worker:
         if not self._draining.is_set():
             log.info("draining", in_flight=len(self._in_flight), seconds=self._settings.drain_s)
         self._draining.set()
-
-    async def _leave(self) -> None:
-        """Give back whatever our list still holds: the lease is gone, so reap ourselves."""
-        try:
-            await self._parts.ticks.reap(self._id)
-        except StorageError as error:
-            log.warning("left without Redis, the lease runs out by itself", error=str(error))
 
 
 def serve(settings: Settings) -> int:

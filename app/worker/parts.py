@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import cast
 
+from app.clock import now_us
 from app.config import Settings
 from app.db.engine import Database
 from app.db.log_store import LogStore
@@ -46,11 +46,6 @@ from app.worker.webhooks import Webhooks, open_webhooks
 
 Periodic = Callable[[], Awaitable[None]]
 """Work that goes on until it is cancelled."""
-
-
-def now_us() -> int:
-    """Return the time in microseconds since the Unix epoch."""
-    return time.time_ns() // 1000
 
 
 class Parts:

@@ -14,7 +14,6 @@ import binascii
 import hashlib
 import hmac
 import socket
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from app import VERSION
+from app.clock import now_us
 from app.webhook_url import refused
 
 _MOST_ANSWER = 64 * 1024
@@ -104,7 +104,7 @@ class WebhookSender:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         address = await self._address(host, port)
         there = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        timestamp = int(time.time())
+        timestamp = now_us() // 1_000_000
         headers = {
             "host": parts.netloc.rpartition("@")[2],
             "content-type": "application/json",

@@ -24,9 +24,8 @@ from app.redis.claims import Claims
 from app.redis.clients import RedisClients
 from app.redis.lease import LeaseClient
 from app.redis.queue import Queue, run_id_of
-from app.redis.ticks import Ticks
+from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.worker.lease import Lease
-from app.worker.reaper import TICK_EVERY_S
 
 ROLE, URL = sys.argv[1:3]
 LIBRARIES = ["redis", "hiredis"]

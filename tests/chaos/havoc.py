@@ -202,5 +202,6 @@ def _nothing_left(stack: Stack) -> None:
         wait_for(lambda: not client.keys("jobs:processing:*"), "nothing to be held")
         wait_for(lambda: client.llen("jobs:pending") == 0, "nothing to wait")
         assert [key for key in client.keys("*") if not key.startswith(allowed)] == []
+        assert [key for key, life in stack.lives().items() if life == -1] == [], "keys for ever"
         letters = client.lrange("jobs:dead", 0, -1)
         assert all('"malformed"' in letter or '"unknown_run"' in letter for letter in letters)

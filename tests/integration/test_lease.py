@@ -15,7 +15,7 @@ import pytest
 from servers import RedisServer
 from stack import Process, Stack, free_port, shell, wait_for
 
-from app.worker.lease import EXIT_WEDGED
+from app.worker.lease import EXIT_BROKEN, EXIT_WEDGED
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +89,21 @@ def test_a_worker_whose_loop_is_wedged_ends_and_says_so(redis_server: RedisServe
         assert "event loop has not answered" in said
     with redis_server.client() as client:
         wait_for(lambda: client.zscore("jobs:workers", "w1") < time.time() * 1000, "the lease to run out")
+
+
+def test_a_worker_whose_lease_thread_breaks_ends_and_says_so(redis_server: RedisServer) -> None:
+    """No memory was left, say: without a lease it would go on with runs that others take."""
+    broken = HOLDER.replace("on_renewed=lambda: None", "on_renewed=lambda: bytearray(2**62)")
+    done = subprocess.run(
+        [sys.executable, "-c", broken, redis_server.url, "0"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == EXIT_BROKEN
+    assert "MemoryError" in done.stderr
 
 
 def test_a_loop_that_turns_again_in_time_is_kept(redis_server: RedisServer) -> None:

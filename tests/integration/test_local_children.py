@@ -33,6 +33,72 @@ def test_what_ends_is_started_again_later_and_later() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("death", "how"),
+    [
+        ("kill -ABRT $$", "was killed by SIGABRT"),  # no memory inside of a library of C
+        ("kill -KILL $$", "was killed by SIGKILL"),  # the kernel's, or a container's, for lack of memory
+        ("kill -SEGV $$", "was killed by SIGSEGV"),
+        ("kill -40 $$", "was killed by signal 40"),
+        ("exit 134", "ended with exit code 134"),
+        ("exit 1", "ended with exit code 1"),
+        ("exit 0", "ended with exit code 0"),
+    ],
+)
+def test_however_a_child_dies_it_is_started_again(tmp_path: Path, death: str, how: str) -> None:
+    """Each time, also when it does so at once."""
+    said: list[str] = []
+    starts = tmp_path / "starts"
+    with Supervisor(said.append) as supervisor:
+        child = supervisor.start(ChildSpec("job", ["sh", "-c", f"echo >> {starts}; {death}"], os.environ))
+        assert supervisor.wait_for(lambda: len(starts.read_text()) >= 3 if starts.exists() else False, 60)
+        assert supervisor.wait_for(lambda: child.failures == 3, 60)
+    assert [line.partition(";")[0] for line in said] == [f"job {how}"] * 3
+
+
+def test_a_child_that_dies_for_days_is_not_given_up(tmp_path: Path) -> None:
+    """The pause stays the longest one."""
+    said: list[str] = []
+    with Supervisor(said.append) as supervisor:
+        child = supervisor.start(ChildSpec("job", ["false"], os.environ))
+        child.failures = 100_000
+        assert supervisor.wait_for(lambda: child.failures == 100_001, 60)
+        assert said == ["job ended with exit code 1; starting it again in 10 s"]
+        child.due = 0
+        assert supervisor.wait_for(lambda: child.failures == 100_002, 60)
+
+
+def test_a_child_that_cannot_be_started_just_now_is_started_later(tmp_path: Path) -> None:
+    """The machine has no process or no memory left, say; the other children go on meanwhile."""
+    said: list[str] = []
+    program, out = tmp_path / "program", tmp_path / "out"
+    with Supervisor(said.append) as supervisor:
+        supervisor.start(ChildSpec("job", [str(program)], os.environ, out))
+        other = supervisor.start(ChildSpec("other", ["sleep", "60"], os.environ))
+        assert supervisor.wait_for(lambda: len(said) == 2, 60)
+        assert said[0].startswith("job could not be started (")
+        program.write_text("#!/bin/sh\necho up; sleep 60\n")
+        program.chmod(0o700)
+        assert supervisor.wait_for(lambda: out.read_text() == "up\n", 60)
+        assert other.failures == 0
+
+
+def test_a_log_that_cannot_be_kept_is_cut_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk must not end the supervisor, nor stay full by the log."""
+    monkeypatch.setattr("app.embedded.children.LOG_MAX_BYTES", 10)
+    lines: list[str] = []
+    log = tmp_path / "job.log"
+    tail = LogTail(log, lines.append)
+    log.write_text("a line of more than ten bytes\n")
+    (tmp_path / "job.log.1").mkdir()
+    tail.pump()
+    assert log.read_text() == ""
+    assert lines[0].startswith("a line")
+    assert "are dropped" in lines[1]
+
+
 def test_what_is_not_kept_just_ends() -> None:
     with Supervisor(lambda _: None) as supervisor:
         child = supervisor.start(ChildSpec("job", ["sh", "-c", "exit 7"], os.environ), keep=False)

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 from servers import RedisServer
 
+from app.models import Event, EventType
 from app.redis.clients import RedisClients
-from app.redis.publisher import Publisher, Refused
+from app.redis.publisher import LIVE_TTL_S, Publisher, Refused
 from app.redis.tail import Tail
 
 
@@ -49,6 +50,7 @@ async def test_a_later_attempt_shuts_out_the_earlier(clients: RedisClients) -> N
 async def test_a_fence_never_falls(clients: RedisClients) -> None:
     publisher = Publisher(clients)
     await publisher.raise_fence("r", 10)
+    assert LIVE_TTL_S - 60 < await clients.commands.ttl("agent:fence:r") <= LIVE_TTL_S
     assert await publisher.raise_fence("r", 9) == 10
 
 
@@ -108,10 +110,12 @@ async def test_watchers_get_messages(redis_server: RedisServer, batch: int, mess
     await clients.close()
 
 
-async def test_an_ended_run_leaves_after_a_while(clients: RedisClients) -> None:
+async def test_a_run_that_is_ended_outside_of_an_attempt_leaves_after_a_while(clients: RedisClients) -> None:
     publisher = Publisher(clients, tail_ttl_s=300)
     await publisher.append("r", 1, 1, events(1, 1), keep_from=0, may_raise=True)
-    await publisher.finish("r")
+    await publisher.announce([Event(2, EventType.STATUS, 1, "r", 1)])
+    assert await clients.commands.ttl("agent:fence:r") > 300
+    await publisher.announce([Event(3, EventType.END, 1, "r", 2)])
     assert 290 < await clients.commands.ttl("agent:tail:r") <= 300
     assert 290 < await clients.commands.ttl("agent:fence:r") <= 300
 
@@ -119,7 +123,7 @@ async def test_an_ended_run_leaves_after_a_while(clients: RedisClients) -> None:
 async def test_fence_and_tail_of_an_ended_run_go_after_a_while(clients: RedisClients) -> None:
     publisher = Publisher(clients, tail_ttl_s=60)
     await publisher.append("r", 1, 1, events(1, 3), keep_from=0, may_raise=True)
-    assert await clients.commands.ttl("agent:tail:r") == -1
+    assert LIVE_TTL_S - 60 < await clients.commands.ttl("agent:tail:r") <= LIVE_TTL_S
     await publisher.append("r", 1, 4, events(4, 4), keep_from=0, ended=True)
     for key in ("agent:tail:r", "agent:fence:r"):
         assert 0 < await clients.commands.ttl(key) <= 60

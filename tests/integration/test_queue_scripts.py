@@ -72,7 +72,7 @@ async def test_many_pushes_are_each_made_once_and_in_order(clients: RedisClients
     assert taken == [f"run-{n}" for n in (5_001, 5_000, 7, *others)]
 
 
-async def test_redis_time_is_counted_on_from_the_last_claim(clients: RedisClients) -> None:
+async def test_redis_time_is_counted_on_from_what_redis_said_last(clients: RedisClients) -> None:
     """For an entry that wakes a worker; never late: what has just become due must not seem early."""
     queue, claims = Queue(clients), Claims(clients, "w1", LEASE_S)
     await claims.claim(1)
@@ -212,8 +212,10 @@ async def test_a_lease_shows_what_is_held_and_ends(redis_server: RedisServer, cl
     [entry] = (await Claims(clients, "w1", LEASE_S).claim(1)).entries
     assert lease.renew() == [entry]
     assert await queue.worker_alive("w1")
-    lease.release()
+    assert lease.release() == 1
     assert not await queue.worker_alive("w1")
+    assert await clients.commands.lrange("jobs:pending", 0, -1) == [entry]
+    assert await keys(clients) == {"jobs:mark:run-1:0", "jobs:pending"}
     lease.close()
 
 

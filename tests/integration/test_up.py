@@ -74,6 +74,19 @@ def test_a_child_that_dies_is_started_again(up: Up, name: str) -> None:
     assert len(json.loads(up.run("ls", "--json").stdout)["items"]) >= 2
 
 
+def test_a_worker_that_keeps_dying_is_started_until_its_runs_are_done(up: Up) -> None:
+    """Also when it dies again as soon as it is there, which costs each run at most a redelivery."""
+    up.start()
+    run_id = up.run("run", "--no-follow", "--", "sh", "-c", "echo up; sleep 8; echo done").stdout.strip()
+    until(lambda: "up" in up.run("logs", run_id).stdout)
+    for signum in (signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL):
+        until(lambda: "worker" in up.children())
+        deaths = up.said.count("worker was killed by")
+        up.children()["worker"].send_signal(signum)
+        until(lambda before=deaths: up.said.count("worker was killed by") > before)
+    assert up.run("logs", "-f", run_id, timeout_s=120).stdout.splitlines()[-1] == "done"
+
+
 def test_after_kill_9_nothing_is_left_and_a_restart_goes_on(up: Up) -> None:
     """Also with a run in flight, which ends after the restart, and right away."""
     up.start()

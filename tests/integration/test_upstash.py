@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from servers import RedisServer
 from stack import Stack, seqs, shell, wait_for
 
 from app.config import Settings
-from app.models import Job
+from app.models import EventType, Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients, RedisDown
 from app.redis.dead import DeadLetters
@@ -90,7 +91,7 @@ async def test_every_short_command_answers_as_the_redis_protocol_does(
     await direct.commands.script_flush()
     assert await seen(rest) == await seen(direct)
     assert await Publisher(rest).append("r1", 7, 4, [b"{}"], keep_from=0) == Refused(1)
-    await Publisher(rest).finish("r1")
+    await Publisher(rest).announce([replace(EVENT, type=EventType.END)])
     assert 0 < await direct.commands.ttl("agent:tail:r1") <= 300
     assert await DeadLetters(rest).remove(await DeadLetters(rest).named("r0")) == 1
     assert (await Queue(direct).depth()).dead == 0
