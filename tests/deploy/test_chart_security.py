@@ -8,8 +8,10 @@ import re
 from typing import Any
 
 import pytest
-from chart import SCENARIOS, TOOLS, Object, changed, containers, scenario
+import yaml
+from chart import CHART, SCENARIOS, TOOLS, Object, changed, containers, scenario
 
+from app.address_ranges import BLOCKED_4, BLOCKED_6
 from app.config import Settings
 from app.k8s import spec
 from app.k8s.access import NEEDED
@@ -166,6 +168,13 @@ def allowed(policy: Object, address: str, port: int) -> bool:
             if cidr and not any(excepted):
                 return True
     return False
+
+
+def test_the_chart_closes_what_webhooks_do_not_go_to() -> None:
+    """One list, app/address_ranges.py."""
+    network = yaml.safe_load((CHART / "values.yaml").read_text())["tools"]["network"]
+    assert network["blockedRanges"] == [str(each) for each in BLOCKED_4]
+    assert network["blockedRanges6"] == [str(each) for each in BLOCKED_6]
 
 
 @pytest.mark.parametrize("address", NEAR)
