@@ -15,6 +15,7 @@ from app.address_ranges import BLOCKED_4, BLOCKED_6
 from app.config import Settings
 from app.k8s import spec
 from app.k8s.access import NEEDED
+from app.k8s.profile import image_pattern
 
 VOLUMES = {
     "configMap",
@@ -220,6 +221,60 @@ def test_images_are_allowed_by_name(image: str, ok: bool) -> None:
     for policy in scenario("production").all("ValidatingAdmissionPolicy"):
         [images] = policy["spec"]["variables"]
         assert bool(re.search(json.loads(images["expression"]), image)) is ok
+
+
+PATTERNS = [
+    "toolbox:*",
+    "python*",
+    "registry.example/team/*",
+    "registry.example/a/*/x:1",
+    "box:1.?",
+    "r:5000/t@*",
+]
+"""With the repository `toolbox` for our own."""
+NAMES = {
+    **dict.fromkeys(
+        ("toolbox:1", "toolbox:latest", "toolbox:1@sha256:" + "0f" * 32, "python", "python3:3"), True
+    ),
+    **dict.fromkeys(("registry.example/team/x", "registry.example/team/a/b:1", "box:1.2"), True),
+    **dict.fromkeys(("registry.example/a/b/x:1", "r:5000/t@sha256:" + "0f" * 32), True),
+    **dict.fromkeys(("toolbox:5000/evil", "toolbox:5000/evil:1", "toolbox:5000/toolbox:1", "toolbox"), False),
+    **dict.fromkeys(
+        ("python.evil/x", "python:5000/x", "pythons/x:1", "evil/python:3", "evil/toolbox:1"), False
+    ),
+    **dict.fromkeys(("registry.example/team", "registry.example/team/", "registry.example/teams/x"), False),
+    **dict.fromkeys(
+        ("registry.example/a/b/c/x:1", "registry.example/a/b/x:1-evil", "box:1.22", "box:1x2"), False
+    ),
+    **dict.fromkeys(("registryXexample/team/x", "registry.example:5000/team/x", "r:5000/t/evil@x"), False),
+    **dict.fromkeys(
+        ("toolbox:1\n", "evil\ntoolbox:1", "toolbox:1 x", " toolbox:1", "", "toolbox:1/../x"), False
+    ),
+    **dict.fromkeys(("registry.example/team/x\ny", "registry.example/team/x y", "toolbox:1\u00e4"), False),
+}
+
+
+def test_a_pattern_ends_at_a_component_for_worker_and_cluster_alike() -> None:
+    """What follows a name is a tag or a digest, never the port of a registry and another name."""
+    made = changed(
+        "bundled", tools={"image": {"repository": "toolbox", "tag": "1"}, "imagesAllowed": PATTERNS}
+    )
+    by_worker = [image_pattern(each) for each in PATTERNS]
+    for policy in made.all("ValidatingAdmissionPolicy"):
+        [images] = policy["spec"]["variables"]
+        by_cluster = re.compile(json.loads(images["expression"]).removesuffix("$") + r"\Z")  # RE2's $
+        found = {each: bool(by_cluster.search(each)) for each in NAMES}
+        assert found == NAMES
+    assert {each: any(one.fullmatch(each) for one in by_worker) for each in NAMES} == NAMES
+
+
+def test_everything_can_be_allowed() -> None:
+    made = changed("bundled", tools={"imagesAllowed": ["*"]})
+    for policy in made.all("ValidatingAdmissionPolicy"):
+        [images] = policy["spec"]["variables"]
+        for image in ("a", "a/b:1", "registry.example:5000/a/b@sha256:" + "0f" * 32):
+            assert re.search(json.loads(images["expression"]), image)
+            assert image_pattern("*").fullmatch(image)
 
 
 @pytest.mark.parametrize("name", ON_KUBERNETES)
