@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import socket
 import time
@@ -137,6 +138,69 @@ def test_an_upload_that_breaks_off_leaves_nothing(api: Api, staged: StagedFiles)
         wait_for(lambda: len(places(api)) > len(before), "the part", 60)
     wait_for(lambda: places(api) == before, "the part to be removed", 60)
     assert _uploaded(staged) == b"whole"
+
+
+def test_one_token_has_one_upload_on_the_disk(api: Api, staged: StagedFiles) -> None:
+    """However many connections bring it, and keep silent; the last one is taken."""
+    token = staged.token(KEY, Way.UP, 600)
+    url = urlsplit(api.url)
+    head = [
+        f"PUT /v1/staging/{KEY} HTTP/1.1",
+        "Host: x",
+        f"{TOKEN_HEADER}: {token}",
+        "Content-Length: 600000",
+    ]
+    start = "\r\n".join([*head, "", ""]).encode() + bytes(300_000)
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):
+            sock = stack.enter_context(socket.create_connection((url.hostname or "", url.port or 0)))
+            before = parts(api)
+            sock.sendall(start)
+            wait_for(lambda: len(parts(api)) == 1 and parts(api) != before, "its part alone", 60)  # noqa: B023
+        assert sum(open_parts(api)) <= 600_000, "what is held open counts as well"
+        sock.sendall(bytes(300_000))
+        assert b" 204 " in sock.recv(4096).splitlines()[0]
+        assert len(_uploaded(staged)) == 600_000
+        wait_for(lambda: sum(open_parts(api)) == 0, "no bytes held open", 60)
+    assert parts(api) == []
+
+
+def test_an_upload_that_was_overtaken_says_so(api: Api, staged: StagedFiles) -> None:
+    token = staged.token(KEY, Way.UP, 600)
+
+    def slow() -> Iterator[bytes]:
+        yield bytes(300_000)
+        wait_for(lambda: len(parts(api)) == 1, "its part", 60)
+        assert ask(api, "PUT", KEY, token, b"the later one").status_code == 204
+        yield bytes(300_000)
+
+    answer = api.client().put(f"/v1/staging/{KEY}", headers={TOKEN_HEADER: token}, content=slow())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "superseded")
+    assert _uploaded(staged) == b"the later one"
+    assert parts(api) == []
+
+
+def test_what_a_killed_process_left_goes_with_the_next_upload(api: Api, staged: StagedFiles) -> None:
+    for _ in range(3):
+        staged.begin(KEY, Way.UP).file.close()
+    assert len(parts(api)) == 1
+    assert ask(api, "PUT", KEY, staged.token(KEY, Way.UP, 600), b"x").status_code == 204
+    assert parts(api) == []
+
+
+def parts(api: Api) -> list[str]:
+    return [place for place in places(api) if ".part-" in place]
+
+
+def open_parts(api: Api) -> list[int]:
+    """Return the sizes of parts that this process holds open, removed ones too."""
+    found: dict[int, int] = {}
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if ".part-" in str(fd.readlink()):
+                about = fd.stat()
+                found[about.st_ino] = about.st_size
+    return list(found.values())
 
 
 def test_what_was_dropped_takes_no_more(api: Api, staged: StagedFiles) -> None:
