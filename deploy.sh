@@ -64,7 +64,11 @@ done
 case $OVERLAY in dev | prod) ;; *) die '--overlay is dev or prod' 2 ;; esac
 case $LOAD in '' | kind | containerd) ;; *) die '--load is kind or containerd' 2 ;; esac
 case $TIMEOUT in *[!0-9]*) die '--timeout is a number of seconds' 2 ;; esac
-case $NAMESPACE in *[!a-z0-9-]* | -*) die '--namespace: small letters, digits and -' 2 ;; esac
+case $NAMESPACE in *[!a-z0-9-]* | -* | *-) die '--namespace: small letters, digits and -' 2 ;; esac
+[ ${#NAMESPACE} -le 45 ] || die '--namespace: at most 45 characters, for names are made of it' 2
+for each in "$IMAGE" "$TOOL_IMAGE"; do
+    case $each in *[!A-Za-z0-9._/:@-]* | [!A-Za-z0-9]*) [ -z "$each" ] || die "$each is no image's name" 2 ;; esac
+done
 [ -z "$SECRETS" ] || [ -r "$SECRETS" ] || die "$SECRETS can't be read" 2
 [ $PURGE = no ] || [ "$ACTION" = uninstall ] || die '--purge-data goes with --uninstall' 2
 TOOLS=$NAMESPACE-tools
@@ -170,11 +174,9 @@ check_settings() {
 
 # ---- objects
 
-escaped() { printf '%s' "$1" | sed 's/[.[\*^$|/&]/\\&/g'; }
-
 allowed_for() { # the policy's expression for every version of an image, inside of a string of CEL
     case $1 in *@*) set -- "${1%%@*}" @sha256 ;; *) set -- "$(repository_of "$1")" '' ;; esac
-    printf '%s%s:.*' "$1" "$2" | sed 's/\.\([^*]\)/\\\\.\1/g'
+    printf '%s%s:[A-Za-z0-9_.:@-]*' "$(printf '%s' "$1" | sed 's/\./\\\\./g')" "$2"
 }
 
 # The overlay, with our names in it. What is generated from settings gets another name when they change.
@@ -184,16 +186,49 @@ render() {
     app=$(sed -nE 's/^ *image: (([^ ]*\/)?tailrun[:@][^ ]*)$/\1/p' "$WORK/plain.yaml" | head -n 1)
     tools=$(sed -n 's/^ *TOOL_IMAGE: //p' "$WORK/plain.yaml" | head -n 1)
     [ -n "$app" ] && [ -n "$tools" ] || die 'the overlay names no image and no TOOL_IMAGE'
-    set -- -e ''
-    if [ -n "$IMAGE" ]; then
-        set -- -e "s/^\( *image:\) $(escaped "$app")\$/\1 $(escaped "$IMAGE")/" \
-            -e "s/^\( *TOOL_IMAGE:\) .*/\1 $(escaped "$TOOL_IMAGE")/" \
-            -e "s/($(escaped "$(allowed_for "$tools")")/($(escaped "$(allowed_for "$TOOL_IMAGE")")/" \
-            -e "s/\(tailrun-config-[0-9a-z]*\)/\1-$(printf '%s' "$TOOL_IMAGE" | cksum | cut -d ' ' -f 1)/"
-    fi
-    [ "$NAMESPACE" = agents ] || set -- "$@" -e "s/agents/$NAMESPACE/g"
-    sed "$@" "$WORK/plain.yaml" >"$WORK/all.yaml"
+    APP=$app NEW_APP=$IMAGE NEW_TOOLS=$TOOL_IMAGE NAMESPACE=$NAMESPACE \
+        ALLOWED=$(allowed_for "$tools") NEW_ALLOWED=$(allowed_for "${TOOL_IMAGE:-$tools}") \
+        SUFFIX=-$(printf '%s' "$TOOL_IMAGE" | cksum | cut -d ' ' -f 1) \
+        awk "$RENAME" "$WORK/plain.yaml" >"$WORK/all.yaml" || die 'the overlay could not be read'
 }
+
+# Whole values of the keys that name an image or a namespace are replaced, as kustomize writes them: one key a
+# line. Nothing is replaced inside of a value, whatever the namespace is called and the images' paths hold.
+# shellcheck disable=SC2016 # awk's
+RENAME='
+BEGIN {
+    old = "agents"
+    new = ENVIRON["NAMESPACE"]
+    split("namespace name kubernetes.io/metadata.name priorityClassName policyName TOOL_NAMESPACE", keys, " ")
+    for (each in keys) names_it[keys[each]] = 1
+    split("% %-tools tailrun-% tailrun-%-tool-images-jobs tailrun-%-tool-images-pods", forms, " ")
+    for (each in forms) renamed[with(forms[each], old)] = with(forms[each], new)
+}
+function with(form, name,    at) { at = index(form, "%"); return substr(form, 1, at - 1) name substr(form, at + 1) }
+{
+    text = $0
+    sub(/^ *(- )?/, "", text)
+    at = index(text, ": ")
+    key = substr(text, 1, at - 1)
+    value = made = substr(text, at + 2)
+    if (!at) { print; next }
+    if (ENVIRON["NEW_APP"] != "") {
+        if (key == "image" && value == ENVIRON["APP"]) made = ENVIRON["NEW_APP"]
+        if (key == "TOOL_IMAGE") made = ENVIRON["NEW_TOOLS"]
+        if (key == "name" && value ~ /^tailrun-config-[0-9a-z]*$/) made = value ENVIRON["SUFFIX"]
+        opened = "\047\"^(" ENVIRON["ALLOWED"]
+        if (key == "expression" && index(value, opened) == 1)
+            made = "\047\"^(" ENVIRON["NEW_ALLOWED"] substr(value, length(opened) + 1)
+    }
+    if (new != old) {
+        if (key in names_it && value in renamed) made = renamed[value]
+        if (key ~ /^(TOOL_SYNC_URL|S3_ENDPOINT)$/ && match(value, /^http:\/\/[a-z0-9-]+\.agents\.svc(:[0-9]+)?$/)) {
+            at_host = index(value, "." old ".svc")
+            made = substr(value, 1, at_host) new substr(value, at_host + length(old) + 1)
+        }
+    }
+    print substr($0, 1, length($0) - length(value)) made
+}'
 
 # documents [-v] PATTERN [PATTERN]: those of all.yaml that have lines with both (-v: all others)
 documents() {
