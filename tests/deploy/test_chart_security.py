@@ -189,13 +189,49 @@ def test_what_is_near_is_not_the_internet(address: str) -> None:
 
 def test_the_internet_is_open_where_the_label_says_so() -> None:
     """The check above can fail; and the store's ranges close the rest."""
-    minimal, production = policies("minimal", TOOLS), policies("production", TOOLS)
+    minimal, production = policies("minimal", TOOLS), policies("production", TOOLS)  # [any], and ranges
     for address in ("93.184.216.34", "2606:2800::1"):
         assert allowed(minimal["tool-internet"], address, 80)
         assert allowed(minimal["tool-files"], address, 443)
         assert not allowed(minimal["tool-files"], address, 80)
         assert not allowed(production["tool-files"], address, 443)
     assert allowed(production["tool-files"], "203.0.113.9", 443)
+
+
+def test_a_store_without_ranges_has_to_be_said_open() -> None:
+    """`[any]`, or ranges; nothing opens by having been left out."""
+    network = {"network": {"s3Ranges": []}}
+    with pytest.raises(Exception, match="s3Ranges is not set"):
+        changed("minimal", tools=network)
+    assert changed("minimal", tools=network, networkPolicy={"enabled": False})
+
+
+PEERS = {"volume": ("api", 8081), "bundled": ("s3", 7070), "minimal": None, "production": None}
+
+
+@pytest.mark.parametrize("name", ON_KUBERNETES)
+def test_tools_reach_one_peer_of_ours_and_none_where_a_store_carries_their_files(name: str) -> None:
+    """Never the API's own port, on neither side; its port for files only where it carries them."""
+    rules = [
+        (peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"], port["port"])
+        for rule in policies(name, TOOLS)["tool-files"]["egress"]
+        for peer in rule["to"]
+        if "podSelector" in peer
+        for port in rule["ports"]
+    ]
+    assert rules == ([] if PEERS[name] is None else [PEERS[name]])
+    tools = {"matchLabels": {"kubernetes.io/metadata.name": TOOLS}}
+    taken = [
+        [port["port"] for port in rule["ports"]]
+        for rule in policies(name, "agents")["agent-api"]["ingress"]
+        if any(peer.get("namespaceSelector") == tools for peer in rule.get("from", []))
+    ]
+    by_api = PEERS[name] == ("api", 8081)
+    assert taken == ([[8081]] if by_api else [])
+    config = scenario(name).one("ConfigMap", "tailrun-config")["data"]
+    assert config.get("STAGING_PORT") == ("8081" if by_api else None)
+    assert config.get("TOOL_SYNC_URL") == ("http://agent-api-staging.agents.svc:8081" if by_api else None)
+    assert ("Service agents/agent-api-staging" in scenario(name).names()) is by_api
 
 
 # -- images and amounts ----------------------------------------------------------------------

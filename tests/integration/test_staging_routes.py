@@ -16,6 +16,8 @@ from api_server import Api, serving, settings_for
 from servers import RedisServer
 from stack import wait_for
 
+from app.config import Settings
+from app.main import listen, own_staging_port
 from app.storage.api_staging import TOKEN_HEADER
 from app.storage.factory import staged_files, workspace_limits
 from app.storage.staged_files import StagedFiles, Way
@@ -210,6 +212,49 @@ def test_what_was_dropped_takes_no_more(api: Api, staged: StagedFiles) -> None:
     assert ask(api, "GET", KEY, tokens[Way.DOWN]).status_code == 404
     assert ask(api, "PUT", KEY, tokens[Way.UP], gzip.compress(b"x")).status_code == 404
     assert places(api) == [".secret", f"{OTHER}/in.tar.gz"]
+
+
+@pytest.mark.usefixtures("redis_server")
+def test_a_port_of_its_own_has_the_staging_routes_and_nothing_else(
+    tmp_path: Path, redis_server: RedisServer, sqlite_url: str
+) -> None:
+    """Tools reach one port; on it no token opens the API, and on the API's no token opens an archive."""
+    with contextlib.closing(listen("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        settings = settings_for(tmp_path, redis_server.url, sqlite_url, staging_port=port)
+        with serving(settings, more=[sock]) as api:
+            staged = staged_files(settings)
+            staged.make(KEY)
+            token = staged.token(KEY, Way.UP, 600)
+            assert ask(api, "PUT", KEY, token, b"x").status_code == 404
+            with httpx2.Client(
+                base_url=f"http://127.0.0.1:{port}", headers=dict(api.admin.headers), trust_env=False
+            ) as pod:
+                name = {TOKEN_HEADER: token}
+                assert pod.put(f"/v1/staging/{KEY}", headers=name, content=b"x").status_code == 204
+                closed = (
+                    "/",
+                    "/healthz",
+                    "/readyz",
+                    "/metrics",
+                    "/v1/runs",
+                    "/docs",
+                    "/v1/staging",
+                    "/v1/queue",
+                )
+                lies = {"Host": f"127.0.0.1:{urlsplit(api.url).port}", "X-Forwarded-Port": "8080"}
+                for path in (*closed, "//v1/staging/", "/v1/staging/../runs", "/openapi.json"):
+                    for headers in ({}, lies):
+                        assert pod.get(path, headers=headers).status_code == 404, path
+                assert pod.post("/v1/runs", json={"steps": []}).status_code == 404
+            assert api.admin.get("/v1/runs").status_code == 200
+            assert _uploaded(staged) == b"x"
+
+
+def test_the_same_port_is_no_port_of_its_own() -> None:
+    assert own_staging_port(Settings(port=8080, staging_port=8080)) is None
+    assert own_staging_port(Settings(port=8080)) is None
+    assert own_staging_port(Settings(port=8080, staging_port=8081)) == 8081
 
 
 def test_api_and_worker_agree_on_the_secret(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -102,6 +103,7 @@ def test_the_order_of_an_installation(fakes: Recorder) -> None:
         fakes.at("kustomize"),
         fakes.at("apply -f -", "kind: Namespace"),
         fakes.at("create -f -", "tailrun-credentials"),
+        fakes.at("create -f -", "tailrun-api-token"),
         fakes.at("apply --dry-run=server"),
         fakes.at("apply -f -", "name: agent-api"),
         fakes.at("rollout status deployment/agent-api"),
@@ -109,7 +111,7 @@ def test_the_order_of_an_installation(fakes: Recorder) -> None:
         fakes.at("rollout status deployment/agent-worker"),
     ]
     assert order == sorted(order)
-    first = fakes.calls[order[6]].stdin
+    first = fakes.calls[order[7]].stdin
     assert "kind: ServiceAccount" in first
     assert first.count("kind: Deployment") == 1
     assert "./verify.sh --namespace agents" in done.stdout
@@ -121,9 +123,11 @@ def test_no_secret_stands_on_a_command_line_or_is_printed(fakes: Recorder, helm:
     assert done.returncode == 0, done.stderr
     shown = "\n".join(call.line for call in fakes.calls) + done.stdout + done.stderr
     assert "secret-" not in shown
-    made = fakes.calls[fakes.at("create -f -", "stringData")].stdin
+    made = fakes.calls[fakes.at("create -f -", "tailrun-credentials")].stdin
     assert 'secret-\\"key\\"-\\\\5' in made
-    assert all(name in made for name in SECRETS)
+    assert all(name in made for name in SECRETS if name != "API_TOKEN")
+    assert "API_TOKEN" not in made, "workers get this Secret whole"
+    assert "secret-token-1" in fakes.calls[fakes.at("create -f -", "tailrun-api-token")].stdin
 
 
 def test_secrets_from_a_file(fakes: Recorder, tmp_path: Path) -> None:
@@ -132,10 +136,21 @@ def test_secrets_from_a_file(fakes: Recorder, tmp_path: Path) -> None:
     file.write_text("# ours\n" + "".join(f"{n}={v}=\n" for n, v in SECRETS.items() if n != "API_TOKEN"))
     done = fakes.run(SCRIPT, *PROD, "--secrets", str(file), API_TOKEN="secret-elsewhere")
     assert done.returncode == 0, done.stderr
-    made = fakes.calls[fakes.at("create -f -", "stringData")].stdin
+    made = fakes.calls[fakes.at("create -f -", "tailrun-credentials")].stdin
     assert "secret-password-2@db/tailrun=" in made
-    assert "secret-elsewhere" not in made
-    assert '"API_TOKEN"' in made, "one is made up"
+    assert "secret-elsewhere" not in "".join(call.stdin for call in fakes.calls)
+    assert re.search(r'"API_TOKEN":"[0-9a-f]{64}"', fakes.calls[fakes.at("create", "api-token")].stdin)
+
+
+def test_a_token_among_the_credentials_is_kept(fakes: Recorder) -> None:
+    """Releases before had it there: clients go on with it, and a rollback to them finds it."""
+    before = {"data": {"API_TOKEN": "secret-before", "REDIS_URL": "redis://x"}, "version": 1}
+    (fakes.folder / "state").write_text(json.dumps({"secrets": {"tailrun-credentials": before}}))
+    given = {name: value for name, value in SECRETS.items() if name != "API_TOKEN"}
+    done = fakes.run(SCRIPT, *PROD, **given)
+    assert done.returncode == 0, done.stderr
+    assert '"API_TOKEN":"secret-before"' in fakes.calls[fakes.at("create", "api-token")].stdin
+    assert "API_TOKEN" not in fakes.calls[fakes.at("patch secret tailrun-credentials")].stdin
 
 
 def test_every_secret_setting_can_be_given() -> None:
@@ -146,7 +161,8 @@ def test_every_secret_setting_can_be_given() -> None:
         name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
     ]
     assert len(secret) > 5
-    assert set(secret) <= set(names)
+    assert set(secret) <= {*names, "API_TOKEN"}
+    assert "API_TOKEN" not in names
 
 
 def test_the_same_again_changes_nothing(fakes: Recorder) -> None:
