@@ -24,6 +24,7 @@ from sqlalchemy.exc import OperationalError
 from app.db.connect import BUSY_TIMEOUT_S, dialect_of, postgres_engine, sqlite_engine, sqlite_path
 from app.db.faults import storage_errors
 from app.errors import StorageError
+from app.private_files import private_folder
 
 T = TypeVar("T")
 _LOCK = 7_461_696
@@ -33,7 +34,7 @@ _LOCK = 7_461_696
 def migrate(url: str) -> None:
     """Make or upgrade the tables; makes the folder and file of SQLite. `StorageError` if unreachable."""
     if dialect_of(url) == "sqlite":
-        sqlite_path(url).parent.mkdir(parents=True, exist_ok=True)
+        private_folder(sqlite_path(url).parent)
     _run(url, _upgrade, begin="BEGIN IMMEDIATE")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from app.errors import Conflict, NotFound
+from app.private_files import private_folder
 from app.storage.scratch import purge
 from app.storage.staging import KEY
 from app.storage.staging_archive import disk, disk_error
@@ -75,7 +76,7 @@ class StagedFiles:
     def make(self, key: str) -> None:
         """Make the place of a key; without one nothing can be uploaded. What had come up is removed."""
         with disk():
-            (self._root / key).mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self._root / key)
             (self._root / key / Way.UP).unlink(missing_ok=True)
 
     def begin(self, key: str, way: Way) -> Part:
@@ -143,7 +144,7 @@ class StagedFiles:
     def _shared_secret(self) -> bytes:
         """Return the secret; whoever comes first makes it, whole before anybody sees it."""
         with disk():
-            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self._root)
             if not self._secret.exists():
                 fd, name = tempfile.mkstemp(dir=self._root, prefix=_PART)
                 with os.fdopen(fd, "wb") as file:

@@ -20,6 +20,7 @@ import orjson
 
 from app.errors import Conflict, StorageError, TailrunError, TooLarge, Unprocessable
 from app.paths import is_normal, normalise
+from app.private_files import private_folder
 from app.storage.scratch import Scratch, purge
 from app.storage.staging import Collected, UploadRefused
 from app.storage.threads import Threads
@@ -189,7 +190,7 @@ def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: L
         return False
     target = folder / path
     try:
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(target.parent)
         with target.open("xb") as file:
             for piece in content:
                 file.write(piece)

@@ -20,11 +20,11 @@ ALLOWED = {
     "worker": SHARED | STORE | BUNDLED | {"PROJECTS_KEY", "PROJECTS_TOKEN", "WEBHOOK_SECRET"},
     "migrate": {"DATABASE_URL", "BUNDLED_POSTGRESQL_PASSWORD"},
     "test": {"TAILRUN_TOKEN"},
-    "redis": {"PASSWORD", "VALKEY_PASSWORD", "REDISCLI_AUTH"},
+    "redis": {"VALKEYCLI_AUTH", "PASSWORD"},
     "postgresql": {"POSTGRES_PASSWORD"},
     "s3": {"ROOT_SECRET_ACCESS_KEY"},
 }
-"""The WEBHOOK_SECRET tells the API that there are webhooks; PROJECTS_KEY seals there, and opens in workers."""
+"""WEBHOOK_SECRET tells the API that there are webhooks; PROJECTS_KEY seals there, and opens in workers."""
 EVERYTHING = {
     *(name.upper() for name, about in Settings.model_fields.items() if "SecretStr" in str(about.annotation)),
     *("S3_ACCESS_KEY", "REDIS_SENTINEL_USERNAME", "UPSTASH_REDIS_REST_URL"),
