@@ -23,6 +23,7 @@ ALLOWED = {
     "redis": {"VALKEYCLI_AUTH", "PASSWORD"},
     "postgresql": {"POSTGRES_PASSWORD"},
     "s3": {"ROOT_SECRET_ACCESS_KEY"},
+    "bucket": set[str](),
 }
 """WEBHOOK_SECRET tells the API that there are webhooks; PROJECTS_KEY seals there, and opens in workers."""
 EVERYTHING = {
