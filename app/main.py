@@ -118,8 +118,8 @@ def create_app(settings: Settings) -> FastAPI:
     failures.install(app)
     for module in _ROUTES:
         app.include_router(module.router)
-    if own_staging_port(settings) is not None:
-        app.add_middleware(StagingPort, port=settings.staging_port)
+    if (port := own_staging_port(settings)) is not None:
+        app.add_middleware(StagingPort, port=port)
     app.add_middleware(access.Access)
     if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
         app.add_middleware(
