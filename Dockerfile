@@ -4,15 +4,22 @@
 #   buildah bud --isolation=chroot --target app -t tailrun .
 #   docker build --target toolbox -t tailrun-toolbox .
 #
-# BASE       any Debian with Python 3.11 or newer and its venv module; the same one for building and running.
+# BASE       any Debian with Python 3.11 or newer and its venv module; the same one for building and running. A tag can
+#            be moved: for images that can be made again, give a digest, BASE=python:3.13.…@sha256:…
+# SNAPSHOTS, SNAPSHOT   the address of an archive of Debian's states (…/archive) and a time (20261101T000000Z): the
+#            toolbox's packages come from there, always the same ones. Empty: the newest, with their security fixes.
 # VERSION, REVISION   what the image's labels say.
 # A package index of your own: --secret id=pip.conf,src=pip.conf; it reaches no layer.
 
-ARG BASE=python:3.13-slim
+ARG BASE=python:3.13.9-slim-trixie
 
 # ---- toolbox: what tools run in as Jobs, and what carries their files -----------------------------------
 FROM ${BASE} AS toolbox
-RUN apt-get update -qq \
+ARG SNAPSHOTS=
+ARG SNAPSHOT=
+COPY tools/debian_snapshot.sh /tmp/debian_snapshot.sh
+RUN sh /tmp/debian_snapshot.sh "${SNAPSHOTS}" "${SNAPSHOT}" && rm /tmp/debian_snapshot.sh \
+    && apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         bash ca-certificates curl git jq nodejs >/dev/null \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/*.log /var/log/apt

@@ -23,7 +23,8 @@ Options
   --namespace NAME       default agents; tools run in NAME-tools
   --image NAME:TAG       the application's image; --tool-image NAME:TAG that of tools (default: NAME-toolbox:TAG)
   --secrets FILE         lines of NAME=value; else the environment. They go into the Secret tailrun-credentials:
-                         API_TOKEN DATABASE_URL REDIS_URL S3_ACCESS_KEY S3_SECRET_KEY PROJECTS_KEY …
+                         DATABASE_URL REDIS_URL S3_ACCESS_KEY S3_SECRET_KEY PROJECTS_KEY …
+                         API_TOKEN goes into tailrun-api-token, which workers do not get
   --timeout SECONDS      longest wait for one roll-out (default 300)
   --build                make both images first, with docker or buildah, and then one of
     --push REGISTRY      push them there
@@ -64,12 +65,16 @@ done
 case $OVERLAY in dev | prod) ;; *) die '--overlay is dev or prod' 2 ;; esac
 case $LOAD in '' | kind | containerd) ;; *) die '--load is kind or containerd' 2 ;; esac
 case $TIMEOUT in *[!0-9]*) die '--timeout is a number of seconds' 2 ;; esac
-case $NAMESPACE in *[!a-z0-9-]* | -*) die '--namespace: small letters, digits and -' 2 ;; esac
+case $NAMESPACE in *[!a-z0-9-]* | -* | *-) die '--namespace: small letters, digits and -' 2 ;; esac
+[ ${#NAMESPACE} -le 45 ] || die '--namespace: at most 45 characters, for names are made of it' 2
+for each in "$IMAGE" "$TOOL_IMAGE"; do
+    case $each in *[!A-Za-z0-9._/:@-]* | [!A-Za-z0-9]*) [ -z "$each" ] || die "$each is no image's name" 2 ;; esac
+done
 [ -z "$SECRETS" ] || [ -r "$SECRETS" ] || die "$SECRETS can't be read" 2
 [ $PURGE = no ] || [ "$ACTION" = uninstall ] || die '--purge-data goes with --uninstall' 2
 TOOLS=$NAMESPACE-tools
-SECRET=tailrun-credentials
-NAMES='API_TOKEN DATABASE_URL REDIS_URL REDIS_SENTINEL_USERNAME REDIS_SENTINEL_PASSWORD UPSTASH_REDIS_REST_URL
+SECRET=tailrun-credentials TOKEN_SECRET=tailrun-api-token
+NAMES='DATABASE_URL REDIS_URL REDIS_SENTINEL_USERNAME REDIS_SENTINEL_PASSWORD UPSTASH_REDIS_REST_URL
 UPSTASH_REDIS_REST_TOKEN S3_ACCESS_KEY S3_SECRET_KEY PROJECTS_KEY PROJECTS_TOKEN WEBHOOK_SECRET'
 WORK=$(umask 077 && mktemp -d) || exit 1
 trap 'rm -rf "$WORK"' EXIT
@@ -148,18 +153,21 @@ given() {
     if [ -n "$SECRETS" ]; then sed -n "s/^$1=//p" "$SECRETS" | tail -n 1; else printf '%s' "${!1:-}"; fi
 }
 
-# Names of keys in the Secret that is there already.
+# known SECRET: names of the keys in a Secret that is there already.
 # shellcheck disable=SC2016 # kubectl expands it
-known() { kube get secret "$SECRET" -o 'go-template={{range $name, $value := .data}}{{$name}} {{end}}' 2>/dev/null; }
+known() { kube get secret "$1" -o 'go-template={{range $name, $value := .data}}{{$name}} {{end}}' 2>/dev/null; }
 has() { [ -n "$(given "$1")" ] || case " $KNOWN " in *" $1 "*) ;; *) return 1 ;; esac }
 
 check_settings() {
     local each missing=''
-    KNOWN=$(known)
+    KNOWN=$(known "$SECRET")
     [ -z "$SECRETS" ] || ! grep -vqE '^(#.*|[A-Z0-9_]+=.*)?$' "$SECRETS" || die "$SECRETS: every line is NAME=value, bare, without quotes"
     if [ "$OVERLAY" = prod ]; then
         for each in DATABASE_URL REDIS_URL S3_ACCESS_KEY S3_SECRET_KEY; do has "$each" || missing="$missing $each"; done
         [ -z "$missing" ] || die "these have no value, in the environment, in --secrets or in the Secret $SECRET:$missing"
+        if [ $HELM = no ] && grep -q '203\.0\.113\.0/24' "$ROOT/k8s/overlays/prod/s3-ranges.yaml"; then
+            say 'Warning: k8s/overlays/prod/s3-ranges.yaml has the addresses of an example, so tools will not reach your S3 store: put its own there.'
+        fi
         if [ -z "$IMAGE" ] && grep -q 'registry\.example' "$ROOT/k8s/overlays/prod/kustomization.yaml"; then
             die 'which image? Give --image, or --build with --push'
         fi
@@ -170,11 +178,9 @@ check_settings() {
 
 # ---- objects
 
-escaped() { printf '%s' "$1" | sed 's/[.[\*^$|/&]/\\&/g'; }
-
 allowed_for() { # the policy's expression for every version of an image, inside of a string of CEL
     case $1 in *@*) set -- "${1%%@*}" @sha256 ;; *) set -- "$(repository_of "$1")" '' ;; esac
-    printf '%s%s:.*' "$1" "$2" | sed 's/\.\([^*]\)/\\\\.\1/g'
+    printf '%s%s:[A-Za-z0-9_.:@-]*' "$(printf '%s' "$1" | sed 's/\./\\\\./g')" "$2"
 }
 
 # The overlay, with our names in it. What is generated from settings gets another name when they change.
@@ -184,16 +190,49 @@ render() {
     app=$(sed -nE 's/^ *image: (([^ ]*\/)?tailrun[:@][^ ]*)$/\1/p' "$WORK/plain.yaml" | head -n 1)
     tools=$(sed -n 's/^ *TOOL_IMAGE: //p' "$WORK/plain.yaml" | head -n 1)
     [ -n "$app" ] && [ -n "$tools" ] || die 'the overlay names no image and no TOOL_IMAGE'
-    set -- -e ''
-    if [ -n "$IMAGE" ]; then
-        set -- -e "s/^\( *image:\) $(escaped "$app")\$/\1 $(escaped "$IMAGE")/" \
-            -e "s/^\( *TOOL_IMAGE:\) .*/\1 $(escaped "$TOOL_IMAGE")/" \
-            -e "s/($(escaped "$(allowed_for "$tools")")/($(escaped "$(allowed_for "$TOOL_IMAGE")")/" \
-            -e "s/\(tailrun-config-[0-9a-z]*\)/\1-$(printf '%s' "$TOOL_IMAGE" | cksum | cut -d ' ' -f 1)/"
-    fi
-    [ "$NAMESPACE" = agents ] || set -- "$@" -e "s/agents/$NAMESPACE/g"
-    sed "$@" "$WORK/plain.yaml" >"$WORK/all.yaml"
+    APP=$app NEW_APP=$IMAGE NEW_TOOLS=$TOOL_IMAGE NAMESPACE=$NAMESPACE \
+        ALLOWED=$(allowed_for "$tools") NEW_ALLOWED=$(allowed_for "${TOOL_IMAGE:-$tools}") \
+        SUFFIX=-$(printf '%s' "$TOOL_IMAGE" | cksum | cut -d ' ' -f 1) \
+        awk "$RENAME" "$WORK/plain.yaml" >"$WORK/all.yaml" || die 'the overlay could not be read'
 }
+
+# Whole values of the keys that name an image or a namespace are replaced, as kustomize writes them: one key a
+# line. Nothing is replaced inside of a value, whatever the namespace is called and the images' paths hold.
+# shellcheck disable=SC2016 # awk's
+RENAME='
+BEGIN {
+    old = "agents"
+    new = ENVIRON["NAMESPACE"]
+    split("namespace name kubernetes.io/metadata.name priorityClassName policyName TOOL_NAMESPACE", keys, " ")
+    for (each in keys) names_it[keys[each]] = 1
+    split("% %-tools tailrun-% tailrun-%-tool-images-jobs tailrun-%-tool-images-pods", forms, " ")
+    for (each in forms) renamed[with(forms[each], old)] = with(forms[each], new)
+}
+function with(form, name,    at) { at = index(form, "%"); return substr(form, 1, at - 1) name substr(form, at + 1) }
+{
+    text = $0
+    sub(/^ *(- )?/, "", text)
+    at = index(text, ": ")
+    key = substr(text, 1, at - 1)
+    value = made = substr(text, at + 2)
+    if (!at) { print; next }
+    if (ENVIRON["NEW_APP"] != "") {
+        if (key == "image" && value == ENVIRON["APP"]) made = ENVIRON["NEW_APP"]
+        if (key == "TOOL_IMAGE") made = ENVIRON["NEW_TOOLS"]
+        if (key == "name" && value ~ /^tailrun-config-[0-9a-z]*$/) made = value ENVIRON["SUFFIX"]
+        opened = "\047\"^(" ENVIRON["ALLOWED"]
+        if (key == "expression" && index(value, opened) == 1)
+            made = "\047\"^(" ENVIRON["NEW_ALLOWED"] substr(value, length(opened) + 1)
+    }
+    if (new != old) {
+        if (key in names_it && value in renamed) made = renamed[value]
+        if (key ~ /^(TOOL_SYNC_URL|S3_ENDPOINT)$/ && match(value, /^http:\/\/[a-z0-9-]+\.agents\.svc(:[0-9]+)?$/)) {
+            at_host = index(value, "." old ".svc")
+            made = substr(value, 1, at_host) new substr(value, at_host + length(old) + 1)
+        }
+    }
+    print substr($0, 1, length($0) - length(value)) made
+}'
 
 # documents [-v] PATTERN [PATTERN]: those of all.yaml that have lines with both (-v: all others)
 documents() {
@@ -222,23 +261,39 @@ make_namespaces() {
 token() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
 json() { printf '"%s"' "$(printf '%s' "$1" | sed -e 's/\\/\\\\/g' -e 's/"/\\"/g')"; }
 
-# The Secret, over stdin: what is given replaces what is there, the rest stays. Dev has one of its own.
+# put_secret SECRET DATA: makes it, or changes what DATA (members of a JSON object) names, over stdin.
+put_secret() {
+    local before after
+    before=$(kube get secret "$1" -o 'jsonpath={.metadata.resourceVersion}' 2>/dev/null)
+    if [ -z "$before" ]; then
+        printf '{"apiVersion":"v1","kind":"Secret","metadata":{"name":"%s","namespace":"%s"},"type":"Opaque","stringData":{%s}}' "$1" "$NAMESPACE" "$2" |
+            kubectl create -f - >&2 || die "the Secret $1 could not be made"
+    elif [ -n "$2" ]; then
+        printf '{"stringData":{%s}}' "$2" | kube patch secret "$1" --type merge --patch-file /dev/stdin >/dev/null || die "the Secret $1 could not be changed"
+        after=$(kube get secret "$1" -o 'jsonpath={.metadata.resourceVersion}')
+        [ "$before" = "$after" ] || RESTART=yes
+    fi
+}
+
+# What is given replaces what is there, the rest stays. Dev has Secrets of its own.
 put_secrets() {
-    local each data='' before after
+    local each data='' token
     if [ "$OVERLAY" = dev ] && [ $HELM = no ]; then return; fi
     for each in $NAMES; do
         [ -z "$(given "$each")" ] || data="$data${data:+,}$(json "$each"):$(json "$(given "$each")")"
     done
-    has API_TOKEN || data="$data${data:+,}\"API_TOKEN\":\"$(token)\""
-    before=$(kube get secret "$SECRET" -o 'jsonpath={.metadata.resourceVersion}' 2>/dev/null)
-    if [ -z "$before" ]; then
-        printf '{"apiVersion":"v1","kind":"Secret","metadata":{"name":"%s","namespace":"%s"},"type":"Opaque","stringData":{%s}}' "$SECRET" "$NAMESPACE" "$data" |
-            kubectl create -f - >&2 || die "the Secret $SECRET could not be made"
-    elif [ -n "$data" ]; then
-        printf '{"stringData":{%s}}' "$data" | kube patch secret "$SECRET" --type merge --patch-file /dev/stdin >/dev/null || die "the Secret $SECRET could not be changed"
-        after=$(kube get secret "$SECRET" -o 'jsonpath={.metadata.resourceVersion}')
-        [ "$before" = "$after" ] || RESTART=yes
-    fi
+    put_secret "$SECRET" "$data"
+    token=$(given API_TOKEN)
+    if [ -z "$token" ] && [ -z "$(known "$TOKEN_SECRET")" ]; then token=$(token_before); fi
+    put_secret "$TOKEN_SECRET" "${token:+\"API_TOKEN\":$(json "$token")}"
+}
+
+# Releases before had the token among the credentials, where it stays for a rollback to them.
+token_before() {
+    local found
+    found=$(kube get secret "$SECRET" -o 'go-template={{with .data.API_TOKEN}}{{. | base64decode}}{{end}}' 2>/dev/null)
+    [ -n "$found" ] && [ "$found" != '<no value>' ] || found=$(token)
+    printf '%s' "$found"
 }
 
 # Helm 4 applies on the server's side, where fields that --in-process and its way back have patched are kubectl's.
@@ -247,7 +302,7 @@ taking_back() { case $(helm version --template '{{.Version}}' 2>/dev/null) in v[
 helm_release() { # helm_release [ARGUMENT…]
     set -- upgrade --install tailrun "$ROOT/helm/tailrun" --namespace "$NAMESPACE" --timeout "${TIMEOUT}s" \
         --values "$ROOT/k8s/overlays/$OVERLAY/values.yaml" ${VALUES:+--values "$VALUES"} \
-        --set "apiToken.existingSecret.name=$SECRET" --set-json "secrets.existing=[\"$SECRET\"]" --set "tools.namespace.name=$TOOLS" \
+        --set "apiToken.existingSecret.name=$TOKEN_SECRET" --set-json "secrets.existing=[\"$SECRET\"]" --set "tools.namespace.name=$TOOLS" \
         --set "image.repository=${IMAGE%:*}" --set-string "image.tag=${IMAGE##*:}" \
         --set "tools.image.repository=${TOOL_IMAGE%:*}" --set-string "tools.image.tag=${TOOL_IMAGE##*:}" "$@"
     # shellcheck disable=SC2046 # words
@@ -357,7 +412,7 @@ in_process() { # the API's pods get the worker's rights and its way to the clust
  "spec":{"podSelector":{"matchLabels":{"app.kubernetes.io/name":"tailrun","app.kubernetes.io/component":"api"}},"policyTypes":["Egress"],
  "egress":[{"ports":[{"protocol":"TCP","port":443},{"protocol":"TCP","port":6443}]}]}}
 TEXT
-    patch_api '["api","--with-worker"]' agent-worker true 90
+    patch_api '["api","--with-worker"]' agent-worker true 90 "$(env_of_worker PROJECTS_TOKEN)"
     rolled_out agent-api
     if exists scaledobject agent-worker; then kube annotate scaledobject agent-worker --overwrite autoscaling.keda.sh/paused-replicas=0 >&2; fi
     kube scale deployment agent-worker --replicas=0 >&2 # an HPA leaves a deployment of 0 alone
@@ -370,7 +425,7 @@ out_of_process() {
     kube scale deployment agent-worker --replicas="${replicas:-1}" >&2
     if exists scaledobject agent-worker; then kube annotate scaledobject agent-worker autoscaling.keda.sh/paused-replicas- >&2; fi
     rolled_out agent-worker
-    patch_api '["api"]' agent-api false 45
+    patch_api '["api"]' agent-api false 45 '{"name":"PROJECTS_TOKEN","value":"","valueFrom":null}'
     kube delete networkpolicy agent-api-in-process --ignore-not-found >&2
     rolled_out agent-api
     # or `rollout undo` would go back to the mode that ended here
@@ -379,8 +434,15 @@ out_of_process() {
         while read -r each; do kube delete replicaset "$each" >&2; done
 }
 
-patch_api() { # patch_api ARGS ACCOUNT MOUNT GRACE
-    kube patch deployment agent-api --type strategic --patch "{\"spec\":{\"template\":{\"spec\":{\"serviceAccountName\":\"$2\",\"automountServiceAccountToken\":$3,\"terminationGracePeriodSeconds\":$4,\"containers\":[{\"name\":\"api\",\"args\":$1}]}}}}" >&2 ||
+# shellcheck disable=SC2016 # the server reads $patch
+env_of_worker() { # env_of_worker NAME: has it from where the worker has it, a key of a Secret or a whole one
+    local from
+    from=$(kube get deployment agent-worker -o "jsonpath={.spec.template.spec.containers[0].env[?(@.name==\"$1\")].valueFrom}")
+    if [ -n "$from" ]; then printf '{"name":"%s","value":null,"valueFrom":%s}' "$1" "$from"; else printf '{"name":"%s","$patch":"delete"}' "$1"; fi
+}
+
+patch_api() { # patch_api ARGS ACCOUNT MOUNT GRACE VARIABLE
+    kube patch deployment agent-api --type strategic --patch "{\"spec\":{\"template\":{\"spec\":{\"serviceAccountName\":\"$2\",\"automountServiceAccountToken\":$3,\"terminationGracePeriodSeconds\":$4,\"containers\":[{\"name\":\"api\",\"args\":$1,\"env\":[$5]}]}}}}" >&2 ||
         die 'the API could not be changed'
 }
 

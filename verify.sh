@@ -11,6 +11,8 @@ Usage: verify.sh [--url URL] [--namespace NAME] [--token-file FILE] [--timeout S
   --url URL           where clients reach the API; else $API; else a port-forward to agent-api
   --namespace NAME    also look into this namespace with kubectl (default without a URL: agents)
   --token-file FILE   holds the token; else $TOKEN; else the Secret that agent-api has it from
+  --probe HOST:PORT   a further address that no tool may reach, something that listens; may be given again: where
+                      no cluster reaches the internet, only this shows that a policy keeps tools from outside
   --worker-url URL    where a worker answers /metrics; else a port-forward, where there is a namespace
   --timeout SECONDS   longest wait of one check (default 120)
   --json              print JSON instead of the table
@@ -27,10 +29,10 @@ wrong() {
     exit 2
 }
 
-URL=${API:-} NAMESPACE='' TOKEN_FILE='' WORKER_URL='' TIMEOUT=120 JSON=no STRICT=no
+URL=${API:-} NAMESPACE='' TOKEN_FILE='' WORKER_URL='' TIMEOUT=120 JSON=no STRICT=no PROBES=''
 while [ $# -gt 0 ]; do
     case $1 in
-    --url | --namespace | --token-file | --worker-url | --timeout)
+    --url | --namespace | --token-file | --worker-url | --timeout | --probe)
         [ -n "${2:-}" ] || wrong "$1 needs a value"
         case $1 in
         --url) URL=$2 ;;
@@ -38,6 +40,9 @@ while [ $# -gt 0 ]; do
         --token-file) TOKEN_FILE=$2 ;;
         --worker-url) WORKER_URL=$2 ;;
         --timeout) TIMEOUT=$2 ;;
+        --probe)
+            case $2 in *[!A-Za-z0-9.:-]* | *: | :* | *:*[!0-9]*) wrong '--probe is HOST:PORT' ;; *:*) PROBES="$PROBES $2" ;; *) wrong '--probe is HOST:PORT' ;; esac
+            ;;
         esac
         shift 2
         ;;
@@ -296,22 +301,32 @@ files_through() {
 }
 
 PROBE='import socket, sys
-print("host", socket.gethostname())
-for target in sys.argv[1:]:
+from concurrent.futures import ThreadPoolExecutor
+def reached(target):
     name, host, port = target.split(",")
     try:
         socket.create_connection((host, int(port)), 3).close()
-        print("open", name)
     except OSError:
-        print("closed", name)'
+        return f"closed {name}"
+    return f"open {name}"
+print("host", socket.gethostname())
+with socket.create_server(("127.0.0.1", 0)) as own, ThreadPoolExecutor(16) as threads:
+    itself = f"itself,127.0.0.1,{own.getsockname()[1]}"
+    print(*threads.map(reached, [itself, *sys.argv[1:]]), sep="\n")'
 
 network_closed() { # a program that only connects; who refuses or keeps silent is closed
-    local targets='"metadata,169.254.169.254,80","internet,1.1.1.1,443"' address lines open
+    local targets='"metadata,169.254.169.254,80"' address lines open each
+    for each in 1.1.1.1 8.8.8.8 9.9.9.9; do targets="$targets,\"internet $each:443,$each,443\",\"internet $each:80,$each,80\""; done
+    for each in $PROBES; do targets="$targets,$(quoted "$each,${each%:*},${each##*:}")"; done
     if [ -n "$NAMESPACE" ]; then
         address=$(kubectl get service kubernetes --namespace default -o 'jsonpath={.spec.clusterIP}' 2>/dev/null)
         [ -z "$address" ] || targets="$targets,\"API server,$address,443\""
-        address=$(kube get pods -l app.kubernetes.io/component=worker -o 'jsonpath={.items[0].status.podIP}') # the API takes files from tools
-        [ -z "$address" ] || targets="$targets,\"another pod,$address,9090\""
+        for each in worker:9090 api:8080 redis:6379 postgresql:5432; do
+            address=$(kube get pods -l "app.kubernetes.io/name=tailrun,app.kubernetes.io/component=${each%:*}" -o 'jsonpath={.items[0].status.podIP}' 2>/dev/null)
+            [ -z "$address" ] || targets="$targets,\"${each%:*} ($each),$address,${each##*:}\""
+        done
+        address=$(kube get service agent-api -o 'jsonpath={.spec.clusterIP},{.spec.ports[0].port}' 2>/dev/null)
+        [ -z "$address" ] || targets="$targets,\"service agent-api,$address\""
     fi
     ask POST /v1/runs "{\"steps\":[{\"tool\":\"code\",\"args\":{\"language\":\"python\",\"source\":$(quoted "$PROBE"),\"args\":[$targets]}}],\"labels\":{\"from\":\"verify.sh\"}}" || return 1
     local probe
@@ -323,7 +338,11 @@ network_closed() { # a program that only connects; who refuses or keeps silent i
     *'host tool-'*) ;;
     *) skip 'tools are programs of the worker (TOOL_EXECUTOR=local): its network is theirs'; return ;;
     esac
-    open=$(printf '%s\n' "$lines" | sed -n 's/^open //p' | paste -s -d ',' -)
+    case $lines in
+    *'open itself'*) ;;
+    *) fail 'the probe did not reach a port of its own, so it would find nothing open'; return ;;
+    esac
+    open=$(printf '%s\n' "$lines" | grep -v '^open itself$' | sed -n 's/^open //p' | paste -s -d ',' -)
     [ -z "$open" ] || { finding "a tool's pod reaches: $open. Does the CNI know NetworkPolicy? docs/troubleshooting.md"; return; }
     DETAIL="a Job ran; closed to $(printf '%s\n' "$lines" | sed -n 's/^closed //p' | paste -s -d ',' -)"
 }

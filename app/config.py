@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     # Where to serve and where to keep things
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
+    staging_port: int | None = Field(None, ge=1, le=65535)
     data_dir: Path = Path(".tailrun")
     database_url: SecretStr | None = None
     up_workers: int = Field(1, ge=0, le=64)

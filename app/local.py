@@ -21,6 +21,7 @@ from app.embedded.children import Child, ChildSpec, LogTail, Say, Supervisor, la
 from app.embedded.data_folder import DataFolder, Refused, Serving
 from app.embedded.leash import OWN_PYTHON
 from app.embedded.redis_server import answers, choose_port, find_engine, free_port, require_free
+from app.private_files import private_folder
 
 READY_S = 60.0
 PATIENCE = 3
@@ -156,7 +157,7 @@ class _Machine:
 
     def start(self) -> bool:
         """Start everything in order; False when asked to stop meanwhile."""
-        (self.folder.path / "logs").mkdir(exist_ok=True)
+        private_folder(self.folder.path / "logs")
         self.supervisor.each_tick = self.pump
         redis = None if self.plan.redis_port is None else self._redis(self.plan.redis_port)
         migrate = self._python("migrate", "migrate", keep=False)
@@ -185,7 +186,7 @@ class _Machine:
     def _redis(self, port: int) -> Child:
         engine = find_engine()
         data = self.folder.path / "redis" / f"{engine.name}-{engine.version}"
-        data.mkdir(parents=True, exist_ok=True)
+        private_folder(data)
         return self.supervisor.start(
             ChildSpec(
                 name="redis",

@@ -76,6 +76,7 @@ from app.routes.log_history import LogHistory
 from app.routes.no_token import LocalOnly
 from app.routes.open_streams import OpenStreams
 from app.routes.run_counts import RunCounts
+from app.routes.staging_port import StagingPort
 from app.storage.factory import open_workspaces
 from app.tasks.file import BadTasksFile, load
 from app.tasks.types import TaskTypes
@@ -135,6 +136,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     if settings.auth == "off":
         app.add_middleware(LocalOnly, settings=settings)
+    if (port := own_staging_port(settings)) is not None:
+        app.add_middleware(StagingPort, port=port)
     app.add_middleware(access.Access)
     if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
         app.add_middleware(
@@ -146,6 +149,11 @@ def create_app(settings: Settings) -> FastAPI:
         )
     app.openapi = cache(partial(openapi.document, app))
     return app
+
+
+def own_staging_port(settings: Settings) -> int | None:
+    """Return the port that only tool pods use, None where they use the API's."""
+    return None if settings.staging_port == settings.port else settings.staging_port
 
 
 def openapi_yaml() -> str:
@@ -174,18 +182,25 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
         for problem in error.problems:
             _log.error(problem)
         return 1
-    try:
-        sock = listen(settings.host, settings.port)
-    except OSError as error:
-        _log.error(
-            f"cannot listen on {settings.host}:{settings.port} ({error.strerror or error}): stop what "
-            f"listens there, or set PORT (and HOST) to something free, such as PORT={settings.port + 1}"
-        )
-        return 1
-    host, port = sock.getsockname()[:2]
+    ports = {"PORT": settings.port, "STAGING_PORT": own_staging_port(settings)}
+    socks: list[socket.socket] = []
+    for name, number in ports.items():
+        if number is None:
+            continue
+        try:
+            socks.append(listen(settings.host, number))
+        except OSError as error:
+            _log.error(
+                f"cannot listen on {settings.host}:{number} ({error.strerror or error}): stop what listens "
+                f"there, or set {name} (and HOST) to something free, such as {name}={number + 1}"
+            )
+            for sock in socks:
+                sock.close()
+            return 1
+    host, port = socks[0].getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     log_the_unexpected()
-    return Server(app, lambda: (ready or _say_ready)(url), answering).serve_on(sock)
+    return Server(app, lambda: (ready or _say_ready)(url), answering).serve_on(*socks)
 
 
 def _say_ready(url: str) -> None:
@@ -235,9 +250,9 @@ class Server(uvicorn.Server):
             )
         )
 
-    def serve_on(self, sock: socket.socket) -> int:
-        """Serve on an open socket until a signal comes; return the exit code."""
-        self.run(sockets=[sock])
+    def serve_on(self, *socks: socket.socket) -> int:
+        """Serve on open sockets until a signal comes; return the exit code."""
+        self.run(sockets=list(socks))
         return 0 if self.started else 1
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:

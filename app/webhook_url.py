@@ -7,69 +7,63 @@ the moment of connecting, for it may resolve to something else than before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+import re
 from urllib.parse import SplitResult, urlsplit
 
+from app.address_ranges import Address, is_public, literal
 from app.errors import Unprocessable
 
 MAX_URL = 2000
-_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
-_CLOUD = (IPv4Network("168.63.129.16/32"),)
-"""Public by its number, but a cloud's own: Azure's wire server."""
+_HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_.])?|[0-9a-f:.]{2,45}")
+"""Names as resolvers take them, with a dot at the end or without, and IPv6 addresses; no escapes."""
+_NEAR_DOMAINS = frozenset({"localhost", "localdomain"})
+_NEAR_NAMES = frozenset({"ip6-localhost", "ip6-loopback"})
 
 
 def checked(url: str, *, allow_private: bool) -> str:
     """Return the URL if a webhook may be asked for with it.
 
     Raises:
-        Unprocessable: it is no http(s) URL, holds a password, or names an address that is refused.
+        Unprocessable: it is no http(s) URL, holds a password, spells an address in a way of its own,
+            or names an address that is refused.
     """
     parts = _split(url)
-    host = parts.hostname or ""
-    if parts.username is not None or parts.password is not None:
+    host = (parts.hostname or "").lower()
+    if "@" in parts.netloc:
         raise Unprocessable("webhook_url must not hold a name or password.")
-    try:
-        address = ip_address(host)
-    except ValueError:
-        local = host == "localhost" or host.endswith(".localhost")
-    else:
-        local = refused(address)
-    if local and not allow_private:
+    address = _address(host)
+    near = _is_this_machine(host.removesuffix(".")) if address is None else not is_public(address)
+    if near and not allow_private:
         raise Unprocessable(f"webhook_url: {host} is not a public address (WEBHOOK_ALLOW_PRIVATE).")
     return url
 
 
+def _address(host: str) -> Address | None:
+    error = Unprocessable(
+        "webhook_url: its host is no name and no address; write an IPv4 address as four decimal numbers, "
+        "an IPv6 address in brackets and without a scope."
+    )
+    if not _HOST.fullmatch(host) or ".." in host:
+        raise error
+    try:
+        return literal(host)
+    except ValueError:
+        raise error from None
+
+
+def _is_this_machine(name: str) -> bool:
+    return name.rpartition(".")[2] in _NEAR_DOMAINS or name in _NEAR_NAMES
+
+
 def _split(url: str) -> SplitResult:
-    if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
+    if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
         raise Unprocessable(f"webhook_url must be a URL of at most {MAX_URL} ASCII characters.")
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        usable = usable and (":" in (parts.hostname or "")) == ("[" in parts.netloc)
     except ValueError:
         usable = False
     if not usable:
         raise Unprocessable("webhook_url must begin with https:// or http:// and name a host.")
     return urlsplit(url)
-
-
-def refused(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is not of the public internet; one that is packed into another counts as well."""
-    return any(_not_public(one) for one in (address, *_within(address)))
-
-
-def _not_public(address: IPv4Address | IPv6Address) -> bool:
-    old = isinstance(address, IPv4Address)
-    special = old and (address.is_reserved or any(address in network for network in _CLOUD))
-    return special or not address.is_global or address.is_multicast
-
-
-def _within(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address]:
-    """Yield the IPv4 addresses that an IPv6 address leads to."""
-    if not isinstance(address, IPv6Address):
-        return
-    for packed in (address.ipv4_mapped, address.sixtofour, *(address.teredo or ())):
-        if packed is not None:
-            yield packed
-    if any(address in network for network in _NAT64):
-        yield IPv4Address(int(address) & 0xFFFF_FFFF)

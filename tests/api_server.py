@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,14 +93,16 @@ def settings_for(folder: Path, redis_url: str, database_url: str, **more: Any) -
 
 
 @contextmanager
-def serving(settings: Settings, *, migrated: bool = True) -> Generator[Api]:
-    """Serve until the block ends."""
+def serving(
+    settings: Settings, *, migrated: bool = True, more: Sequence[socket.socket] = ()
+) -> Generator[Api]:
+    """Serve until the block ends; on `more` sockets as well."""
     if migrated:
         migrate(settings.effective_database_url)
     sock = listen("127.0.0.1", 0)
     ready = threading.Event()
     server = Server(create_app(settings), ready.set)
-    thread = threading.Thread(target=server.serve_on, args=(sock,), name="api")
+    thread = threading.Thread(target=server.serve_on, args=(sock, *more), name="api")
     thread.start()
     assert ready.wait(60), "the server did not start"
     api = Api(f"http://127.0.0.1:{sock.getsockname()[1]}", settings, server, thread)

@@ -34,8 +34,7 @@ for part, (code, text) in scenario["answers"].items():
 def keep():
     state_file.write_text(json.dumps(state))
 
-def secret():
-    return state.get("secret", {{}})
+secrets = state.setdefault("secrets", {{}})
 
 if name == "kubectl":
     args = [a for i, a in enumerate(args) if a != "--namespace" and (i == 0 or args[i - 1] != "--namespace")]
@@ -44,10 +43,12 @@ if name == "kubectl":
             print(scenario["manifests"])
         case ["get", "namespace", *_]:
             sys.exit(0 if state.get("namespaces") else 1)
-        case ["get", "secret", _, "-o", what]:
-            if not secret():
+        case ["get", "secret", which, "-o", what]:
+            if which not in secrets:
                 sys.exit(1)
-            print(secret()["version"] if "resourceVersion" in what else " ".join(secret()["data"]))
+            data, version = secrets[which]["data"], secrets[which]["version"]
+            shown = data.get("API_TOKEN", "<no value>") if "base64decode" in what else " ".join(data)
+            print(version if "resourceVersion" in what else shown)
         case ["get", "deployment" | "secret" | "scaledobject", *_]:
             sys.exit(0 if state.get("applied") else 1)
         case ["get", "networkpolicy", "agent-api-in-process"]:
@@ -56,11 +57,13 @@ if name == "kubectl":
             state["in_process"] = False
             keep()
         case ["create", "-f", "-"]:
-            state["secret"] = {{"data": json.loads(stdin)["stringData"], "version": 1}}
+            made = json.loads(stdin)
+            secrets[made["metadata"]["name"]] = {{"data": made["stringData"], "version": 1}}
             keep()
-        case ["patch", "secret", *_]:
-            data = secret()["data"] | json.loads(stdin)["stringData"]
-            state["secret"] = {{"data": data, "version": secret()["version"] + (data != secret()["data"])}}
+        case ["patch", "secret", which, *_]:
+            before = secrets[which]
+            data = before["data"] | json.loads(stdin)["stringData"]
+            secrets[which] = {{"data": data, "version": before["version"] + (data != before["data"])}}
             keep()
         case ["apply", "-f", "-"]:
             if "kind: Namespace" in stdin:

@@ -121,6 +121,7 @@ def api(
 ) -> None:
     """Serve the HTTP API."""
     chosen = settings()
+    _private_data_dir(chosen)
     if not with_worker:
         from app.main import serve  # noqa: PLC0415 - the web framework, only here
 
@@ -136,11 +137,25 @@ def api(
         supervisor.run()
 
 
+def _private_data_dir(chosen: Settings) -> None:
+    """Make the data folder before anything else would, and say so if others get at one that was there."""
+    from app.private_files import is_open_to_others, private_folder  # noqa: PLC0415 - as above
+
+    try:
+        private_folder(chosen.data_dir)
+    except OSError:
+        return  # where files are in S3 nothing may be needed there; what is, says so itself
+    if is_open_to_others(chosen.data_dir):
+        say(f"Warning: others get at the runs' files in {chosen.data_dir}: chmod 700 {chosen.data_dir}")
+
+
 def worker() -> None:
     """Run a worker: take runs from the queue until told to stop."""
     from app.worker.main import serve  # noqa: PLC0415 - everything a run needs, only here
 
-    raise typer.Exit(serve(settings()))
+    chosen = settings()
+    _private_data_dir(chosen)
+    raise typer.Exit(serve(chosen))
 
 
 def migrate() -> None:
@@ -150,7 +165,7 @@ def migrate() -> None:
 
     chosen = settings()
     if chosen.database_url is None:
-        chosen.data_dir.mkdir(parents=True, exist_ok=True)
+        _private_data_dir(chosen)
     try:
         upgrade(chosen.effective_database_url)
     except StorageError as error:

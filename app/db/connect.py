@@ -8,6 +8,7 @@ host, service files), except for a few parameters that are dealt with here.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -17,6 +18,8 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from app.private_files import private_database
 
 BUSY_TIMEOUT_S = 15.0
 """How long a SQLite transaction waits for another process's."""
@@ -59,6 +62,8 @@ def sqlite_path(url: str) -> Path:
 
 def sqlite_engine(url: str, *, pool_size: int) -> Engine:
     """Return an engine whose transactions begin as the caller says, with an explicit BEGIN."""
+    with contextlib.suppress(OSError):  # SQLite says it better, when it connects
+        private_database(sqlite_path(url))
     engine = create_engine(
         f"sqlite:///{sqlite_path(url)}",
         pool_size=pool_size,

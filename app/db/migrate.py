@@ -25,6 +25,7 @@ from app.db.connect import BUSY_TIMEOUT_S, dialect_of, postgres_engine, sqlite_e
 from app.db.faults import storage_errors
 from app.db.online_indexes import build_missing
 from app.errors import StorageError
+from app.private_files import private_folder
 
 T = TypeVar("T")
 _LOCK = 7_461_696
@@ -34,7 +35,7 @@ _LOCK = 7_461_696
 def migrate(url: str) -> None:
     """Make or upgrade the tables; makes the folder and file of SQLite. `StorageError` if unreachable."""
     if dialect_of(url) == "sqlite":
-        sqlite_path(url).parent.mkdir(parents=True, exist_ok=True)
+        private_folder(sqlite_path(url).parent)
     _run(url, _upgrade, begin="BEGIN IMMEDIATE")
     if dialect_of(url) == "postgresql":
         _run(url, _build_indexes, begin="")

@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from app.private_files import private_folder
+
 ORPHANS_S = 10.0
 """Seconds to wait for the children of a killed `up`, which are about to die."""
 
@@ -77,7 +79,7 @@ class DataFolder:
     def hold(self) -> None:
         """Take the folder, or raise `Refused` with the holder's name."""
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self.path)
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise Refused(

@@ -25,6 +25,7 @@ from app.execution.orphans import kill_orphans
 from app.execution.source_file import source_file
 from app.execution.undisturbed import to_the_end
 from app.models import Wants
+from app.private_files import private_folder
 
 
 class LocalExecutor:
@@ -142,7 +143,7 @@ class LocalExecutor:
 
     def _start_now(self, request: Request, name: str) -> Guarded:
         try:
-            self._tmp_dir.mkdir(parents=True, exist_ok=True)
+            private_folder(self._tmp_dir)
             return Guarded.start(request, name)
         except OSError as error:
             raise start_failure.of_guard(error) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from app.errors import ErrorCode, RunFailure
 from app.execution.executor import Source
+from app.private_files import private_folder
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def source_file(tmp_dir: Path, source: Source | None) -> Generator[str]:
         yield ""
         return
     try:
-        tmp_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(tmp_dir)
         folder = tempfile.TemporaryDirectory(prefix="code-", dir=tmp_dir, ignore_cleanup_errors=True)
     except OSError as error:
         raise _no_room(error) from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import orjson
@@ -17,6 +17,8 @@ from app.models import Wants
 NETWORKS = ("none", "internet")
 """From little to much; each is a value of the pods' label `tailrun/network`."""
 
+_IN_A_COMPONENT = "[A-Za-z0-9_.:@-]"
+_BELOW = "[A-Za-z0-9_.:@/-]+"
 _IN_OUR_IMAGE = frozenset({"sh", "bash", "python", "python3"})
 
 
@@ -40,7 +42,7 @@ class Profile:
 class Bounds:
     """The most that a step may ask for."""
 
-    images: tuple[str, ...]
+    images: tuple[re.Pattern[str], ...]
     cpu: str
     memory: str
     network: str
@@ -65,7 +67,7 @@ class Profiles:
         own = (settings.tool_image, *(profile.image for profile in self._tools.values()))
         allowed = (pattern.strip() for pattern in settings.tool_images_allowed.split(","))
         self._bounds = Bounds(
-            (*own, *filter(None, allowed)),
+            tuple(image_pattern(each) for each in (*own, *filter(None, allowed))),
             settings.tool_cpu_max,
             settings.tool_memory_max,
             settings.tool_network_max,
@@ -77,7 +79,7 @@ class Profiles:
         if not wants:
             return base
         bounds = self._bounds
-        if wants.image is not None and not any(fnmatchcase(wants.image, name) for name in bounds.images):
+        if wants.image is not None and not any(each.fullmatch(wants.image) for each in bounds.images):
             raise _refused(f"the image {wants.image!r} is not allowed here", "TOOL_IMAGES_ALLOWED")
         for name, most in (("cpu", bounds.cpu), ("memory", bounds.memory)):
             wanted = getattr(wants, name)
@@ -99,6 +101,18 @@ class Profiles:
         if wants.image not in {None, self.toolbox_image}:
             return program != "bash"
         return program in _IN_OUR_IMAGE or any(p.image != self.toolbox_image for p in self._tools.values())
+
+
+def image_pattern(allowed: str) -> re.Pattern[str]:
+    """Return what the names of allowed images match, whole; the chart's image policy does the same.
+
+    `*` stands for characters of one component, tag and digest included, so that `box:*` is every tag of
+    `box`, and not a registry `box:5000/…`. As the last component (`registry.example/team/*`) it stands for
+    everything below. `?` is one character of a component.
+    """
+    below, rest = ("", allowed) if allowed.rpartition("/")[2] != "*" else (_BELOW, allowed[:-1])
+    parts = {"*": f"{_IN_A_COMPONENT}*", "?": _IN_A_COMPONENT}
+    return re.compile("".join(parts.get(each) or re.escape(each) for each in rest) + below)
 
 
 def _refused(what: str, setting: str) -> RunFailure:

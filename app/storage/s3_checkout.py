@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from app.errors import Conflict, TooLarge
 from app.paths import parents
+from app.private_files import private_folder
 from app.storage.budget import Budget
 from app.storage.parallel import each
 from app.storage.pieces import PIECE
@@ -78,7 +79,7 @@ class Transfer:
     def _fetch(self, file: FileInfo) -> None:
         key = self._prefix + file.path
         target = self._folder / file.path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(target.parent)
         content = self._bucket.get(key)
         try:
             with target.open("wb") as out:

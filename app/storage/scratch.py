@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Generator
 from pathlib import Path
 
+from app.private_files import private_folder
+
 _ALIVE = ".alive"
 
 
@@ -33,7 +35,7 @@ class Scratch:
         with self._mutex:
             if self._folder is None or not self._folder.is_dir():
                 self._release()
-                self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+                private_folder(self._root)
                 with self.lock("sweep"):
                     self._sweep()
                     self._folder = Path(tempfile.mkdtemp(dir=self._root))
@@ -43,7 +45,7 @@ class Scratch:
     @contextlib.contextmanager
     def lock(self, name: str) -> Generator[None]:
         """Hold a lock against all threads and processes that use the same root."""
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._root)
         fd = _locked(self._root / f"{name}.lock", wait=True)
         try:
             yield

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from app.clock import now_us
-from app.errors import NotFound
+from app.errors import Conflict, NotFound
+from app.private_files import private_folder
 from app.storage.scratch import purge
 from app.storage.staging import KEY
 from app.storage.staging_archive import disk, disk_error
@@ -42,9 +43,12 @@ class Part(NamedTuple):
     target: Path
 
     def write(self, piece: bytes) -> None:
-        """Append."""
+        """Append; `Conflict` if a later archive of the same way has begun meanwhile."""
         with disk():
             self.file.write(piece)
+            if os.fstat(self.file.fileno()).st_nlink == 0:
+                self.file.truncate(0)
+                raise Conflict("A later archive took the place of this one.", code="superseded")
 
     def finish(self) -> None:
         """Put it into its place; `NotFound` if its key was dropped meanwhile."""
@@ -72,18 +76,32 @@ class StagedFiles:
     def make(self, key: str) -> None:
         """Make the place of a key; without one nothing can be uploaded. What had come up is removed."""
         with disk():
-            (self._root / key).mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self._root / key)
             (self._root / key / Way.UP).unlink(missing_ok=True)
 
     def begin(self, key: str, way: Way) -> Part:
-        """Begin an archive; `NotFound` if its key has no place."""
+        """Begin an archive; `NotFound` if its key has no place.
+
+        One is begun at a time: what another was writing is emptied and removed, however many
+        connections bring the same token, and whether or not their processes still live.
+        """
+        place, prefix = self._root / key, f"{_PART}{way}-"
         try:
-            fd, name = tempfile.mkstemp(dir=self._root / key, prefix=_PART)
+            fd, name = tempfile.mkstemp(dir=place, prefix=prefix)
         except FileNotFoundError:
             raise _nothing() from None
         except OSError as error:
             raise disk_error(error) from error
-        return Part(os.fdopen(fd, "wb"), Path(name), self._root / key / way)
+        part = Part(os.fdopen(fd, "wb"), Path(name), place / way)
+        try:
+            with disk():
+                for other in place.glob(f"{prefix}*"):
+                    if other != part.path:
+                        _empty(other)
+        except BaseException:
+            part.discard()
+            raise
+        return part
 
     def open(self, key: str, way: Way) -> IO[bytes]:
         """Open an archive; `NotFound` if there is none."""
@@ -127,7 +145,7 @@ class StagedFiles:
     def _shared_secret(self) -> bytes:
         """Return the secret; whoever comes first makes it, whole before anybody sees it."""
         with disk():
-            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(self._root)
             if not self._secret.exists():
                 fd, name = tempfile.mkstemp(dir=self._root, prefix=_PART)
                 with os.fdopen(fd, "wb") as file:
@@ -144,6 +162,13 @@ class StagedFiles:
     @staticmethod
     def _mac(secret: bytes, key: str, way: Way, expires: int) -> str:
         return hmac.new(secret, f"staging\n{key}\n{way}\n{expires}".encode(), hashlib.sha256).hexdigest()
+
+
+def _empty(path: Path) -> None:
+    """Remove a file whose writer may still hold it open: what it holds goes now, not with the writer."""
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(path, 0)
+        path.unlink()
 
 
 def _last_touched(folder: Path) -> float:

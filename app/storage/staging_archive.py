@@ -20,6 +20,7 @@ import orjson
 
 from app.errors import Conflict, StorageError, TailrunError, TooLarge, Unprocessable
 from app.paths import is_normal, normalise
+from app.private_files import private_folder
 from app.storage.scratch import Scratch, purge
 from app.storage.staging import Collected, UploadRefused
 from app.storage.threads import Threads
@@ -30,7 +31,8 @@ from toolbox.archive import Limits as ArchiveLimits
 
 _MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 16_000_000
-_NAMED = 1_000
+_NAMED = 1_000  # as in the pod
+_FOLDERS = 50_000  # that the pod looks at, besides as many as there may be files
 _NAME_CHARS = 1_024
 _HEADERS_BYTES = 4_096  # per file: what its headers take where they don't compress
 
@@ -148,6 +150,7 @@ def _unpack(read: Read, folder: Path, limits: Limits) -> Returned:
 def _unpack_all(found: Iterator[tuple[Entry, Iterator[bytes]]], folder: Path, limits: Limits) -> Returned:
     returned: Returned | None = None
     odd: list[str] = []
+    folders = set[int]()
     for entry, content in found:
         if returned is not None:
             raise Refused("something follows its manifest")
@@ -155,12 +158,25 @@ def _unpack_all(found: Iterator[tuple[Entry, Iterator[bytes]]], folder: Path, li
             if entry.size > _MANIFEST_BYTES:
                 raise Refused("its manifest is too long")
             returned = _manifest(b"".join(content), limits)
-        elif not _unpack_file(entry, content, folder, limits):
+            continue
+        if _unpack_file(entry, content, folder, limits):
+            _count_folders(entry.path, folders, limits)
+        elif len(odd) < _NAMED:
             odd.append(entry.path.partition("/")[2])
     if returned is None:
         raise Damaged("its manifest is missing")
     returned.skipped.extend(_named(odd))
     return returned
+
+
+def _count_folders(path: str, folders: set[int], limits: Limits) -> None:
+    """Refuse an archive whose few files stand in endlessly many folders, which are known by their hashes."""
+    while path := path.rpartition("/")[0]:
+        if hash(path) in folders:
+            return
+        folders.add(hash(path))
+        if len(folders) > limits.files + _FOLDERS:
+            raise Refused("it has more folders than there can be")
 
 
 def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: Limits) -> bool:
@@ -174,7 +190,7 @@ def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: L
         return False
     target = folder / path
     try:
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(target.parent)
         with target.open("xb") as file:
             for piece in content:
                 file.write(piece)
@@ -187,17 +203,35 @@ def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: L
 
 
 def _manifest(data: bytes, limits: Limits) -> Returned:
+    _expect_few(data, limits)
     try:
         said = orjson.loads(data)
         removed, skipped, refused, whole = (said[key] for key in ("removed", "skipped", "refused", "whole"))
+        if len(removed) > limits.files:
+            raise Refused("it removes more files than there can be")
+        if max(len(skipped), len(refused)) > _NAMED:
+            raise Refused(f"it names more than {_NAMED} files that stayed behind")
         gone = {path for path in map(_text, removed) if is_normal(path)}
         names = _named(map(_text, skipped))
         over = [(_text(path), int(size)) for path, size in refused]
     except (ArithmeticError, KeyError, TypeError, ValueError):
         raise Refused("its manifest is malformed") from None
-    if len(gone) > limits.files:
-        raise Refused("it removes more files than there can be")
     return Returned(gone, names, _over(over, limits, whole=whole is True))
+
+
+def _expect_few(data: bytes, limits: Limits) -> None:
+    """Refuse a manifest of more values than there can be, before a parser makes an object of each.
+
+    Counted are the quotes, and the commas, brackets and braces that stand outside of them; two passes of
+    the C library, whatever was sent.
+    """
+    most = limits.files + 4 * _NAMED + 16
+    plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > 2 * most:
+        raise Refused("its manifest has more entries than there can be")
+    outside = b"".join(plain.split(b'"')[::2])
+    if sum(outside.count(each) for each in (b",", b"[", b"{")) > most:
+        raise Refused("its manifest has more entries than there can be")
 
 
 def _over(refused: list[tuple[str, int]], limits: Limits, *, whole: bool) -> TooLarge | None:

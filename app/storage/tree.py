@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.paths import InvalidPath, is_normal
+from app.private_files import private_folder
 from app.storage.workspace import FileInfo
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -66,7 +67,7 @@ class Snapshot:
 def opened_folder(base: Path, parts: Sequence[str], *, create: bool = False) -> Generator[int]:
     """Open the folder at `parts` below `base`, no link followed below `base`; make it if asked to."""
     if create:
-        base.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(base)
     fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts:

@@ -22,10 +22,11 @@ from urllib.parse import urlsplit
 import httpx2
 
 from app import VERSION
+from app.address_ranges import is_public
 from app.clock import now_us
-from app.webhook_url import refused
 
 _MOST_ANSWER = 64 * 1024
+_MOST_ADDRESSES = 8
 _PREFIX = "whsec_"
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -77,6 +78,15 @@ async def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(info[4][0]) for info in found))
 
 
+async def _read_out(answer: httpx2.Response) -> None:
+    """Take the body, so that the receiver sees no broken connection; of a long one only the beginning."""
+    read = 0
+    async for piece in answer.aiter_raw():
+        read += len(piece)
+        if read > _MOST_ANSWER:
+            return
+
+
 class WebhookSender:
     """Sends. `timeout_s` bounds a whole try, from the look-up of the name to the last byte."""
 
@@ -87,23 +97,30 @@ class WebhookSender:
         self._resolve = resolver
 
     async def send(self, url: str, message_id: str, body: bytes) -> Sent:
-        """POST `body` and say how it went; redirects are an answer like any other."""
+        """POST `body` and say how it went; redirects are an answer like any other.
+
+        The status is the answer: a body that is cut off, slow or malformed makes it no other.
+        """
+        answers: list[int] = []
         try:
             async with asyncio.timeout(self._timeout_s):
-                return Sent(status=await self._post(url, message_id, body))
+                await self._post(url, message_id, body, answers.append)
         except TimeoutError:
-            return Sent(error=f"no answer within {self._timeout_s:g} s")
-        except Refused as error:
-            return Sent(error=str(error))
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-            return Sent(error=f"{type(error).__name__}: {error}"[:300])
+            error = f"no answer within {self._timeout_s:g} s"
+        except Refused as refusal:
+            error = str(refusal)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as failure:
+            error = f"{type(failure).__name__}: {failure}"[:300]
+        else:
+            error = None
+        return Sent(status=answers[0]) if answers else Sent(error=error)
 
-    async def _post(self, url: str, message_id: str, body: bytes) -> int:
+    async def _post(self, url: str, message_id: str, body: bytes, answered: Callable[[int], None]) -> None:
+        """Send to the first of the host's addresses that takes the connection."""
         parts = urlsplit(url)
         host = parts.hostname or ""
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        address = await self._address(host, port)
-        there = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        addresses = await self._addresses(host, port)
         timestamp = now_us() // 1_000_000
         headers = {
             "host": parts.netloc.rpartition("@")[2],
@@ -114,26 +131,33 @@ class WebhookSender:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signatures(self._secrets, message_id, timestamp, body),
         }
-        target = parts._replace(netloc=there, fragment="").geturl()
-        named = {"sni_hostname": host}
-        async with (
-            httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=self._timeout_s) as client,
-            client.stream("POST", target, content=body, headers=headers, extensions=named) as answer,
-        ):
-            read = 0
-            async for piece in answer.aiter_raw():
-                read += len(piece)
-                if read > _MOST_ANSWER:
-                    break  # the status counts; what else it says is not waited for
-            return answer.status_code
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s
+        for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            there = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+            target = parts._replace(netloc=there, fragment="").geturl()
+            share = max(0.1, deadline - loop.time()) / left
+            timeout = httpx2.Timeout(self._timeout_s, connect=share)
+            named = {"sni_hostname": host}
+            try:
+                async with (
+                    httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=timeout) as client,
+                    client.stream("POST", target, content=body, headers=headers, extensions=named) as answer,
+                ):
+                    answered(answer.status_code)
+                    await _read_out(answer)
+                    return
+            except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                if left == 1:
+                    raise
 
-    async def _address(self, host: str, port: int) -> str:
-        """Return the address to connect to; Refused if any that the name has is not public."""
+    async def _addresses(self, host: str, port: int) -> Sequence[str]:
+        """Return the addresses to connect to; Refused if any that the name has is not public."""
         addresses = await self._resolve(host, port)
         if not addresses:
             raise OSError(f"{host} has no address")
         if not self._allow_private:
             for address in addresses:
-                if refused(ip_address(address.partition("%")[0])):
+                if not is_public(ip_address(address)):
                     raise Refused(f"{host} is {address}, not a public address (WEBHOOK_ALLOW_PRIVATE)")
-        return addresses[0]
+        return addresses[:_MOST_ADDRESSES]

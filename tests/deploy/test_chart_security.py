@@ -8,11 +8,14 @@ import re
 from typing import Any
 
 import pytest
-from chart import SCENARIOS, TOOLS, Object, changed, containers, scenario
+import yaml
+from chart import CHART, SCENARIOS, TOOLS, Object, changed, containers, scenario
 
+from app.address_ranges import BLOCKED_4, BLOCKED_6
 from app.config import Settings
 from app.k8s import spec
 from app.k8s.access import NEEDED
+from app.k8s.profile import image_pattern
 
 VOLUMES = {
     "configMap",
@@ -168,6 +171,13 @@ def allowed(policy: Object, address: str, port: int) -> bool:
     return False
 
 
+def test_the_chart_closes_what_webhooks_do_not_go_to() -> None:
+    """One list, app/address_ranges.py."""
+    network = yaml.safe_load((CHART / "values.yaml").read_text())["tools"]["network"]
+    assert network["blockedRanges"] == [str(each) for each in BLOCKED_4]
+    assert network["blockedRanges6"] == [str(each) for each in BLOCKED_6]
+
+
 @pytest.mark.parametrize("address", NEAR)
 def test_what_is_near_is_not_the_internet(address: str) -> None:
     """Private, link-local and metadata addresses stay closed, also those that only translate to them."""
@@ -179,13 +189,49 @@ def test_what_is_near_is_not_the_internet(address: str) -> None:
 
 def test_the_internet_is_open_where_the_label_says_so() -> None:
     """The check above can fail; and the store's ranges close the rest."""
-    minimal, production = policies("minimal", TOOLS), policies("production", TOOLS)
+    minimal, production = policies("minimal", TOOLS), policies("production", TOOLS)  # [any], and ranges
     for address in ("93.184.216.34", "2606:2800::1"):
         assert allowed(minimal["tool-internet"], address, 80)
         assert allowed(minimal["tool-files"], address, 443)
         assert not allowed(minimal["tool-files"], address, 80)
         assert not allowed(production["tool-files"], address, 443)
     assert allowed(production["tool-files"], "203.0.113.9", 443)
+
+
+def test_a_store_without_ranges_has_to_be_said_open() -> None:
+    """`[any]`, or ranges; nothing opens by having been left out."""
+    network = {"network": {"s3Ranges": []}}
+    with pytest.raises(Exception, match="s3Ranges is not set"):
+        changed("minimal", tools=network)
+    assert changed("minimal", tools=network, networkPolicy={"enabled": False})
+
+
+PEERS = {"volume": ("api", 8081), "bundled": ("s3", 7070), "minimal": None, "production": None}
+
+
+@pytest.mark.parametrize("name", ON_KUBERNETES)
+def test_tools_reach_one_peer_of_ours_and_none_where_a_store_carries_their_files(name: str) -> None:
+    """Never the API's own port, on neither side; its port for files only where it carries them."""
+    rules = [
+        (peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"], port["port"])
+        for rule in policies(name, TOOLS)["tool-files"]["egress"]
+        for peer in rule["to"]
+        if "podSelector" in peer
+        for port in rule["ports"]
+    ]
+    assert rules == ([] if PEERS[name] is None else [PEERS[name]])
+    tools = {"matchLabels": {"kubernetes.io/metadata.name": TOOLS}}
+    taken = [
+        [port["port"] for port in rule["ports"]]
+        for rule in policies(name, "agents")["agent-api"]["ingress"]
+        if any(peer.get("namespaceSelector") == tools for peer in rule.get("from", []))
+    ]
+    by_api = PEERS[name] == ("api", 8081)
+    assert taken == ([[8081]] if by_api else [])
+    config = scenario(name).one("ConfigMap", "tailrun-config")["data"]
+    assert config.get("STAGING_PORT") == ("8081" if by_api else None)
+    assert config.get("TOOL_SYNC_URL") == ("http://agent-api-staging.agents.svc:8081" if by_api else None)
+    assert ("Service agents/agent-api-staging" in scenario(name).names()) is by_api
 
 
 # -- images and amounts ----------------------------------------------------------------------
@@ -211,6 +257,60 @@ def test_images_are_allowed_by_name(image: str, ok: bool) -> None:
     for policy in scenario("production").all("ValidatingAdmissionPolicy"):
         [images] = policy["spec"]["variables"]
         assert bool(re.search(json.loads(images["expression"]), image)) is ok
+
+
+PATTERNS = [
+    "toolbox:*",
+    "python*",
+    "registry.example/team/*",
+    "registry.example/a/*/x:1",
+    "box:1.?",
+    "r:5000/t@*",
+]
+"""With the repository `toolbox` for our own."""
+NAMES = {
+    **dict.fromkeys(
+        ("toolbox:1", "toolbox:latest", "toolbox:1@sha256:" + "0f" * 32, "python", "python3:3"), True
+    ),
+    **dict.fromkeys(("registry.example/team/x", "registry.example/team/a/b:1", "box:1.2"), True),
+    **dict.fromkeys(("registry.example/a/b/x:1", "r:5000/t@sha256:" + "0f" * 32), True),
+    **dict.fromkeys(("toolbox:5000/evil", "toolbox:5000/evil:1", "toolbox:5000/toolbox:1", "toolbox"), False),
+    **dict.fromkeys(
+        ("python.evil/x", "python:5000/x", "pythons/x:1", "evil/python:3", "evil/toolbox:1"), False
+    ),
+    **dict.fromkeys(("registry.example/team", "registry.example/team/", "registry.example/teams/x"), False),
+    **dict.fromkeys(
+        ("registry.example/a/b/c/x:1", "registry.example/a/b/x:1-evil", "box:1.22", "box:1x2"), False
+    ),
+    **dict.fromkeys(("registryXexample/team/x", "registry.example:5000/team/x", "r:5000/t/evil@x"), False),
+    **dict.fromkeys(
+        ("toolbox:1\n", "evil\ntoolbox:1", "toolbox:1 x", " toolbox:1", "", "toolbox:1/../x"), False
+    ),
+    **dict.fromkeys(("registry.example/team/x\ny", "registry.example/team/x y", "toolbox:1\u00e4"), False),
+}
+
+
+def test_a_pattern_ends_at_a_component_for_worker_and_cluster_alike() -> None:
+    """What follows a name is a tag or a digest, never the port of a registry and another name."""
+    made = changed(
+        "bundled", tools={"image": {"repository": "toolbox", "tag": "1"}, "imagesAllowed": PATTERNS}
+    )
+    by_worker = [image_pattern(each) for each in PATTERNS]
+    for policy in made.all("ValidatingAdmissionPolicy"):
+        [images] = policy["spec"]["variables"]
+        by_cluster = re.compile(json.loads(images["expression"]).removesuffix("$") + r"\Z")  # RE2's $
+        found = {each: bool(by_cluster.search(each)) for each in NAMES}
+        assert found == NAMES
+    assert {each: any(one.fullmatch(each) for one in by_worker) for each in NAMES} == NAMES
+
+
+def test_everything_can_be_allowed() -> None:
+    made = changed("bundled", tools={"imagesAllowed": ["*"]})
+    for policy in made.all("ValidatingAdmissionPolicy"):
+        [images] = policy["spec"]["variables"]
+        for image in ("a", "a/b:1", "registry.example:5000/a/b@sha256:" + "0f" * 32):
+            assert re.search(json.loads(images["expression"]), image)
+            assert image_pattern("*").fullmatch(image)
 
 
 @pytest.mark.parametrize("name", ON_KUBERNETES)

@@ -109,7 +109,7 @@ def test_a_kustomization_builds_valid_objects(name: str) -> None:
 def test_everything_that_is_referred_to_is_there(name: str) -> None:
     """ConfigMaps and Secrets by the names that kustomize gave them; the credentials may be made by hand."""
     there = {(e["kind"], e["metadata"]["name"]) for e in built(name)}
-    by_hand = {("Secret", "tailrun-credentials")}
+    by_hand = {("Secret", "tailrun-credentials"), ("Secret", "tailrun-api-token")}
     for each in built(name):
         if each["kind"] not in {"Deployment", "StatefulSet"}:
             continue

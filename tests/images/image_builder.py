@@ -1,7 +1,7 @@
 """Builds the Dockerfile's targets with buildah where no registry is reachable, and enters what was built.
 
 The base is a stand-in: a small Debian with its own Python, made by debootstrap once a session, where
-the Dockerfile would take python:3.13-slim. Only root can do it, on Linux, with the packages of
+the Dockerfile would take python:3.13.9-slim-trixie. Only root can do it, on Linux, with the packages of
 `make test-deep`. Everything lies below one folder, which `close` removes.
 """
 

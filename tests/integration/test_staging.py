@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import signal
 import tarfile
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -27,7 +29,9 @@ from app.errors import Conflict, TooLarge, Unprocessable
 from app.storage.factory import open_staging, open_workspaces
 from app.storage.s3_staging import S3Staging
 from app.storage.staging import StagingUnset, UploadMissing, UploadRefused
-from app.storage.workspace import Checkout
+from app.storage.staging_archive import _manifest, _unpack
+from app.storage.workspace import Checkout, Limits
+from toolbox.archive import Refused
 
 LIMITS = {"file_max_bytes": 1_000_000, "workspace_max_bytes": 2_500_000, "workspace_max_files": 12}
 
@@ -360,6 +364,11 @@ def _escapes() -> dict[str, bytes]:
         "manifest of another shape": packed(manifest(removed=[1])),
         "deep manifest": packed(member("manifest.json", b"[" * 100_000)),
         "removes too much": packed(manifest(removed=[f"f{n}" for n in range(100)])),
+        "names too much": packed(manifest(skipped=["x"] * 2000)),
+        "refuses too much": packed(manifest(refused=[["x", 1]] * 2000)),
+        "a size beyond numbers": packed(
+            member("manifest.json", b'{"removed":[],"skipped":[],"refused":[["a",1e999]],"whole":true}')
+        ),
         "cut": packed(member("workspace/a", os.urandom(5000)), manifest())[:-40],
         "cut early": packed(member("workspace/a", os.urandom(5000)), manifest())[:2000],
         "and more": packed(member("workspace/a", b"1"), manifest()) + packed(member("workspace/b", b"1")),
@@ -391,6 +400,56 @@ async def _refused(world: World) -> str:
     except UploadRefused as error:
         return str(error)
     return "taken in"
+
+
+def _millions() -> dict[str, bytes]:
+    head, rest = b'{"removed":[', b'],"skipped":[],"refused":[],"whole":true}'
+    many = 1_000_000
+    return {
+        "short names": head + b",".join(b'"f%d"' % n for n in range(many)) + rest,
+        "empty names": head + b",".join([b'""'] * many) + rest,
+        "numbers": head + b",".join([b"0"] * many) + rest,
+        "lists": head + b",".join([b"[]"] * many) + rest,
+        "keys": b"{" + b",".join(b'"%d":0' % n for n in range(many)) + b"}",
+        "one key, often": b"{" + b",".join([b'"removed":[]'] * many) + b"}",
+        "quotes in quotes": head + b",".join([b'"\\\\"'] * many) + rest,
+        "open brackets": b"[" * many,
+    }
+
+
+MILLIONS = _millions()
+
+
+@pytest.mark.parametrize("said", MILLIONS.values(), ids=MILLIONS.keys())
+def test_a_manifest_of_a_million_entries_is_refused_before_they_become_objects(said: bytes) -> None:
+    """Nothing is allocated for them: less memory than an object for each entry would take."""
+    limits = Limits(1_000_000, 2_500_000, 12)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused, match="more entries than there can be"):
+            _manifest(said, limits)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(said) + 1_000_000
+
+
+def test_a_manifest_of_as_much_as_there_can_be_is_read() -> None:
+    """Also with names that are full of what JSON escapes."""
+    odd = [f'a"\\,[{{}}]\\"{n}' for n in range(1000)]
+    removed = [f'dir,[{{"/{n}' for n in range(5000)]
+    refused = [[name, 2**63] for name in odd]
+    _, said = manifest(removed=removed, skipped=odd, refused=refused)
+    found = _manifest(said, Limits(1_000_000, 2_500_000, 5000))
+    assert (found.removed, found.skipped, found.failure is not None) == (set(removed), odd, True)
+
+
+async def test_few_files_in_endless_folders_are_refused(tmp_path: Path) -> None:
+    """A folder costs as much of a disk as a file."""
+    deep = "d/" * 60
+    archive = packed(*(member(f"workspace/{n}/{deep}f") for n in range(1000)), manifest())
+    with pytest.raises(UploadRefused, match="more folders"):
+        _unpack(io.BytesIO(archive).read, tmp_path, Limits(1000, 1_000_000, 1000))
 
 
 async def test_names_that_no_workspace_can_hold_are_skipped(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import socket
 import time
@@ -15,6 +16,8 @@ from api_server import Api, serving, settings_for
 from servers import RedisServer
 from stack import wait_for
 
+from app.config import Settings
+from app.main import listen, own_staging_port
 from app.storage.api_staging import TOKEN_HEADER
 from app.storage.factory import staged_files, workspace_limits
 from app.storage.staged_files import StagedFiles, Way
@@ -139,6 +142,69 @@ def test_an_upload_that_breaks_off_leaves_nothing(api: Api, staged: StagedFiles)
     assert _uploaded(staged) == b"whole"
 
 
+def test_one_token_has_one_upload_on_the_disk(api: Api, staged: StagedFiles) -> None:
+    """However many connections bring it, and keep silent; the last one is taken."""
+    token = staged.token(KEY, Way.UP, 600)
+    url = urlsplit(api.url)
+    head = [
+        f"PUT /v1/staging/{KEY} HTTP/1.1",
+        "Host: x",
+        f"{TOKEN_HEADER}: {token}",
+        "Content-Length: 600000",
+    ]
+    start = "\r\n".join([*head, "", ""]).encode() + bytes(300_000)
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):
+            sock = stack.enter_context(socket.create_connection((url.hostname or "", url.port or 0)))
+            before = parts(api)
+            sock.sendall(start)
+            wait_for(lambda: len(parts(api)) == 1 and parts(api) != before, "its part alone", 60)  # noqa: B023
+        assert sum(open_parts(api)) <= 600_000, "what is held open counts as well"
+        sock.sendall(bytes(300_000))
+        assert b" 204 " in sock.recv(4096).splitlines()[0]
+        assert len(_uploaded(staged)) == 600_000
+        wait_for(lambda: sum(open_parts(api)) == 0, "no bytes held open", 60)
+    assert parts(api) == []
+
+
+def test_an_upload_that_was_overtaken_says_so(api: Api, staged: StagedFiles) -> None:
+    token = staged.token(KEY, Way.UP, 600)
+
+    def slow() -> Iterator[bytes]:
+        yield bytes(300_000)
+        wait_for(lambda: len(parts(api)) == 1, "its part", 60)
+        assert ask(api, "PUT", KEY, token, b"the later one").status_code == 204
+        yield bytes(300_000)
+
+    answer = api.client().put(f"/v1/staging/{KEY}", headers={TOKEN_HEADER: token}, content=slow())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "superseded")
+    assert _uploaded(staged) == b"the later one"
+    assert parts(api) == []
+
+
+def test_what_a_killed_process_left_goes_with_the_next_upload(api: Api, staged: StagedFiles) -> None:
+    for _ in range(3):
+        staged.begin(KEY, Way.UP).file.close()
+    assert len(parts(api)) == 1
+    assert ask(api, "PUT", KEY, staged.token(KEY, Way.UP, 600), b"x").status_code == 204
+    assert parts(api) == []
+
+
+def parts(api: Api) -> list[str]:
+    return [place for place in places(api) if ".part-" in place]
+
+
+def open_parts(api: Api) -> list[int]:
+    """Return the sizes of parts that this process holds open, removed ones too."""
+    found: dict[int, int] = {}
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if ".part-" in str(fd.readlink()):
+                about = fd.stat()
+                found[about.st_ino] = about.st_size
+    return list(found.values())
+
+
 def test_what_was_dropped_takes_no_more(api: Api, staged: StagedFiles) -> None:
     """A pod that comes late can't leave an archive that nobody will ever ask for."""
     tokens = {way: staged.token(KEY, way, 600) for way in Way}
@@ -146,6 +212,49 @@ def test_what_was_dropped_takes_no_more(api: Api, staged: StagedFiles) -> None:
     assert ask(api, "GET", KEY, tokens[Way.DOWN]).status_code == 404
     assert ask(api, "PUT", KEY, tokens[Way.UP], gzip.compress(b"x")).status_code == 404
     assert places(api) == [".secret", f"{OTHER}/in.tar.gz"]
+
+
+@pytest.mark.usefixtures("redis_server")
+def test_a_port_of_its_own_has_the_staging_routes_and_nothing_else(
+    tmp_path: Path, redis_server: RedisServer, sqlite_url: str
+) -> None:
+    """Tools reach one port; on it no token opens the API, and on the API's no token opens an archive."""
+    with contextlib.closing(listen("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        settings = settings_for(tmp_path, redis_server.url, sqlite_url, staging_port=port)
+        with serving(settings, more=[sock]) as api:
+            staged = staged_files(settings)
+            staged.make(KEY)
+            token = staged.token(KEY, Way.UP, 600)
+            assert ask(api, "PUT", KEY, token, b"x").status_code == 404
+            with httpx2.Client(
+                base_url=f"http://127.0.0.1:{port}", headers=dict(api.admin.headers), trust_env=False
+            ) as pod:
+                name = {TOKEN_HEADER: token}
+                assert pod.put(f"/v1/staging/{KEY}", headers=name, content=b"x").status_code == 204
+                closed = (
+                    "/",
+                    "/healthz",
+                    "/readyz",
+                    "/metrics",
+                    "/v1/runs",
+                    "/docs",
+                    "/v1/staging",
+                    "/v1/queue",
+                )
+                lies = {"Host": f"127.0.0.1:{urlsplit(api.url).port}", "X-Forwarded-Port": "8080"}
+                for path in (*closed, "//v1/staging/", "/v1/staging/../runs", "/openapi.json"):
+                    for headers in ({}, lies):
+                        assert pod.get(path, headers=headers).status_code == 404, path
+                assert pod.post("/v1/runs", json={"steps": []}).status_code == 404
+            assert api.admin.get("/v1/runs").status_code == 200
+            assert _uploaded(staged) == b"x"
+
+
+def test_the_same_port_is_no_port_of_its_own() -> None:
+    assert own_staging_port(Settings(port=8080, staging_port=8080)) is None
+    assert own_staging_port(Settings(port=8080)) is None
+    assert own_staging_port(Settings(port=8080, staging_port=8081)) == 8081
 
 
 def test_api_and_worker_agree_on_the_secret(tmp_path: Path) -> None:

@@ -215,3 +215,80 @@ async def test_a_receiver_that_hangs_takes_four_places(
         assert [headers["webhook-id"] for headers, _ in receiver.got] == [f"msg_{fine}"]
         await until(lambda: len(pair[0]._sending) == 4)
     assert await sending == 5
+
+
+ODD_BODIES = {
+    "cut off": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nok",
+    "no chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok",
+    "no gzip": b"HTTP/1.1 202 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok",
+    "too long": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nok and more",
+    "empty, and closed": b"HTTP/1.1 204 No Content\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", ODD_BODIES.values(), ids=ODD_BODIES.keys())
+async def test_a_status_of_success_is_a_delivery_whatever_its_body(answer: bytes) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(reply, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        sent = await WebhookSender(SECRET, timeout_s=30, allow_private=True).send(url, "m", b"{}")
+    assert sent.delivered, sent
+
+
+async def test_a_body_that_never_ends_is_a_delivery_when_the_time_is_over() -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nok")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(reply, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        sent = await WebhookSender(SECRET, timeout_s=1, allow_private=True).send(url, "m", b"{}")
+    assert sent.delivered, sent
+
+
+async def test_the_next_address_is_tried_where_no_connection_comes_about(receiver: Receiver) -> None:
+    """One that refuses, and one that keeps silent: its backlog is full, so that no handshake ends."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.8", receiver.port))
+        silent.listen(0)
+        waiting = [socket.socket() for _ in range(3)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.8", receiver.port))
+
+        async def resolver(host: str, port: int) -> list[str]:
+            return ["127.0.0.9", "127.0.0.8", "127.0.0.1"]
+
+        sender = WebhookSender(SECRET, timeout_s=4, allow_private=True, resolver=resolver)
+        sent = await sender.send(f"http://hook.example:{receiver.port}/", "m", b"{}")
+        for each in waiting:
+            each.close()
+    assert sent.status == 204
+    assert len(receiver.got) == 1
+
+
+async def test_what_was_sent_to_one_address_is_not_sent_to_the_next(receiver: Receiver) -> None:
+    """A receiver that has taken it and died may have acted on it."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.close()
+
+    async def resolver(host: str, port: int) -> list[str]:
+        return ["127.0.0.9", "127.0.0.1"]
+
+    server = await asyncio.start_server(hang_up, "127.0.0.9", receiver.port)
+    async with server:
+        sender = WebhookSender(SECRET, timeout_s=30, allow_private=True, resolver=resolver)
+        sent = await sender.send(f"http://hook.example:{receiver.port}/", "m", b"{}")
+    assert sent.status is None
+    assert receiver.got == []

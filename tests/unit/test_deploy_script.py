@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from recording_programs import Recorder
 
 from app.config import Settings
@@ -32,7 +38,7 @@ metadata:
 kind: Policy
 metadata:
   name: images
-  expression: '"^(registry\\\\.example/team/tailrun-toolbox:.*)$"'
+  expression: '"^(registry\\\\.example/team/tailrun-toolbox:[A-Za-z0-9_.:@-]*)$"'
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -41,7 +47,9 @@ metadata:
   namespace: agents
 spec:
   image: registry.example/team/tailrun:0.1.0
-  config: tailrun-config-abc123
+  envFrom:
+  - configMapRef:
+      name: tailrun-config-abc123
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -95,6 +103,7 @@ def test_the_order_of_an_installation(fakes: Recorder) -> None:
         fakes.at("kustomize"),
         fakes.at("apply -f -", "kind: Namespace"),
         fakes.at("create -f -", "tailrun-credentials"),
+        fakes.at("create -f -", "tailrun-api-token"),
         fakes.at("apply --dry-run=server"),
         fakes.at("apply -f -", "name: agent-api"),
         fakes.at("rollout status deployment/agent-api"),
@@ -102,7 +111,7 @@ def test_the_order_of_an_installation(fakes: Recorder) -> None:
         fakes.at("rollout status deployment/agent-worker"),
     ]
     assert order == sorted(order)
-    first = fakes.calls[order[6]].stdin
+    first = fakes.calls[order[7]].stdin
     assert "kind: ServiceAccount" in first
     assert first.count("kind: Deployment") == 1
     assert "./verify.sh --namespace agents" in done.stdout
@@ -114,9 +123,11 @@ def test_no_secret_stands_on_a_command_line_or_is_printed(fakes: Recorder, helm:
     assert done.returncode == 0, done.stderr
     shown = "\n".join(call.line for call in fakes.calls) + done.stdout + done.stderr
     assert "secret-" not in shown
-    made = fakes.calls[fakes.at("create -f -", "stringData")].stdin
+    made = fakes.calls[fakes.at("create -f -", "tailrun-credentials")].stdin
     assert 'secret-\\"key\\"-\\\\5' in made
-    assert all(name in made for name in SECRETS)
+    assert all(name in made for name in SECRETS if name != "API_TOKEN")
+    assert "API_TOKEN" not in made, "workers get this Secret whole"
+    assert "secret-token-1" in fakes.calls[fakes.at("create -f -", "tailrun-api-token")].stdin
 
 
 def test_secrets_from_a_file(fakes: Recorder, tmp_path: Path) -> None:
@@ -125,10 +136,21 @@ def test_secrets_from_a_file(fakes: Recorder, tmp_path: Path) -> None:
     file.write_text("# ours\n" + "".join(f"{n}={v}=\n" for n, v in SECRETS.items() if n != "API_TOKEN"))
     done = fakes.run(SCRIPT, *PROD, "--secrets", str(file), API_TOKEN="secret-elsewhere")
     assert done.returncode == 0, done.stderr
-    made = fakes.calls[fakes.at("create -f -", "stringData")].stdin
+    made = fakes.calls[fakes.at("create -f -", "tailrun-credentials")].stdin
     assert "secret-password-2@db/tailrun=" in made
-    assert "secret-elsewhere" not in made
-    assert '"API_TOKEN"' in made, "one is made up"
+    assert "secret-elsewhere" not in "".join(call.stdin for call in fakes.calls)
+    assert re.search(r'"API_TOKEN":"[0-9a-f]{64}"', fakes.calls[fakes.at("create", "api-token")].stdin)
+
+
+def test_a_token_among_the_credentials_is_kept(fakes: Recorder) -> None:
+    """Releases before had it there: clients go on with it, and a rollback to them finds it."""
+    before = {"data": {"API_TOKEN": "secret-before", "REDIS_URL": "redis://x"}, "version": 1}
+    (fakes.folder / "state").write_text(json.dumps({"secrets": {"tailrun-credentials": before}}))
+    given = {name: value for name, value in SECRETS.items() if name != "API_TOKEN"}
+    done = fakes.run(SCRIPT, *PROD, **given)
+    assert done.returncode == 0, done.stderr
+    assert '"API_TOKEN":"secret-before"' in fakes.calls[fakes.at("create", "api-token")].stdin
+    assert "API_TOKEN" not in fakes.calls[fakes.at("patch secret tailrun-credentials")].stdin
 
 
 def test_every_secret_setting_can_be_given() -> None:
@@ -139,7 +161,8 @@ def test_every_secret_setting_can_be_given() -> None:
         name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
     ]
     assert len(secret) > 5
-    assert set(secret) <= set(names)
+    assert set(secret) <= {*names, "API_TOKEN"}
+    assert "API_TOKEN" not in names
 
 
 def test_the_same_again_changes_nothing(fakes: Recorder) -> None:
@@ -166,10 +189,117 @@ def test_names_of_ours_are_put_in(fakes: Recorder) -> None:
     applied = "".join(call.stdin for call in fakes.calls if "apply -f -" in call.line)
     assert "image: r.example:5000/a/tailrun:2\n" in applied
     assert "TOOL_IMAGE: r.example:5000/a/tailrun-toolbox:2\n" in applied
-    assert "expression: '\"^(r\\\\.example:5000/a/tailrun-toolbox:.*)$\"'" in applied
+    assert "expression: '\"^(r\\\\.example:5000/a/tailrun-toolbox:[A-Za-z0-9_.:@-]*)$\"'" in applied
     assert "registry.example" not in applied
     assert "agents" not in applied
     assert applied.count("tailrun-config-abc123-") == applied.count("tailrun-config-") == 2
+
+
+HOSTILE = {
+    "agents": ("agents", "registry/agents/tailrun:1", "registry/agents/tailrun-toolbox:1"),
+    "a path like the namespace": ("team-a", "registry/agents/tailrun:1", "agents/tailrun-toolbox:1"),
+    "a namespace within the name": (
+        "agents-b",
+        "agents/agents/tailrun:agents",
+        "agents/tailrun-toolbox:agents",
+    ),
+    "names of our own": ("tailrun", "tailrun-agents/tailrun:1", "tailrun-agents/x:1"),
+    "what sed takes apart": (
+        "a-tools",
+        "r.example:5000/a.b/tailrun@sha256:0f",
+        "r.example:5000/a.b/box:1.0-x_y",
+    ),
+    "nothing given": ("name", "", ""),
+}
+
+
+@pytest.mark.parametrize("overlay", ["dev", "prod"])
+@pytest.mark.parametrize(("namespace", "image", "tools"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_namespace_is_replaced_where_one_stands_and_nowhere_else(
+    tmp_path: Path, overlay: str, namespace: str, image: str, tools: str
+) -> None:
+    """The real overlay, compared object by object, whatever the namespace and the images are called."""
+    before = kustomized(overlay)
+    fakes = Recorder(tmp_path, "kubectl", manifests=before)
+    overlays = ("--overlay", overlay, "--namespace", namespace)
+    images = ("--image", image, "--tool-image", tools) if image else ()
+    if overlay == "prod" and not image:
+        return  # refused: which image?
+    done = fakes.run(SCRIPT, *overlays, *images, **SECRETS)
+    assert done.returncode == 0, done.stderr
+    applied = "".join(call.stdin for call in fakes.calls if "apply -f -" in call.line)
+    made = {identity(each): each for each in yaml.safe_load_all(applied) if each}
+    old = [each for each in yaml.safe_load_all(before) if each]
+    assert len(made) == len(old)
+    seen: set[str] = set()
+    for each in old:
+        wanted = renamed(each, (namespace, image, tools), seen)
+        found = made[identity(wanted)]
+        for policy in (wanted, found):
+            for variable in policy["spec"].pop("variables", []) if "Policy" in policy["kind"] else ():
+                variable.clear()
+        assert found == wanted
+    assert {"namespace", "kubernetes.io/metadata.name", "policyName", "priorityClassName"} <= seen
+
+
+def kustomized(overlay: str) -> str:
+    if shutil.which("kubectl") is None:
+        pytest.skip("NOT TESTED: there is no kubectl for this machine")
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(Path(SCRIPT).parent / "k8s/overlays" / overlay)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return done.stdout
+
+
+def identity(made: dict[str, Any]) -> tuple[str, str, str]:
+    return made["kind"], made["metadata"].get("namespace", ""), made["metadata"]["name"]
+
+
+def renamed(value: Any, names: tuple[str, str, str], seen: set[str], key: str = "") -> Any:
+    """Return what a value of the overlay becomes: known places by rule, everything else as it is."""
+    namespace, image, tools = names
+    if isinstance(value, dict):
+        value = {name: renamed(one, names, seen, str(name)) for name, one in value.items()}
+    elif isinstance(value, list):
+        value = [renamed(one, names, seen, key) for one in value]
+    elif not isinstance(value, str):
+        pass
+    elif image and key == "image" and re.fullmatch(r"(.*/)?tailrun:.*", value):
+        value = image
+    elif image and key == "TOOL_IMAGE":
+        value = tools
+    elif image and key == "name" and value.startswith("tailrun-config-"):
+        value = f"{value}-{cksum(tools)}"
+    elif re.fullmatch(r"agents(-tools)?|tailrun-agents(-tool-images-(jobs|pods))?", value):
+        seen.add(key)
+        value = value.replace("agents", namespace, 1)
+    elif key in {"TOOL_SYNC_URL", "S3_ENDPOINT"}:
+        value = value.replace(".agents.", f".{namespace}.")
+    return value
+
+
+def cksum(text: str) -> str:
+    done = subprocess.run(["cksum"], input=text, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.split()[0]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(("--namespace", each) for each in ("a b", "A", "a/b", "-a", "a-", "a$(id)", "a" * 46, "a\nb")),
+        *(("--image", each) for each in ("a b", "a;id", "a'b", '"', "a\nb", "$(id)", "a,b=c", "-x", "a{b}")),
+    ],
+)
+def test_names_that_are_none_are_refused_before_anything_happens(
+    fakes: Recorder, args: tuple[str, ...]
+) -> None:
+    done = fakes.run(SCRIPT, *args)
+    assert done.returncode == 2, done.stderr
+    assert fakes.calls == []
 
 
 @pytest.mark.parametrize("helm", [[], ["--helm"]])

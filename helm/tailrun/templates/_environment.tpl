@@ -13,7 +13,10 @@ TOOL_EXECUTOR: {{ .Values.tools.executor }}
 {{- if eq .Values.tools.executor "kubernetes" }}
 TOOL_NAMESPACE: {{ .Values.tools.namespace.name }}
 TOOL_IMAGE: {{ include "tailrun.toolImage" . }}
-TOOL_SYNC_URL: {{ include "tailrun.apiUrl" . }}
+{{- if eq (include "tailrun.files" .) "api" }}
+STAGING_PORT: {{ include "tailrun.stagingPort" . | quote }}
+TOOL_SYNC_URL: {{ include "tailrun.stagingUrl" . }}
+{{- end }}
 {{- with .Values.tools.imagesAllowed }}
 TOOL_IMAGES_ALLOWED: {{ join "," . | quote }}
 {{- end }}
@@ -53,9 +56,20 @@ S3_ACCESS_KEY: tailrun
 {{- end }}
 {{- end }}
 
+{{/* Secrets that a component has no use for. A Secret comes in whole, so what may stand in it is set to nothing:
+an empty value counts as none, and `env` goes before `envFrom`. WEBHOOK_SECRET tells the API that there are webhooks. */}}
+{{- define "tailrun.withheld" -}}
+{{- $of := dict
+    "api" (list "PROJECTS_TOKEN")
+    "worker" (list "API_TOKEN" "UPSTASH_REDIS_REST_TOKEN" "UPSTASH_REDIS_REST_URL")
+    "migrate" (list "API_TOKEN" "PROJECTS_KEY" "PROJECTS_TOKEN" "REDIS_SENTINEL_PASSWORD" "REDIS_SENTINEL_USERNAME" "REDIS_URL" "S3_ACCESS_KEY" "S3_SECRET_KEY" "UPSTASH_REDIS_REST_TOKEN" "UPSTASH_REDIS_REST_URL" "WEBHOOK_SECRET") }}
+{{- get $of . | toJson }}
+{{- end }}
+
 {{- define "tailrun.env" -}}
+{{- $migrates := eq .component "migrate" }}
 {{- with .root.Values.bundled }}
-{{- if .redis.enabled }}
+{{- if and .redis.enabled (not $migrates) }}
 - name: BUNDLED_REDIS_PASSWORD
   valueFrom: {secretKeyRef: {name: tailrun-redis, key: password}}
 - name: REDIS_URL
@@ -67,16 +81,22 @@ S3_ACCESS_KEY: tailrun
 - name: DATABASE_URL
   value: postgresql://tailrun:$(BUNDLED_POSTGRESQL_PASSWORD)@tailrun-postgresql:5432/tailrun
 {{- end }}
-{{- if .s3.enabled }}
+{{- if and .s3.enabled (not $migrates) }}
 - name: S3_SECRET_KEY
   valueFrom: {secretKeyRef: {name: tailrun-s3, key: password}}
 {{- end }}
 {{- end }}
+{{- $withheld := include "tailrun.withheld" .component | fromJsonArray }}
 {{- range $name, $reference := .root.Values.secrets.references }}
+{{- if not (has $name $withheld) }}
 - name: {{ $name }}
   valueFrom: {secretKeyRef: {name: {{ $reference.name }}, key: {{ $reference.key }}}}
 {{- end }}
-{{- if .token }}
+{{- end }}
+{{- range $withheld }}
+- {name: {{ . }}, value: ""}
+{{- end }}
+{{- if eq .component "api" }}
 - name: API_TOKEN
   valueFrom: {secretKeyRef: {name: {{ include "tailrun.tokenSecret" .root }}, key: {{ include "tailrun.tokenKey" .root }}}}
 {{- end }}
@@ -164,7 +184,7 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 args: [migrate]
 envFrom:
   {{- include "tailrun.envFrom" (dict "root" .root "extra" .values.extraEnvFrom) | nindent 2 }}
-{{- with include "tailrun.env" (dict "root" .root "token" false "extra" .values.extraEnv) | trim }}
+{{- with include "tailrun.env" (dict "root" .root "component" "migrate" "extra" .values.extraEnv) | trim }}
 env:
   {{- . | nindent 2 }}
 {{- end }}

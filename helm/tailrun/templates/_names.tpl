@@ -77,6 +77,30 @@ imagePullSecrets:
 http://agent-api.{{ .Release.Namespace }}.svc{{ if ne (int .Values.api.service.port) 80 }}:{{ .Values.api.service.port }}{{ end }}
 {{- end }}
 
+{{/* How files reach tool pods: through the bundled store (bundled), a store of yours (s3), or the API (api). */}}
+{{- define "tailrun.files" -}}
+{{- if ne .Values.tools.executor "kubernetes" -}}
+none
+{{- else if .Values.bundled.s3.enabled -}}
+bundled
+{{- else if or .Values.config.S3_BUCKET .Values.tools.network.s3Ranges -}}
+{{- if and .Values.networkPolicy.enabled (not .Values.tools.network.s3Ranges) -}}
+{{- fail "\n\ntools.network.s3Ranges is not set, and files go through S3: name the ranges of addresses that your store has, for example\n\n  --set tools.network.s3Ranges='{203.0.113.0/24}'\n\nor let tools reach every public address on tools.network.s3Port with --set tools.network.s3Ranges='{any}'\n" -}}
+{{- end -}}
+s3
+{{- else -}}
+api
+{{- end -}}
+{{- end }}
+
+{{- define "tailrun.stagingPort" -}}
+8081
+{{- end }}
+
+{{- define "tailrun.stagingUrl" -}}
+http://agent-api-staging.{{ .Release.Namespace }}.svc:{{ include "tailrun.stagingPort" . }}
+{{- end }}
+
 {{- define "tailrun.tokenSecret" -}}
 {{- if .Values.apiToken.existingSecret.name -}}
 {{ .Values.apiToken.existingSecret.name }}
