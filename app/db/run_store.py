@@ -14,8 +14,9 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, Executable, Select, func, select, tuple_
 
-from app.db import run_change, run_claim, run_commit, run_create
+from app.db import log_weight, run_change, run_claim, run_commit, run_create
 from app.db.engine import Database
+from app.db.log_weight import Kept
 from app.db.run_batch import Batch, Committed, Cut, Outcome
 from app.db.run_change import Changed
 from app.db.run_create import Created, NewRun
@@ -159,6 +160,10 @@ class RunStore:
         rows = await self._select(query.limit(_LINES_BACK))
         found = (orjson.loads(row[0]).get(SRC) for row in rows)
         return next((src for src in found if src is not None), None)
+
+    async def kept(self, run_id: str) -> Kept:
+        """Return what is stored of the log of a run that has not ended, weighed for the log cap."""
+        return await self._db.read_one(lambda connection: log_weight.kept(connection, run_id))
 
     async def queued(self, now: int, *, due_only: bool, limit: int, after_id: str = "") -> list[Run]:
         """Return queued runs by id from after `after_id`, with empty specs."""
