@@ -211,7 +211,7 @@ HTTP_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 LOG_LINES = Counter("tailrun_log_lines", "Lines that runs printed, by pipe.", ["stream"])
-LOG_BYTES = Counter("tailrun_log_bytes", "Bytes of the lines that runs printed.")
+LOG_BYTES = Counter("tailrun_log_bytes", "Bytes (UTF-8) of the lines that runs printed.")
 LOG_GAPS = Counter("tailrun_log_gaps", "Gaps in runs' logs: events that are lost.")
 SLOTS_BUSY = Gauge("tailrun_worker_slots_busy", "Runs that this worker has in flight.")
 ATTEMPTS = Counter("tailrun_attempts", "Attempts that ended, by how the run stood then.", ["status"])

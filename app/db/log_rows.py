@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, text
 
-from app.db.clean import clean, clean_or_none, to_json
+from app.db.clean import clean, clean_or_none, stored_bytes, to_json
 from app.db.lenient import from_json, word, word_or
 from app.db.tables import log_lines
 from app.line_batch import SRC, LineBatch, Written
@@ -159,8 +159,8 @@ def weigh(events: Sequence[Written]) -> tuple[int, int]:
     for written in events:
         if isinstance(written, LineBatch):
             lines += len(written.lines)
-            size += len("".join(_contents(written)).encode())
+            size += stored_bytes("".join([line.content for line in written.lines]))
         elif written.type is EventType.LOG:
             lines += 1
-            size += len(clean(written.content or "").encode())
+            size += stored_bytes(written.content or "")
     return lines, size

@@ -14,9 +14,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Executable, func, select
 
-from app.db import run_change, run_claim, run_commit, run_create, run_queries
+from app.db import log_weight, run_change, run_claim, run_commit, run_create, run_queries
 from app.db.engine import Database
 from app.db.lenient import from_json, read_cursor, word
+from app.db.log_weight import Kept
 from app.db.run_batch import Batch, Committed, Cut, Outcome
 from app.db.run_change import Changed
 from app.db.run_create import Created, NewRun
@@ -161,6 +162,10 @@ class RunStore:
         rows = await self._select(query.limit(_LINES_BACK))
         found = (from_json(row[0], {}, "log_lines.data").get(SRC) for row in rows)
         return next((src for src in found if src is not None), None)
+
+    async def kept(self, run_id: str) -> Kept:
+        """Return what is stored of the log of a run that has not ended, weighed for the log cap."""
+        return await self._db.read_one(lambda connection: log_weight.kept(connection, run_id))
 
     async def open_runs(self, status: RunStatus, limit: int, after_id: str = "") -> builtins.list[OpenRun]:
         """Return runs in a state by id from after `after_id`: what the reconciler compares."""

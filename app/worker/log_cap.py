@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.db.log_weight import Block, Kept, blocks_of
 from app.db.run_store import Cut
-from app.line_batch import LineBatch, Written, first_seq
+from app.line_batch import Written
 from app.models import Event, EventType, Fence
 
-_SLACK = 0.1  # cut only when the window is this much over, so that a cut removes many rows at once
+_SLACK = 0.1  # how much of the window a cut frees, so that it deletes many rows at once
+_GRAINS, _LEAST_GRAIN = 64, 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,52 +38,58 @@ class CutRange:
         return Cut(marker=marker, from_seq=self.from_seq)
 
 
-@dataclass(slots=True)
-class _Block:
-    last_seq: int
-    lines: int
-    bytes: int
-
-
 class LogCap:
-    """Counts one attempt's committed bytes; `limit` in bytes of content."""
+    """Bounds the weight (`app.db.log_weight`) of all that is stored of one run's log by `limit`.
 
-    def __init__(self, limit: int, already: int = 0) -> None:
-        self._half = limit // 2
-        self._head_left = max(0, self._half - already)
-        self._head_end: int | None = None
-        self._window: deque[_Block] = deque()
-        self._window_bytes = 0
+    The newest event stays, however large. What is stored up to `after` is neither counted nor cut.
+    """
+
+    def __init__(self, limit: int, after: int = 0) -> None:
+        self._grain = max(_LEAST_GRAIN, limit // _GRAINS)
+        self._head_left = limit // 2
+        self._head_end = after
+        self._window_limit = limit - limit // 2
+        self._window: deque[Block] = deque()
+        self._window_weight = 0
         self._cut = CutRange(0, 0, 0, 0)
+
+    @classmethod
+    def resumed(cls, limit: int, kept: Kept) -> LogCap:
+        """Return a cap that goes on from what earlier attempts left."""
+        cap = cls(limit)
+        if kept.cut is not None:
+            at = kept.cut
+            cap._cut = CutRange(at["from"], at["to"], at["lines"], at["bytes"])
+            cap._head_end, cap._head_left = at["from"] - 1, 0
+        for block in kept.blocks:
+            cap._take(block)
+        return cap
 
     def add(self, events: Sequence[Written]) -> CutRange | None:
         """Count a batch that is about to be committed; return what to delete with it."""
-        block = _Block(events[-1].seq, 0, 0)
         for written in events:
-            if isinstance(written, LineBatch):
-                block.lines += len(written.lines)
-                block.bytes += sum([len(line.content) for line in written.lines])
-            elif written.type is EventType.LOG:
-                block.lines += 1
-                block.bytes += len(written.content or "")
-        if self._head_left > 0:
-            self._head_left -= block.bytes
+            for block in blocks_of(written, self._grain):
+                self._take(block)
+        return self._shrink() if self._window_weight > self._window_limit else None
+
+    def _take(self, block: Block) -> None:
+        if not self._window and block.weight <= self._head_left:
+            self._head_left -= block.weight
             self._head_end = block.last_seq
-            return None
-        if self._head_end is None:
-            self._head_end = first_seq(events[0]) - 1
+            return
+        self._window_weight += block.weight
+        if self._window and self._window[-1].weight + block.weight <= self._grain:
+            block = self._window.pop().joined(block)
         self._window.append(block)
-        self._window_bytes += block.bytes
-        return self._shrink() if self._window_bytes > self._half * (1 + _SLACK) else None
 
     def _shrink(self) -> CutRange | None:
-        assert self._head_end is not None  # noqa: S101 - set before the window has a block
-        to_seq, lines, size = self._cut.to_seq, self._cut.lines, self._cut.bytes
-        while len(self._window) > 1 and self._window_bytes > self._half:
+        cut, target = self._cut, self._window_limit * (1 - _SLACK)
+        to_seq, lines, size = cut.to_seq, cut.lines, cut.bytes
+        while len(self._window) > 1 and self._window_weight > target:
             block = self._window.popleft()
-            self._window_bytes -= block.bytes
+            self._window_weight -= block.weight
             to_seq, lines, size = block.last_seq, lines + block.lines, size + block.bytes
-        if to_seq == self._cut.to_seq:
+        if to_seq == cut.to_seq:
             return None
         self._cut = CutRange(self._head_end + 1, to_seq, lines, size)
         return self._cut

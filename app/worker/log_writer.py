@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from app.db.clean import stored_bytes
 from app.db.run_store import Batch, Outcome, RunStore
 from app.errors import LostOwnership, StorageError
 from app.execution.masking import LineMasker, Masker
@@ -76,7 +77,7 @@ class LogWriter:
         self._on_cancel, self._on_lost = on_cancel, on_lost
         self._masker = masker
         self._masked_step: tuple[str | None, LineMasker] = (None, LineMasker(masker))
-        self._cap = LogCap(policy.max_bytes, run.log_size)
+        self._cap = LogCap(policy.max_bytes, run.last_seq)
         self._left = Unwritten(run.last_seq)
         self._steps: dict[str, StepRecord] = {}
         self._planner: str | None = None
@@ -97,11 +98,14 @@ class LogWriter:
     async def open(self) -> None:
         """Take the stream over: raise the fence, then save what the tail has and the database lacks.
 
+        The log cap goes on from what is stored: one limit for all attempts of a run.
         The very first attempt has no predecessor, so there is nothing to save and the first
         append raises the fence; a later one waits here until Redis answers.
         """
         if self._fence.attempt > 1:
             await self._until_stored(self._rescue)
+            kept = await self._until_stored(lambda: self._runs.kept(self._run.run_id))
+            self._cap = LogCap.resumed(self._policy.max_bytes, kept)
         self._tasks = [
             asyncio.create_task(self._guarded(self._publish_loop())),
             asyncio.create_task(self._guarded(self._commit_loop())),
@@ -162,7 +166,7 @@ class LogWriter:
             for at in range(0, len(masked), COMMIT_EVENTS):
                 part = masked[at : at + COMMIT_EVENTS]
                 self._enqueue(LineBatch(self._left.seq + 1, now, run_id, attempt, step, part))
-        LOG_BYTES.inc(sum([len(line.content) for line in lines]))
+        LOG_BYTES.inc(stored_bytes("".join([line.content for line in lines])))
         for stream, count in Counter([line.stream for line in lines]).items():
             LOG_LINES.labels(stream).inc(count)
         await self._breathe()

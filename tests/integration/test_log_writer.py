@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import sqlite3
 from collections.abc import AsyncIterator
@@ -15,10 +16,12 @@ from servers import RedisServer
 
 from app.db.engine import Database
 from app.db.log_store import LogStore
+from app.db.log_weight import Block, blocks_of
 from app.db.migrate import migrate
-from app.db.run_store import Outcome, RunStore
+from app.db.run_store import Batch, Cut, Outcome, RunStore
 from app.errors import LostOwnership
 from app.execution.masking import Masker
+from app.line_batch import LineBatch
 from app.models import Event, EventType, Fence, Level, Line, Run, RunStatus, StepRecord, StepStatus, Stream
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
@@ -270,24 +273,75 @@ async def test_a_fence_that_redis_forgot_is_put_up_again(world: World) -> None:
     assert world.losses == 0
 
 
-async def test_a_log_over_its_limit_keeps_both_ends(world: World) -> None:
+@pytest.mark.parametrize("content", ["", "x" * 90, "ä" * 90], ids=["empty", "ASCII", "two bytes a character"])
+async def test_a_log_over_its_limit_keeps_both_ends(world: World, content: str) -> None:
     run = await world.claim()
     writer = await world.writer(run, max_bytes=20_000)
     for n in range(100):
-        await writer.lines(out(*(f"{n:04}-{i:04} {'x' * 90}" for i in range(10))), "s1")
+        await writer.lines(out(f"{n}", *[content] * 9), "s1")
         await writer.flush()
     await end(writer)
     events = await world.stored(run)
     [mark] = [event for event in events if event.type is EventType.TRUNCATED]
     contents = [event.content or "" for event in events if event.type is EventType.LOG]
-    assert contents[0].startswith("0000-0000")
-    assert contents[-1].startswith("0099-0009")
+    assert (contents[0], contents[-10]) == ("0", "99")
     assert mark.data["lines"] + len(contents) == 1000
     covered = {*range(mark.data["from"], mark.data["to"] + 1), *(event.seq for event in events)}
     assert covered == set(range(1, events[-1].seq + 1))
     after = await world.runs.get(run.run_id)
     assert after is not None
     assert (after.truncated, after.log_lines) == (True, 1000)
+    assert mark.data["bytes"] + sum(len(text.encode()) for text in contents) == after.log_size
+    assert len(contents) * 100 + after.log_size - mark.data["bytes"] <= 20_000
+
+
+async def test_the_limit_is_one_for_all_attempts_of_a_run(world: World) -> None:
+    """Whatever died in between: one head, one window, one marker, and what it says is still right."""
+    run = await world.claim()
+    for attempt in range(5):
+        writer = await world.writer(run, max_bytes=20_000)
+        for n in range(20):
+            await writer.lines(out(*[f"{attempt} {n} ä"] * 10), "s1")
+            await writer.flush()
+        if attempt < 4:
+            await writer.abandon()
+            taken = await world.runs.take_over(run, f"w{attempt + 2}", NOW)
+            assert taken is not None
+            run = taken
+    await end(writer)
+    events = await world.stored(run)
+    [mark] = [event for event in events if event.type is EventType.TRUNCATED]
+    contents = [event.content or "" for event in events if event.type is EventType.LOG]
+    assert (contents[0], contents[-1]) == ("0 0 ä", "4 19 ä")
+    after = await world.runs.get(run.run_id)
+    assert after is not None
+    assert mark.data["lines"] + len(contents) == after.log_lines == 1000
+    assert mark.data["bytes"] + sum(len(text.encode()) for text in contents) == after.log_size
+    assert len(contents) * 100 <= 20_000
+
+
+async def test_the_rows_of_a_run_weigh_what_was_counted_before_they_were_written(world: World) -> None:
+    """Hard text in lines, fields and the step's name; then a cut, behind which it goes on."""
+    run = await world.claim()
+    texts = ["", "ascii", "ä", "\U0001f600", "back\\slash \\000", "nul \0", "half \ud83d"]
+    lines = [Line(Stream.STDOUT, text, src=src) for src in ("7 ä", None) for text in texts]
+    seq, fence = run.last_seq, Fence(run.run_id, 1, "w1")
+    first = LineBatch(seq + 1, NOW, run.run_id, 1, "ß", lines[:7])
+    second = LineBatch(first.seq + 1, NOW, run.run_id, 1, None, lines[7:])
+    other = Event(second.seq + 1, EventType.ARTIFACT, NOW, run.run_id, 1, data={"path": "ä\0"})
+    written = [first, second, other]
+    before = (await world.runs.kept(run.run_id)).blocks
+    await world.runs.commit(fence, seq, Batch(events=written))
+    found = await world.runs.kept(run.run_id)
+    expected = [*before, *(block for one in written for block in blocks_of(one, 10**9))]
+    assert functools.reduce(Block.joined, found.blocks) == functools.reduce(Block.joined, expected)
+    assert found.cut is None
+    marker = Event(first.seq, EventType.TRUNCATED, NOW, run.run_id, 1, data={"from": 1, "to": first.seq})
+    await world.runs.commit(fence, other.seq, Batch(cut=Cut(marker, 1)))
+    found = await world.runs.kept(run.run_id)
+    expected = [block for one in written[1:] for block in blocks_of(one, 10**9)]
+    assert functools.reduce(Block.joined, found.blocks) == functools.reduce(Block.joined, expected)
+    assert found.cut == marker.data
 
 
 async def test_lines_go_to_the_database_while_redis_is_frozen(tmp_path: Path, sqlite_url: str) -> None:

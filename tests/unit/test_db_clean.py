@@ -6,7 +6,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.db.clean import clean, to_json
+from app.db.clean import clean, stored_bytes, to_json
 
 anything = st.text(st.characters(categories=None, exclude_categories=()))
 json_values = st.recursive(
@@ -23,6 +23,7 @@ def test_cleaned_text_can_be_stored(value: str) -> None:
     cleaned.encode()
     assert len(cleaned) == len(value)
     assert all(new in (old, "\ufffd") for old, new in zip(value, cleaned, strict=True))
+    assert stored_bytes(value) == len(cleaned.encode())
 
 
 @given(json_values)

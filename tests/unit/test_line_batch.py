@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.db.log_rows import line_arrays, weigh
+from app.db.log_weight import blocks_of
 from app.line_batch import LineBatch, first_seq
 from app.models import Event, Level, Line, Stream
-from app.worker.log_cap import LogCap
 from app.worker.unwritten import Unwritten
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -45,8 +45,10 @@ def test_a_batch_weighs_what_its_events_weigh(batch: LineBatch) -> None:
     """For the run's counters, for the columns of PostgreSQL and for the cap."""
     assert weigh([batch]) == weigh(batch.events())
     assert line_arrays([batch]) == line_arrays(batch.events())
-    whole, single = LogCap(40), LogCap(40)
-    assert whole.add([batch]) == single.add(batch.events())
+    blocks = [list(blocks_of(written, 10**9)) for written in (batch, *batch.events())]
+    whole, each = blocks[0][0], [found for one in blocks[1:] for found in one]
+    assert (whole.lines, whole.bytes) == weigh([batch])
+    assert whole.weight == sum(block.weight for block in each)
 
 
 @given(st.lists(batches, min_size=1, max_size=5), st.integers(1, 60))
