@@ -1,8 +1,8 @@
 """Finds any of many texts in one line, in a time that grows with the line and with nothing else.
 
-Texts are known by their first characters (their head). Heads are found by `app.execution.literals`, and
-what stands behind one is compared only where it was found. So a million characters of texts cost a
-search for a few thousand.
+Texts are known by their first characters (their head). Heads are found by an automaton, or without one by
+`app.execution.literals`, and what stands behind one is compared only where it was found. So a million
+characters of texts cost a search for a few thousand.
 
 Most output holds nothing, so the first look is what counts: one pass for heads and marks (what the
 masker's own patterns need) together. Only where it finds something is it asked what, and where.
@@ -14,15 +14,25 @@ them, and a line with too many finds is hidden whole. Nothing is ever shown beca
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from app.execution.literals import all_finds, literals
+from app.execution.literals import FEW, Hashed, Literals, Searched, all_finds
 from app.execution.secret_forms import Form
+
+_automaton: Callable[[Sequence[str]], Literals] | None = None
+try:
+    from app.execution.automaton import Automaton
+except ImportError:  # no wheel for this machine: the same is found, more slowly
+    pass
+else:
+    _automaton = Automaton
 
 Span = tuple[int, int]
 
 _HEAD = 12
 _MOST_ALIKE = 32
+_MOST_IN_AUTOMATON = 4000
+"""An automaton is built while nothing else runs: of so many heads in some 20 ms."""
 _SHORT = 200
 """A first look at so few characters saves nothing."""
 _SOME_FINDS, _MOST_FINDS = 16, 2000
@@ -42,10 +52,12 @@ class KnownValues:
         for text, alone in forms:
             alike = by_head.setdefault(text[:_HEAD], {})
             alike[text] = alone and alike.get(text, True)
-        self._forms = [tuple(sorted(alike.items(), key=lambda form: -len(form[0]))) for alike in by_head.values()]
+        self._forms = [
+            tuple(sorted(alike.items(), key=lambda form: -len(form[0]))) for alike in by_head.values()
+        ]
         self._marks = tuple(marks)
         texts = [*marks, *by_head]
-        self._texts = literals(texts)
+        self._texts = _finder(texts)
         self._longest_text = max(map(len, texts), default=1)
 
     def look(self, text: str) -> tuple[bool, set[str]]:
@@ -89,6 +101,13 @@ class KnownValues:
                 if not alone or _stands_alone(text, start, end):
                     return start, end
         return None
+
+
+def _finder(texts: Sequence[str]) -> Literals:
+    """Return the fastest finder of these texts."""
+    if _automaton is not None and len(texts) <= _MOST_IN_AUTOMATON:
+        return _automaton(texts)
+    return Searched(texts) if len(texts) <= FEW else Hashed(texts)
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:

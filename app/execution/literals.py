@@ -1,8 +1,7 @@
-"""Finds which of many short texts are in a text, and where: with an automaton where there is one.
+"""Finds which of many short texts are in a text, and where, with nothing but Python's own search.
 
-`ahocorasick_rs` has no wheel for musl, so without it this does with Python's own search, which is slower
-and finds the same. It is also what thousands of texts are looked for with: an automaton of them is
-built while nothing else runs.
+Slower than `app.execution.automaton`, and finds the same: for machines without that library, and for
+thousands of texts.
 """
 
 from __future__ import annotations
@@ -10,18 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-try:
-    import ahocorasick_rs
-except ImportError:  # no wheel for this machine
-    ahocorasick_rs = None
-
 Find = tuple[int, int, int]
 """Which of the texts, and where it begins and ends."""
 
 FEW = 60
 """Up to so many are worth a first look that only says whether there is one."""
-MOST_IN_AUTOMATON = 4000
-"""So many are built in some 20 ms at most."""
 _WINDOW = 16_384
 """Characters that are searched at once: the list of finds is not held for a whole long line."""
 
@@ -38,13 +30,6 @@ class Literals(Protocol):
         ...
 
 
-def literals(texts: Sequence[str]) -> Literals:
-    """Return the fastest finder of these texts, none of which is empty."""
-    if ahocorasick_rs is not None and len(texts) <= MOST_IN_AUTOMATON:
-        return Automaton(texts)
-    return Searched(texts) if len(texts) <= FEW else Hashed(texts)
-
-
 def all_finds(wanted: Literals, text: str, longest: int) -> Iterable[Find]:
     """Return every place in a text of any length; no text that is looked for is longer than `longest`."""
     return wanted.finds(text) if len(text) <= _WINDOW else _by_window(wanted, text, longest)
@@ -55,23 +40,6 @@ def _by_window(wanted: Literals, text: str, longest: int) -> Iterator[Find]:
         for which, start, end in wanted.finds(text[begin : begin + _WINDOW + longest - 1]):
             if start < _WINDOW:
                 yield which, begin + start, begin + end
-
-
-class Automaton:
-    """With an Aho-Corasick automaton: whatever the number of texts, one pass."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        kinds, self._few = ahocorasick_rs.MatchKind, len(texts) <= FEW
-        self._first = _automaton(texts if self._few else [], kinds.LeftmostFirst)
-        self._every = _automaton(texts, kinds.Standard)
-
-    def missing(self, text: str) -> bool:
-        """Whether none is there; the kind of automaton that skips ahead is fast only with few texts."""
-        return self._few and not _search(self._first, text, overlapping=False)
-
-    def finds(self, text: str) -> Sequence[Find]:
-        """Return every place."""
-        return _search(self._every, text, overlapping=True)
 
 
 class Searched:
@@ -119,19 +87,3 @@ class Hashed:
                 if which is not None:
                     finds.append((which, start, start + length))
         return finds
-
-
-def _automaton(texts: Sequence[str], kind: ahocorasick_rs.MatchKind) -> ahocorasick_rs.AhoCorasick:
-    implementation = ahocorasick_rs.Implementation.ContiguousNFA
-    return ahocorasick_rs.AhoCorasick(
-        texts, matchkind=kind, store_patterns=False, implementation=implementation
-    )
-
-
-def _search(automaton: ahocorasick_rs.AhoCorasick, text: str, *, overlapping: bool) -> Sequence[Find]:
-    """Search; a lone surrogate, which no value and no output holds, is as good as a `?`."""
-    try:
-        return automaton.find_matches_as_indexes(text, overlapping=overlapping)
-    except UnicodeEncodeError:
-        readable = text.encode("utf-8", "replace").decode()
-        return automaton.find_matches_as_indexes(readable, overlapping=overlapping)
