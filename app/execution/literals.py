@@ -83,7 +83,8 @@ class Hashed:
         finds, lengths, size = list[Find](), self._lengths, self._begin
         for start in [at for at in range(len(text) - size + 1) if text[at : at + size] in lengths]:
             for length in lengths[text[start : start + size]]:
-                which = self._which.get(text[start : start + length])
-                if which is not None:
-                    finds.append((which, start, start + length))
+                end = start + length
+                which = self._which.get(text[start:end])
+                if which is not None and end <= len(text):
+                    finds.append((which, start, end))
         return finds

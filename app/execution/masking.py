@@ -42,10 +42,6 @@ class _Look(NamedTuple):
     needs: str = ""
     """What must be there as well, where marks alone are frequent."""
 
-    def may_be_in(self, text: str, marks: set[str]) -> bool:
-        """Whether it is worth while to search a text in which these marks are."""
-        return not marks.isdisjoint(self.marks) and self.needs in text
-
 
 _LOOKS = (
     _Look(("earer ", "EARER "), re.compile(r"(?i:\bbearer) {1,8}([\w.~+/=-]{16,4096})", re.ASCII)),
@@ -66,7 +62,7 @@ _LOOKS = (
     ),
     _Look((_KEY_MARK,), _KEY),
 )
-_MARKS = tuple(mark for look in _LOOKS for mark in look.marks)
+_LOOK_BY_MARK = {mark: look for look in _LOOKS for mark in look.marks}
 
 
 class Masker:
@@ -81,7 +77,7 @@ class Masker:
 
     def __init__(self, values: Iterable[str] = (), patterns: Iterable[str] = ()) -> None:
         self._forms = tuple(dict.fromkeys(form for value in values for form in forms_of(value)))
-        self._known = KnownValues(self._forms, _MARKS)
+        self._known = KnownValues(self._forms, tuple(_LOOK_BY_MARK))
         self._patterns = tuple(map(_compile, patterns))
 
     def text(self, text: str) -> str:
@@ -113,9 +109,8 @@ class Masker:
         known, marks = self._known.look(text)
         if known or self._patterns:
             return True
-        return bool(marks) and any(
-            look.pattern.search(text) for look in _LOOKS if look.may_be_in(text, marks)
-        )
+        looks = map(_LOOK_BY_MARK.__getitem__, marks)
+        return any(look.pattern.search(text) for look in looks if look.needs in text)
 
     def spans(self, text: str, *, whole: bool = False) -> list[Span]:
         """Find every secret in one line: start and end, in order, without overlaps.
@@ -123,8 +118,9 @@ class Masker:
         `whole`: with what it is known by (the `Bearer` before a token), which is not hidden.
         """
         found, marks = self._known.spans(text)
-        for look in _LOOKS if marks else ():
-            if look.may_be_in(text, marks):
+        for mark in marks:
+            look = _LOOK_BY_MARK[mark]
+            if look.needs in text:
                 found += _keys(text)[0] if look.pattern is _KEY else _matches(look.pattern, text, whole=whole)
         for pattern in self._patterns:
             found += _matches(pattern, text, whole=whole)
