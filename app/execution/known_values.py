@@ -31,8 +31,8 @@ Span = tuple[int, int]
 
 _HEAD = 12
 _MOST_ALIKE = 32
-_MOST_IN_AUTOMATON = 4000
-"""An automaton is built while nothing else runs: of so many heads in some 20 ms."""
+_MOST_BYTES = 100_000
+"""An automaton is built while nothing else runs: of so much in some 30 ms."""
 _SHORT = 200
 """A first look at so few characters saves nothing."""
 _SOME_FINDS, _MOST_FINDS = 8, 2000
@@ -61,12 +61,15 @@ class KnownValues:
         self._longest_text = max(map(len, texts), default=1)
 
     def look(self, text: str) -> tuple[bool, set[str]]:
-        """Say whether one of the texts may be in `text`, which may be many lines, and which marks are."""
+        """Say whether one of the texts may be in `text`, of any number of lines; if none, which marks are."""
         if self._texts.missing(text):
             return False, set()
-        hits = {which for which, _, _ in all_finds(self._texts, text, self._longest_text)}
-        marks = {self._marks[which] for which in hits if which < len(self._marks)}
-        return len(hits) > len(marks), marks
+        marks = set[str]()
+        for which, _, _ in all_finds(self._texts, text, self._longest_text):
+            if which >= len(self._marks):
+                return True, marks
+            marks.add(self._marks[which])
+        return False, marks
 
     def spans(self, text: str) -> tuple[list[Span], set[str]]:
         """Find where the texts are in a line: start and end, in no order, with overlaps; and the marks.
@@ -75,12 +78,9 @@ class KnownValues:
         """
         if len(text) > _SHORT and self._texts.missing(text):
             return [], set()
-        found = all_finds(self._texts, text, self._longest_text)
-        if not found:
-            return [], set()
         spans, marks, left = list[Span](), set[str](), min(_MOST_FINDS, _SOME_FINDS + len(text) // 8)
         first_head = len(self._marks)
-        for which, start, _ in found:
+        for which, start, _ in all_finds(self._texts, text, self._longest_text):
             if which < first_head:
                 marks.add(self._marks[which])
                 continue
@@ -105,7 +105,7 @@ class KnownValues:
 
 def _finder(texts: Sequence[str]) -> Literals:
     """Return the fastest finder of these texts."""
-    if _automaton is not None and len(texts) <= _MOST_IN_AUTOMATON:
+    if _automaton is not None and len("".join(texts).encode()) <= _MOST_BYTES:
         return _automaton(texts)
     return Searched(texts) if len(texts) <= FEW else Hashed(texts)
 

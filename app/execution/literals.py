@@ -25,7 +25,7 @@ class Literals(Protocol):
         """Whether `text` certainly holds none of them; cheap, and may be wrong the other way."""
         ...
 
-    def finds(self, text: str) -> Sequence[Find]:
+    def finds(self, text: str) -> Iterable[Find]:
         """Return every place of each of them in a short text, also where they overlap."""
         ...
 
@@ -78,13 +78,12 @@ class Hashed:
         """Never sure: a first look would cost as much as the second."""
         return False
 
-    def finds(self, text: str) -> Sequence[Find]:
-        """Return every place."""
-        finds, lengths, size = list[Find](), self._lengths, self._begin
+    def finds(self, text: str) -> Iterator[Find]:
+        """Yield every place, one by one: who has seen enough stops it."""
+        lengths, size = self._lengths, self._begin
         for start in [at for at in range(len(text) - size + 1) if text[at : at + size] in lengths]:
             for length in lengths[text[start : start + size]]:
                 end = start + length
                 which = self._which.get(text[start:end])
                 if which is not None and end <= len(text):
-                    finds.append((which, start, end))
-        return finds
+                    yield which, start, end

@@ -194,14 +194,11 @@ MASKERS = list(maskers())
 
 
 def masked_lines(text: str) -> None:
-    """In one line, in the pieces of one, and in short lines."""
+    """In one line, and in long and short lines; pieces of a line: tests/unit/test_masking_property.py."""
     for masker in MASKERS:
         for size in (len(text) or 1, 1000, 5):
             parts = [text[at : at + size] for at in range(0, len(text), size)]
             LineMasker(masker).lines([Line(Stream.STDOUT, part) for part in parts])
-        pieces = LineMasker(masker)
-        for at in range(0, len(text), 1000):
-            pieces.lines([Line(Stream.STDOUT, text[at : at + 1000], split=True)])
 
 
 def variables(text: str) -> None:
