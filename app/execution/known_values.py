@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from app.execution.literals import FEW, Hashed, Literals, Searched, all_finds
+from app.execution.literals import Hashed, Literals, all_finds
 from app.execution.secret_forms import Form
 
 _automaton: Callable[[Sequence[str]], Literals] | None = None
@@ -107,7 +107,7 @@ def _finder(texts: Sequence[str]) -> Literals:
     """Return the fastest finder of these texts."""
     if _automaton is not None and len("".join(texts).encode()) <= _MOST_BYTES:
         return _automaton(texts)
-    return Searched(texts) if len(texts) <= FEW else Hashed(texts)
+    return Hashed(texts)
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:

@@ -14,6 +14,8 @@ Find = tuple[int, int, int]
 
 FEW = 60
 """Up to so many are worth a first look that only says whether there is one."""
+_SOME = 200
+"""Up to so many searches are faster than a look at each place."""
 _WINDOW = 16_384
 """Characters that are searched at once: the list of finds is not held for a whole long line."""
 
@@ -42,27 +44,6 @@ def _by_window(wanted: Literals, text: str, longest: int) -> Iterator[Find]:
                 yield which, begin + start, begin + end
 
 
-class Searched:
-    """With a search for each of a few texts."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._texts = tuple(texts)
-
-    def missing(self, text: str) -> bool:
-        """Whether none is there."""
-        return not any(wanted in text for wanted in self._texts)
-
-    def finds(self, text: str) -> Sequence[Find]:
-        """Return every place."""
-        finds = list[Find]()
-        for which, wanted in enumerate(self._texts):
-            start = text.find(wanted)
-            while start >= 0:
-                finds.append((which, start, start + len(wanted)))
-                start = text.find(wanted, start + 1)
-        return finds
-
-
 class Hashed:
     """With a look at each place of the text: as fast with a hundred thousand texts as with a hundred."""
 
@@ -75,8 +56,8 @@ class Hashed:
         self._lengths = {begin: tuple(sorted(found)) for begin, found in lengths.items()}
 
     def missing(self, text: str) -> bool:
-        """Never sure: a first look would cost as much as the second."""
-        return False
+        """Whether none is there; of many texts never sure: it would save nothing."""
+        return len(self._which) <= _SOME and not any(wanted in text for wanted in self._which)
 
     def finds(self, text: str) -> Iterator[Find]:
         """Yield every place, one by one: who has seen enough stops it."""
