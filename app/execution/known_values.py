@@ -35,7 +35,7 @@ _MOST_BYTES = 100_000
 """An automaton is built while nothing else runs: of so much in some 30 ms."""
 _SHORT = 200
 """A first look at so few characters saves nothing."""
-_SOME_FINDS, _MOST_FINDS = 8, 2000
+_SOME_FINDS, _MOST_FINDS = 8, 1000
 
 _BEGUN = re.compile(
     r"(?:\\[abefnrtv0]|\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|%[0-9a-fA-F]{2}|\x1b\[[0-9;]{0,12}[A-Za-z]|\s-[A-Za-z])\Z",
