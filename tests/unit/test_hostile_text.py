@@ -224,6 +224,8 @@ READERS = {
                     "_PAIR",
                     "_SCHEME_WORD",
                     "_USER_AND",
+                    "_of_address",
+                    "_parts",
                 )
             ),
         ),
