@@ -33,6 +33,7 @@ from app.execution.levels import level_of
 from app.execution.masking import LineMasker, Masker
 from app.execution.output import LineSplitter
 from app.k8s.frames import Cursor, Frames, RawLines
+from app.k8s.profile import image_pattern
 from app.k8s.quantities import amount
 from app.log_filter import LogFilter
 from app.models import Event, EventType, Line, Stream
@@ -156,6 +157,8 @@ def bodies(text: str) -> None:
         next_tick(text, text, 0)
     with suppress(ValueError):
         amount(text)
+    for allowed in ("registry.example/*", "registry.example/*/box:*"):
+        image_pattern(allowed).fullmatch(text)
 
 
 def projects(text: str) -> None:
@@ -250,8 +253,10 @@ READERS = {
     ),
     "splitter": Reader(splitter),
     "pod log": Reader(pod_log, ("app/k8s/frames.py:_SRC", "app/k8s/frames.py:_ODD")),
-    "plans": Reader(plans, ("app/agent/fences.py:_OPEN", "app/agent/fences.py:_ANY_OPEN")),
-    "log line": Reader(log_line, ("app/db/clean.py:_SURROGATE", "app/db/clean.py:_UNSTORABLE")),
+    "plans": Reader(
+        plans, tuple(f"app/agent/fences.py:{name}" for name in ("_OPEN", "_ANY_OPEN", "_LONG_NUMBER"))
+    ),
+    "log line": Reader(log_line, ("app/db/clean.py:_SURROGATE",)),
     "terminal": Reader(terminal, ("app/ansi.py:_SEQUENCE", "app/ansi.py:_COLOUR")),
     "file names": Reader(
         file_names,
@@ -269,6 +274,8 @@ READERS = {
             "app/routes/schemas.py:_USER",
             "app/variables.py:_NAME",
             "app/k8s/quantities.py:_QUANTITY",
+            "app/k8s/profile.py:image_pattern",
+            "app/webhook_url.py:_HOST",
         ),
     ),
     "projects": Reader(
@@ -280,12 +287,13 @@ READERS = {
 }
 
 BOUNDED = {
-    "app/db/run_store.py:_CURSOR": "a cursor of the query string, which the server bounds",
-    "app/db/schedule_store.py:_CURSOR": "a cursor of the query string, which the server bounds",
+    "app/db/lenient.py:_CURSOR": "a cursor of the query string, which the server bounds",
     "app/routes/access.py:_REQUEST_ID": "at most 128 characters match",
     "app/routes/deps.py:RUN_ID": "of one length",
+    "app/routes/docs_page.py:_curl": "paths of our own routes",
+    "app/routes/docs_page.py:anchor": "paths of our own routes",
+    "app/routes/no_token.py:_AUTHORITY": "at most 253 characters match",
     "app/storage/staging.py:KEY": "at most 63 characters match",
-    "app/worker/secrets.py:_SECRET_NAME": "words without repetition; names of variables, 32 kB in all",
     "tailrun/capture/log_file.py:_RUN_ID": "at most 200 characters match",
     "toolbox/transfer.py:_CODE": "at most 64 characters match, in the first bytes of a store's answer",
 }
@@ -296,6 +304,7 @@ OF_THE_OPERATOR = {
     "app/embedded/redis_server.py:_VERSION": "what a Redis server says of its version",
     "app/execution/masking.py:_compile": "LOG_MASK_PATTERNS",
     "app/redis/address.py:_SERVER": "REDIS_URL",
+    "app/worker/secrets.py:_each": "secrets among the settings",
 }
 """What sees only what the operator wrote."""
 
