@@ -50,13 +50,13 @@ LABEL org.opencontainers.image.title="tailrun-toolbox" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# ---- app-build: a virtual environment with exactly what requirements.txt locks ------------------------
+# ---- app-build: a virtual environment with exactly what the two requirements files lock ---------------
 FROM ${BASE} AS app-build
-COPY requirements.txt /build/requirements.txt
+COPY requirements.txt requirements-fast.txt /build/
 RUN python3 -m venv /opt/tailrun
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /opt/tailrun/bin/python -m pip install --disable-pip-version-check --no-input --no-cache-dir --no-compile \
-        --require-hashes --only-binary :all: --no-deps -r /build/requirements.txt \
+        --require-hashes --only-binary :all: --no-deps -r /build/requirements.txt -r /build/requirements-fast.txt \
     && /opt/tailrun/bin/python -m pip uninstall --yes --quiet pip setuptools 2>/dev/null
 # strip takes the debugging symbols out of the libraries, about 60 MB of them.
 RUN command -v strip >/dev/null \

@@ -90,7 +90,7 @@ clean: ## remove what was built or installed here; data stays
 lock: $(DEV) ## resolve the dependencies of pyproject.toml anew into the requirements files
 	@$(BIN)/python tools/lock.py
 
-$(RUNTIME): requirements.txt requirements-embedded.txt tools/setup.sh
+$(RUNTIME): requirements.txt requirements-embedded.txt requirements-fast.txt tools/setup.sh
 	@sh tools/setup.sh runtime
 
 $(DEV): $(RUNTIME) requirements-dev.txt

@@ -7,6 +7,7 @@ one is asked is the business of the machine that installs.
 
 requirements.txt           what runs
 requirements-embedded.txt  the embedded server alone, which has no build for some machines
+requirements-fast.txt      what makes it faster, and has no build for some machines either
 requirements-dev.txt       what runs, and what tests and checks it
 """
 
@@ -29,12 +30,13 @@ def inputs(project: dict[str, Any]) -> dict[str, list[str]]:
     """Return the requirements that each lock file answers, by file name, in locking order."""
     extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
     runtime: list[str] = [*project["project"]["dependencies"], *extras["agent-cli"]]
-    embedded = extras["embedded"]
+    embedded, fast = extras["embedded"], extras["fast"]
     dev: list[str] = project["dependency-groups"]["dev"]
     return {
         "requirements.txt": runtime,
         "requirements-embedded.txt": embedded,
-        "requirements-dev.txt": [*runtime, *embedded, *extras["upstash"], *dev],
+        "requirements-fast.txt": fast,
+        "requirements-dev.txt": [*runtime, *embedded, *fast, *extras["upstash"], *dev],
     }
 
 

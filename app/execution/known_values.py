@@ -1,11 +1,11 @@
 """Finds any of many texts in one line, in a time that grows with the line and with nothing else.
 
-Texts are known by their first characters (their head). One automaton (Aho-Corasick) finds heads, and what
-stands behind one is compared only where it was found. So a million characters of texts cost an automaton
-of a few thousand, which matters: it is built while nothing else runs.
+Texts are known by their first characters (their head). Heads are found by an automaton, or without one by
+`app.execution.literals`, and what stands behind one is compared only where it was found. So a million
+characters of texts cost a search for a few thousand.
 
 Most output holds nothing, so the first look is what counts: one pass for heads and marks (what the
-masker's own patterns need) together, by the kind of automaton that skips ahead.
+masker's own patterns need) together. Only where it finds something is it asked what, and where.
 
 Bounded in every direction: a head that too many texts begin with hides as much as the longest of
 them, and a line with too many finds is hidden whole. Nothing is ever shown because there was too much.
@@ -14,21 +14,28 @@ them, and a line with too many finds is hidden whole. Nothing is ever shown beca
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from ahocorasick_rs import AhoCorasick, Implementation, MatchKind
-
+from app.execution.literals import Hashed, Literals, all_finds
 from app.execution.secret_forms import Form
+
+_automaton: Callable[[Sequence[str]], Literals] | None = None
+try:
+    from app.execution.automaton import Automaton
+except ImportError:  # no wheel for this machine: the same is found, more slowly
+    pass
+else:
+    _automaton = Automaton
 
 Span = tuple[int, int]
 
 _HEAD = 12
-_FEW = 40
-"""Up to so many heads, looking for them and the marks at once is faster than one after the other."""
 _MOST_ALIKE = 32
-_SOME_FINDS, _MOST_FINDS = 16, 2000
-_WINDOW = 16_384
-"""Characters that are searched at once for all finds: their list is not held for a whole long line."""
+_MOST_BYTES = 100_000
+"""An automaton is built while nothing else runs: of so much in some 30 ms."""
+_SHORT = 200
+"""A first look at so few characters saves nothing."""
+_SOME_FINDS, _MOST_FINDS = 8, 1000
 
 _BEGUN = re.compile(
     r"(?:\\[abefnrtv0]|\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|%[0-9a-fA-F]{2}|\x1b\[[0-9;]{0,12}[A-Za-z]|\s-[A-Za-z])\Z",
@@ -38,54 +45,54 @@ _BEGUN_CHARS = 16
 
 
 class KnownValues:
-    """Texts to be found; immutable. `marks` are looked for beside them, and only named.
-
-    No mark may end in what another one begins with.
-    """
+    """Texts to be found; immutable. `marks` are looked for beside them, and only named."""
 
     def __init__(self, forms: Iterable[Form], marks: Sequence[str] = ()) -> None:
         by_head = dict[str, dict[str, bool]]()
         for text, alone in forms:
             alike = by_head.setdefault(text[:_HEAD], {})
             alike[text] = alone and alike.get(text, True)
-        self._by_head = {
-            head: tuple(sorted(alike.items(), key=lambda form: -len(form[0])))
-            for head, alike in by_head.items()
-        }
-        self._heads, self._marks = list(by_head), marks
-        self._few = len(by_head) <= _FEW
-        self._first = _automaton([*marks, *(self._heads if self._few else ())], MatchKind.LeftmostFirst)
-        self._automaton = _automaton(self._heads, MatchKind.Standard)
+        self._forms = [
+            tuple(sorted(alike.items(), key=lambda form: -len(form[0]))) for alike in by_head.values()
+        ]
+        self._marks = tuple(marks)
+        texts = [*marks, *by_head]
+        self._texts = _finder(texts)
+        self._longest_text = max(map(len, texts), default=1)
 
     def look(self, text: str) -> tuple[bool, set[str]]:
-        """Say whether one of the texts may be in `text`, which may be many lines, and which marks are."""
-        hits = {which for which, _, _ in _search(self._first, text)}
-        marks = {self._marks[which] for which in hits if which < len(self._marks)}
-        # a mark may hide a head that begins inside of it
-        known = bool(self._heads and (hits or not self._few) and _search(self._automaton, text))
-        return known, marks
+        """Say whether one of the texts may be in `text`, of any number of lines; if none, which marks are."""
+        if self._texts.missing(text):
+            return False, set()
+        marks = set[str]()
+        for which, _, _ in all_finds(self._texts, text, self._longest_text):
+            if which >= len(self._marks):
+                return True, marks
+            marks.add(self._marks[which])
+        return False, marks
 
-    def spans(self, text: str) -> list[Span]:
-        """Find where the texts are in a line: start and end, in no order, with overlaps."""
-        spans, most = list[Span](), min(_MOST_FINDS, _SOME_FINDS + len(text) // 8)
-        for finds, (head, start) in enumerate(self._finds(text)):
-            if finds >= most:
-                return [(0, len(text))]
-            span = self._longest(text, head, start)
+    def spans(self, text: str) -> tuple[list[Span], set[str]]:
+        """Find where the texts are in a line: start and end, in no order, with overlaps; and the marks.
+
+        A line with too many of them is one span.
+        """
+        if len(text) > _SHORT and self._texts.missing(text):
+            return [], set()
+        spans, marks, left = list[Span](), set[str](), min(_MOST_FINDS, _SOME_FINDS + len(text) // 8)
+        first_head = len(self._marks)
+        for which, start, _ in all_finds(self._texts, text, self._longest_text):
+            if which < first_head:
+                marks.add(self._marks[which])
+                continue
+            if left == 0:
+                return [(0, len(text))], set()
+            left -= 1
+            span = self._longest(text, self._forms[which - first_head], start)
             if span is not None:
                 spans.append(span)
-        return spans
+        return spans, marks
 
-    def _finds(self, text: str) -> Iterator[tuple[str, int]]:
-        """Yield every place of every head."""
-        for begin in range(0, len(text), _WINDOW) if self._heads else ():
-            window = text[begin : begin + _WINDOW + _HEAD - 1]
-            for which, start, _ in _search(self._automaton, window, overlapping=True):
-                if start < _WINDOW:
-                    yield self._heads[which], begin + start
-
-    def _longest(self, text: str, head: str, start: int) -> Span | None:
-        alike = self._by_head[head]
+    def _longest(self, text: str, alike: Sequence[tuple[str, bool]], start: int) -> Span | None:
         if len(alike) > _MOST_ALIKE:
             return start, min(start + len(alike[0][0]), len(text))
         for form, alone in alike:
@@ -96,19 +103,11 @@ class KnownValues:
         return None
 
 
-def _automaton(texts: list[str], kind: MatchKind) -> AhoCorasick:
-    return AhoCorasick(
-        texts, matchkind=kind, store_patterns=False, implementation=Implementation.ContiguousNFA
-    )
-
-
-def _search(automaton: AhoCorasick, text: str, *, overlapping: bool = False) -> list[tuple[int, int, int]]:
-    """Search; a lone surrogate, which no value and no output holds, is as good as a `?`."""
-    try:
-        return automaton.find_matches_as_indexes(text, overlapping=overlapping)
-    except UnicodeEncodeError:
-        readable = text.encode("utf-8", "replace").decode()
-        return automaton.find_matches_as_indexes(readable, overlapping=overlapping)
+def _finder(texts: Sequence[str]) -> Literals:
+    """Return the fastest finder of these texts."""
+    if _automaton is not None and len("".join(texts).encode()) <= _MOST_BYTES:
+        return _automaton(texts)
+    return Hashed(texts)
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:

@@ -29,6 +29,7 @@ _KEY_LINES = 1000
 _OURS = frozenset({"code", "next_attempt_at", "status", "step", "step_id", "tool"})
 """Fields of records whose values clients go by."""
 
+_KEY_MARK = "PRIVATE KEY"
 _KEY = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 
@@ -40,10 +41,6 @@ class _Look(NamedTuple):
     pattern: re.Pattern[str]
     needs: str = ""
     """What must be there as well, where marks alone are frequent."""
-
-    def may_be_in(self, text: str, marks: set[str]) -> bool:
-        """Whether it is worth while to search a text in which these marks are."""
-        return not marks.isdisjoint(self.marks) and self.needs in text
 
 
 _LOOKS = (
@@ -63,9 +60,9 @@ _LOOKS = (
         ("taging-Token", "taging-token"),
         re.compile(r"taging-[Tt]oken\W{1,8}([0-9]{1,15}\.[0-9a-f]{64})"),
     ),
-    _Look(("PRIVATE KEY",), _KEY),
+    _Look((_KEY_MARK,), _KEY),
 )
-_MARKS = tuple(mark for look in _LOOKS for mark in look.marks)
+_LOOK_BY_MARK = {mark: look for look in _LOOKS for mark in look.marks}
 
 
 class Masker:
@@ -80,7 +77,7 @@ class Masker:
 
     def __init__(self, values: Iterable[str] = (), patterns: Iterable[str] = ()) -> None:
         self._forms = tuple(dict.fromkeys(form for value in values for form in forms_of(value)))
-        self._known = KnownValues(self._forms, _MARKS)
+        self._known = KnownValues(self._forms, tuple(_LOOK_BY_MARK))
         self._patterns = tuple(map(_compile, patterns))
 
     def text(self, text: str) -> str:
@@ -112,23 +109,22 @@ class Masker:
         known, marks = self._known.look(text)
         if known or self._patterns:
             return True
-        return bool(marks) and any(
-            look.pattern.search(text) for look in _LOOKS if look.may_be_in(text, marks)
-        )
+        looks = map(_LOOK_BY_MARK.__getitem__, marks)
+        return any(look.pattern.search(text) for look in looks if look.needs in text)
 
     def spans(self, text: str, *, whole: bool = False) -> list[Span]:
         """Find every secret in one line: start and end, in order, without overlaps.
 
         `whole`: with what it is known by (the `Bearer` before a token), which is not hidden.
         """
-        known, marks = self._known.look(text)
-        found = self._known.spans(text) if known else []
-        for look in _LOOKS if marks else ():
-            if look.may_be_in(text, marks):
+        found, marks = self._known.spans(text)
+        for mark in marks:
+            look = _LOOK_BY_MARK[mark]
+            if look.needs in text:
                 found += _keys(text)[0] if look.pattern is _KEY else _matches(look.pattern, text, whole=whole)
         for pattern in self._patterns:
             found += _matches(pattern, text, whole=whole)
-        return list(_merged(sorted(found)))
+        return list(_merged(sorted(found))) if len(found) > 1 else found
 
 
 class LineMasker:
@@ -149,17 +145,21 @@ class LineMasker:
         return [self._line(line) for line in lines]
 
     def _line(self, line: Line) -> Line:
-        text = self._held.pop(line.stream, "") + line.content
+        text = line.content
+        if line.stream in self._held:
+            text = self._held.pop(line.stream) + text
         if line.stream in self._key_lines:
             text = self._inside_key(text, line.stream)
         spans = self._masker.spans(text)
+        if not spans and not line.split and text is line.content:
+            return line
         cut = len(text)
         if line.split and line.stream not in self._key_lines:
             cut = _cut(text, self._masker.spans(text, whole=True))
         if cut < len(text):
             text, self._held[line.stream] = text[:cut], text[cut:]
             spans = [span for span in spans if span[1] <= cut]
-        elif spans and _keys(text)[1]:
+        elif spans and _KEY_MARK in text and _keys(text)[1]:
             self._key_lines[line.stream] = 0
         if text is line.content and not spans:
             return line
@@ -176,6 +176,9 @@ class LineMasker:
 
 def masked(text: str, spans: Sequence[Span]) -> str:
     """Return `text` with `***` in place of each span."""
+    if len(spans) == 1:
+        start, end = spans[0]
+        return f"{text[:start]}{MASK}{text[end:]}"
     out, at = list[str](), 0
     for start, end in spans:
         out += (text[at:start], MASK)

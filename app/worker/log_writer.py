@@ -29,6 +29,7 @@ from app.redis.tail import Tail
 from app.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_GAPS, LOG_LINES
 from app.worker.fenced_tail import FencedTail
 from app.worker.log_cap import LogCap
+from app.worker.outcome import with_usage
 from app.worker.unwritten import Unwritten
 
 COMMIT_EVERY_S = 0.2
@@ -189,7 +190,7 @@ class LogWriter:
         """Append an event of another type."""
         text = None if content is None else self._masker.text(content)
         if kind is EventType.USAGE and data is not None:
-            self._add_usage(data)
+            self._usage = with_usage(self._usage, data)
         if kind is EventType.GAP:  # what never got a number: it stands for nothing but itself
             LOG_GAPS.inc()
             data = {"from": self._left.seq + 1, "to": self._left.seq + 1, **(data or {})}
@@ -201,15 +202,6 @@ class LogWriter:
         if step != self._masked_step[0]:
             self._masked_step = (step, LineMasker(self._masker))
         return self._masked_step[1].lines(lines)
-
-    def _add_usage(self, data: dict[str, Any]) -> None:
-        """Add a step's CPU and wall time up for the attempt; of memory the largest counts."""
-        used = self._usage
-        self._usage = {
-            "cpu_s": round(used.get("cpu_s", 0) + data.get("cpu_s", 0), 3),
-            "wall_s": round(used.get("wall_s", 0) + data.get("wall_s", 0), 3),
-            "max_rss_bytes": max(used.get("max_rss_bytes", 0), data.get("max_rss_bytes", 0)),
-        }
 
     async def save_step(self, record: StepRecord) -> None:
         """Put a step record into the next transaction."""

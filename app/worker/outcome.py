@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from app.db.run_store import Outcome
 from app.errors import ErrorCode, RunFailure
@@ -56,3 +57,12 @@ def dead_reason(run: Run, failure: RunFailure, outcome: Outcome) -> str | None:
     if failure.code is ErrorCode.WORKER_LOST and not failure.retried:
         return "poison"
     return "retries_exhausted" if failure.retried_by(run.retry_on) else None
+
+
+def with_usage(used: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:
+    """Return an attempt's CPU and wall time with a step's added; of memory the largest counts."""
+    return {
+        "cpu_s": round(used.get("cpu_s", 0) + step.get("cpu_s", 0), 3),
+        "wall_s": round(used.get("wall_s", 0) + step.get("wall_s", 0), 3),
+        "max_rss_bytes": max(used.get("max_rss_bytes", 0), step.get("max_rss_bytes", 0)),
+    }

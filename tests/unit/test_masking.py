@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.execution import masking
+from app.execution import known_values
 from app.execution.masking import LineMasker, Masker
 from app.execution.output import LineSplitter
 from app.models import Line, Stream
@@ -24,6 +25,15 @@ KEY = "\n".join(
     ],
 )
 OUT, ERR = Stream.STDOUT, Stream.STDERR
+
+
+@pytest.fixture(scope="module", params=["automaton", "no automaton"], autouse=True)
+def _finder(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test here twice: some machines have no automaton."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "no automaton":
+            patch.setattr(known_values, "_automaton", None)
+        yield
 
 
 def through(masker: Masker, data: bytes, *, step: int = 1 << 20, limit: int = 1 << 20) -> str:
@@ -204,12 +214,21 @@ def test_progress_updates_and_levels_are_kept() -> None:
     assert LineMasker(Masker([SECRET])).lines([line]) == [Line(OUT, "*** 10%", cr=True)]
 
 
-def test_no_mark_hides_one_of_another_pattern() -> None:
-    """Marks are found in one pass, in which what was found is passed by."""
-    looks = masking._LOOKS
-    pairs = [
-        (a, b) for one in looks for other in looks if one is not other for a in one.marks for b in other.marks
-    ]
-    for one, other in pairs:
-        assert one not in other
-        assert not any(one.endswith(other[:n]) for n in range(1, len(other))), (one, other)
+@pytest.mark.parametrize(
+    ("secret", "text", "shown"),
+    [
+        ("https://joe:abcdefgh", "https://joe:other-pass@db", "https://joe:***@db"),
+        ("xeyJhbGciOiJIUzI1NiJ9", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", "***"),
+        ("://a:bcdef@x.y/z", "http://a:bcdef@other", "http://a:***@other"),
+    ],
+)
+def test_what_begins_like_a_known_secret_hides_nothing_that_looks_like_one(
+    secret: str, text: str, shown: str
+) -> None:
+    assert Masker([secret]).text(text) == shown
+
+
+def test_a_line_with_too_many_finds_is_hidden_whole() -> None:
+    masker = Masker(["a1" * n for n in range(3, 30)])
+    assert masker.text("a1" * 30_000 + "!") == "***"
+    assert masker.text("see a1a1a1!") == "see ***!"
