@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, TextClause, func, literal_column, select, text, tuple_
 
+from app.db.clean import clean
 from app.db.run_rows import WHOLE_RUN, WITHOUT_SPEC
 from app.db.tables import IS_QUEUED, IS_RUNNING, OWNER, runs
 from app.models import RunStatus
@@ -80,10 +81,11 @@ def page(
 
 def _kept(user_id: str | None, status: RunStatus | None) -> tuple[ColumnElement[str], str] | None:
     """Return the column, and its value, by which the runs of a user and in a state are kept together."""
-    if user_id is not None and status is not None:
-        return literal_column(OWNER, _RUN.user_id.type), owner(user_id, status)
-    if user_id is not None:
-        return _RUN.user_id, user_id
+    user = None if user_id is None else clean(user_id)  # row comparisons pass the columns' own types by
+    if user is not None and status is not None:
+        return literal_column(OWNER, _RUN.user_id.type), owner(user, status)
+    if user is not None:
+        return _RUN.user_id, user
     return None if status is None else (_RUN.status, status.value)
 
 

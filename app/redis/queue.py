@@ -174,7 +174,9 @@ class Queue:
         keys = self._keys
         with guard():
             workers = await self._redis.zrange(keys.workers(), 0, -1)
-        async for page in self._pages(lambda first, last: self._redis.zrevrange(keys.delayed(), first, last)):
+        async for page in self._pages(
+            lambda first, last: self._redis.zrange(keys.delayed(), first, last, desc=True)
+        ):
             yield page
         for key in (keys.pending(), *(keys.processing(worker.decode()) for worker in workers)):
             async for page in self._pages(lambda first, last, key=key: self._redis.lrange(key, first, last)):

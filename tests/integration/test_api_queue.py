@@ -63,7 +63,7 @@ def test_the_queue_is_shown_as_redis_has_it(api: Api, redis_server: RedisServer)
     with redis_server.client() as client:
         client.zadd("jobs:workers", {"w1": (time.time() + 60) * 1000, "w2": (time.time() - 60) * 1000})
         client.lpush("jobs:processing:w1", "a", "b", "c")
-        client.zadd("jobs:delayed", {"d": 1})
+        client.zadd("jobs:delayed", {"d": (time.time() + 3600) * 1000})
     shown = api.admin.get("/v1/queue").json()
     assert {key: shown[key] for key in ("depth", "in_flight", "delayed", "dead")} == {
         "depth": 2,

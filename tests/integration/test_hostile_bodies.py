@@ -175,12 +175,10 @@ def test_a_number_that_is_none_is_a_4xx_wherever_it_stands(api: Api, number: str
                 asked = client.get(path, params={name: value, "follow": "0"})  # 0: a stream ends
                 assert asked.status_code < 500, (path, name)
     follow = f"/v1/runs/{run_id}/stream?follow=0"
-    assert (
-        error_of(client.get(follow, headers={"Last-Event-ID": number.encode().decode("latin-1")}))[0] == 422
-    )
+    assert error_of(client.get(follow, headers={"Last-Event-ID": number.encode()}))[0] == 422
     client.put(f"/v1/runs/{run_id}/files/a", content=b"hello")
     for value in (f"bytes={number}-", f"bytes=-{number}", f"bytes=0-{number}"):
-        header = {"Range": value.encode().decode("latin-1")}
+        header = {"Range": value.encode()}
         assert client.get(f"/v1/runs/{run_id}/files/a", headers=header).status_code in {200, 206, 416}
 
 

@@ -140,7 +140,7 @@ async def _live(runs: Any, logs: Any, hooks: Any) -> None:
     record = step(new.run_id, status=StepStatus.SUCCEEDED)
     await runs.commit(fence, 2, Batch(events=lines(new.run_id, 3, 40), steps=[record], usage={"a": 1}))
     await runs.rescue(new.run_id, run.attempt, lines(new.run_id, 41, 50))
-    for ask in (runs.get, runs.owner, runs.steps):
+    for ask in (runs.get, runs.owner, runs.steps, runs.kept):
         assert await ask(new.run_id)
     for ask in (runs.owners, runs.heads, runs.users, runs.many):
         assert await ask([new.run_id])
@@ -226,6 +226,7 @@ async def test_schedules_tokens_and_projects(db: Database) -> None:
         await tokens.create("ann", "stream", "", NOW, expires_at=NOW + 1)
         assert await tokens.find(secret, NOW)
         assert await tokens.list()
+        assert await tokens.valid([token.token_id], NOW) == {token.token_id}
         assert await tokens.revoke(token.token_id, NOW)
         assert await tokens.purge_expired(NOW + 2) == 1
         await _project(projects)

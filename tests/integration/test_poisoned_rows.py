@@ -16,7 +16,7 @@ from app.db.engine import Database
 from app.db.log_upkeep import LogUpkeep
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
-from app.models import format_ts, parse_ts
+from app.models import RunStatus, format_ts, parse_ts
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue
 from app.redis.ticks import Ticks
@@ -77,7 +77,7 @@ async def look_after(api: Api) -> int:
         for run in await upkeep.ended(None, since=-INT64, before=INT64 - 1, limit=100):
             await upkeep.pack_next(run)
             await upkeep.expire_next(run, 1, archived=False)
-        waiting = [run.run_id for run in await runs.queued(INT64 - 1, due_only=False, limit=100)]
+        waiting = [run.run_id for run in await runs.open_runs(RunStatus.QUEUED, 100)]
         return len(await runs.claim(waiting, "w1", INT64 - 1))
     finally:
         await clients.close()

@@ -397,7 +397,7 @@ def test_helm(fakes: Recorder) -> None:
         "--set image.repository=r.example:5000/a/tailrun",
         "--set-string image.tag=2",
         "--set tools.namespace.name=team-a-tools",
-        "--set apiToken.existingSecret.name=tailrun-credentials",
+        "--set apiToken.existingSecret.name=tailrun-api-token",
         "k8s/overlays/prod/values.yaml",
     ):
         assert part in upgrades[1]

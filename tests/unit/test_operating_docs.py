@@ -118,7 +118,7 @@ def test_settings_and_values_exist() -> None:
         ):
             assert f"`{name}`" in settings, (page, name)
         for path in re.findall(
-            r"`((?:networkPolicy|tools|worker|api|monitoring|image)(?:\.[A-Za-z]+)+)", text
+            r"`((?:networkPolicy|tools|worker|api|monitoring|image)(?:\.[A-Za-z0-9]+)+)", text
         ):
             at = values
             for part in path.split("."):
