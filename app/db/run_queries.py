@@ -21,8 +21,8 @@ from app.db.tables import IS_QUEUED, IS_RUNNING, OWNER, runs
 from app.models import RunStatus
 
 _RUN = runs.c
-_NEVER = 2**62
-"""Later than every time, in microseconds."""
+_FIRST = -(2**63)
+"""Before every time, in microseconds."""
 
 OLDEST_QUEUED: TextClause = text(
     f"""SELECT min(at) FROM (
@@ -73,8 +73,8 @@ def page(
     column, value = kept
     key = (column, *newest)
     inside = (
-        tuple_(*key) > tuple_(value, -_NEVER, ""),
-        tuple_(*key) < tuple_(value, *(before or (_NEVER, ""))),
+        tuple_(*key) > tuple_(value, _FIRST, ""),
+        column <= value if before is None else tuple_(*key) < tuple_(value, *before),
     )
     return query.where(*inside).order_by(*(column.desc() for column in key))
 

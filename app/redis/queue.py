@@ -174,8 +174,10 @@ class Queue:
         keys = self._keys
         with guard():
             workers = await self._redis.zrange(keys.workers(), 0, -1)
+        # by this name, and not as ZREVRANGE, which the documented rights do not hold
+        newest = ("ZRANGE", keys.delayed())
         async for page in self._pages(
-            lambda first, last: self._redis.zrange(keys.delayed(), first, last, desc=True)
+            lambda first, last: self._redis.execute_command(*newest, first, last, "REV")
         ):
             yield page
         for key in (keys.pending(), *(keys.processing(worker.decode()) for worker in workers)):
