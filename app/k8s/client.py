@@ -245,7 +245,8 @@ class Cluster:
             headers["Content-Type"] = f"application/{'merge-patch+' if method == 'PATCH' else ''}json"
         timeout = aiohttp.ClientTimeout(connect=_ANSWER_S, sock_connect=_CONNECT_S, sock_read=idle_s)
         async with connections.used() as api:
-            answer: aiohttp.ClientResponse = await api.call_api(
+            call: Any = api.call_api  # what it returns depends on its arguments
+            answer: aiohttp.ClientResponse = await call(
                 path,
                 method,
                 query_params=list(params.items()),

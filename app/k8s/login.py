@@ -12,7 +12,7 @@ import base64
 import ssl
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import aiohttp
 import orjson
@@ -112,9 +112,11 @@ class FromKubeconfig:
             name = next(filter(None, names), None)  # the first, as for kubectl; the library takes the last
             if name is None:
                 raise ConfigException("no file, or none that names a current-context")
-            self._loader = _Loader(merger.config, active_context=name, config_base_path=None)
-            context = merger.config["contexts"].get_with_name(name)["context"]
-            user = merger.config["users"].get_with_name(context["user"])["user"].value
+            merged: Any = merger.config
+            each_its_own: Any = None
+            self._loader = _Loader(merged, active_context=name, config_base_path=each_its_own)
+            context = merged["contexts"].get_with_name(name)["context"]
+            user = merged["users"].get_with_name(context["user"])["user"].value
         except _BROKEN as error:
             raise self._unusable(error) from error
         self.namespace: str = context.safe_get("namespace") or "default"
@@ -149,14 +151,15 @@ class _Loader(KubeConfigLoader):
     def good_for_s(self) -> float:
         return _FOREVER_S if self._renew_at is None else self._renew_at - time.time()
 
-    async def load_from_exec_plugin(self) -> bool:
+    async def load_from_exec_plugin(self) -> Literal[True]:
         if self.refused or self._renew_at is None or self.good_for_s() <= 0:
             await self._ask()
             self.refused = False
         return True
 
-    async def _load_oid_token(self) -> None:
-        given: dict[str, Any] = self._user["auth-provider"]["config"].value
+    async def _load_oid_token(self) -> str:
+        user: Any = self._user
+        given: dict[str, Any] = user["auth-provider"]["config"].value
         end = _end_of(given["id-token"]) if given.get("id-token") else 0.0
         if self.refused or end - time.time() < _EARLY_S:
             authority = FileOrData(given, "idp-certificate-authority").as_file()
@@ -167,12 +170,14 @@ class _Loader(KubeConfigLoader):
             given["refresh-token"] = found.get("refresh_token") or given["refresh-token"]
         self.refused = False
         self.token = f"Bearer {given['id-token']}"
+        return self.token
 
     async def _ask(self) -> None:
-        command = self._user["exec"]["command"]
+        user: Any = self._user
+        command = user["exec"]["command"]
         try:
             async with asyncio.timeout(_PLUGIN_S):
-                answer: dict[str, Any] = await ExecProvider(self._user["exec"]).run()
+                answer: dict[str, Any] = await ExecProvider(user["exec"]).run()
             token, certificate = answer.get("token"), answer.get("clientCertificateData")
             if not token and not (certificate and answer.get("clientKeyData")):
                 raise ConfigException("its answer has neither a token nor a certificate with its key")
