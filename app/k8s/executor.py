@@ -20,8 +20,8 @@ from app.execution.executor import CannotRun, LineSink, StopToken, ToolResult, T
 from app.k8s.access import check_access
 from app.k8s.attendance import Attendance
 from app.k8s.client import Cluster, ClusterError
-from app.k8s.credentials import NoCluster, find
 from app.k8s.crew import Crew, Patience
+from app.k8s.login import NoCluster, find
 from app.k8s.profile import Profiles
 from app.k8s.spec import Terms, job_name
 from app.k8s.watch import Watch
@@ -112,15 +112,13 @@ def open_executor(
         CannotRun: there is no cluster, or the settings make no sense.
     """
     try:
-        credentials = find(
-            settings.kubeconfig, settings.kubernetes_service_host, settings.kubernetes_service_port
-        )
+        login = find(settings.kubeconfig, settings.kubernetes_service_host, settings.kubernetes_service_port)
         profiles = Profiles(settings)
     except (NoCluster, ValueError) as error:
         raise CannotRun(str(error)) from error
-    cluster = Cluster(credentials, jitter=jitter)
+    cluster = Cluster(login, jitter=jitter)
     terms = Terms(
-        namespace=settings.tool_namespace or credentials.namespace,
+        namespace=settings.tool_namespace or login.namespace,
         toolbox_image=profiles.toolbox_image,
         grace_s=settings.cancel_grace_s,
         upload_s=settings.tool_upload_s,

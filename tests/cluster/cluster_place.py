@@ -20,7 +20,7 @@ from typing import Any
 from stack import Stack, wait_for
 
 from app.k8s.client import Absent, Cluster
-from app.k8s.credentials import find
+from app.k8s.login import find
 
 NEEDED = ("KUBECONFIG", "TAILRUN_TOOLBOX_IMAGE", "TAILRUN_POD_HOST")
 

@@ -11,7 +11,7 @@ from random import Random
 from types import SimpleNamespace
 
 import pytest
-from fake_cluster.cluster import TOKEN, FakeCluster
+from fake_cluster.cluster import FakeCluster, WithToken
 from fake_cluster.faults import Fault
 from fake_cluster.http import refusal
 from fake_cluster.pod_log import PodLog
@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.k8s.client import Cluster
-from app.k8s.credentials import Credentials
 from app.k8s.follower import MAX_LINE_BYTES, Follower
 from app.k8s.frames import Cursor, Frames, Gap, Item, RawLines
 from app.models import Line, Stream
@@ -62,7 +61,7 @@ class Reading:
         left = len(self.cuts) + tail
         path = f"/api/v1/namespaces/tools/pods/{self.name}/log"
         self.fake.faults = [Fault("GET", path, cut_after=lambda: next(cuts, None), times=len(self.cuts))]
-        cluster = Cluster(Credentials(self.fake.url, "tools", token=TOKEN), jitter=Random(1))
+        cluster = Cluster(WithToken(self.fake.url), jitter=Random(1))
         follower = Follower(cluster, path, reader, lambda: follower.connections >= left)
 
         async def take(items: list[Item]) -> None:
@@ -227,7 +226,7 @@ async def test_refusals_on_the_way_are_survived(fake: FakeCluster, status: int) 
     reading = Reading.of(fake, frames(["a", "b"]))
     path = f"/pods/{reading.name}/log"
     fake.faults = []
-    cluster = Cluster(Credentials(fake.url, "tools", token=TOKEN), jitter=Random(1))
+    cluster = Cluster(WithToken(fake.url), jitter=Random(1))
     fake.faults = [Fault("GET", path, answer=lambda: refusal(status, "wait"), times=3)]
     follower = Follower(
         cluster, f"/api/v1/namespaces/tools{path}", wrapped(), lambda: follower.connections > 3

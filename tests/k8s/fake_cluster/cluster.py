@@ -22,6 +22,23 @@ from fake_cluster.objects import Objects, Thing
 TOKEN = "a-token"
 
 
+class WithToken:
+    """Implements `app.k8s.login.Login`: a token that stays."""
+
+    namespace = "tools"
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def load(self, configuration: Any) -> float:
+        configuration.host = self.url
+        configuration.api_key["BearerToken"] = f"Bearer {TOKEN}"
+        return float("inf")
+
+    def refused(self) -> None:
+        pass
+
+
 class FakeCluster:
     """`url` answers after `start`. Attributes may be changed between any two requests."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
@@ -59,7 +60,7 @@ def found(body: object, status: int = 200) -> Answer:
 Handler = Callable[[Request], Awaitable[Answer]]
 
 
-async def serve(handler: Handler) -> asyncio.Server:
+async def serve(handler: Handler, *, ssl: ssl.SSLContext | None = None) -> asyncio.Server:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while (request := await _read(reader)) is not None:
@@ -70,7 +71,7 @@ async def serve(handler: Handler) -> asyncio.Server:
             with contextlib.suppress(ConnectionError, RuntimeError):
                 writer.close()
 
-    return await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 24)
+    return await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 24, ssl=ssl)
 
 
 class _Cut(Exception):
