@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-import time
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -149,7 +148,7 @@ class _Loader(KubeConfigLoader):
     _renew_at: float | None = None
 
     def good_for_s(self) -> float:
-        return _FOREVER_S if self._renew_at is None else self._renew_at - time.time()
+        return _FOREVER_S if self._renew_at is None else self._renew_at - _now_s()
 
     async def load_from_exec_plugin(self) -> Literal[True]:
         if self.refused or self._renew_at is None or self.good_for_s() <= 0:
@@ -161,7 +160,7 @@ class _Loader(KubeConfigLoader):
         user: Any = self._user
         given: dict[str, Any] = user["auth-provider"]["config"].value
         end = _end_of(given["id-token"]) if given.get("id-token") else 0.0
-        if self.refused or end - time.time() < _EARLY_S:
+        if self.refused or end - _now_s() < _EARLY_S:
             authority = FileOrData(given, "idp-certificate-authority").as_file()
             secret = given.get("client-secret") or ""
             issuer = _Issuer(given["client-id"], secret, given["idp-issuer-url"], authority)
@@ -221,7 +220,7 @@ def _renewal(expires: str | None) -> float:
     """Return the time to ask again: half a minute early, but not before half of its time is over."""
     if not expires:
         return _FOREVER_S
-    now, end = time.time(), parse_rfc3339(expires).timestamp()
+    now, end = _now_s(), parse_rfc3339(expires).timestamp()
     return end - min(_EARLY_S, max(0.0, end - now) / 2)
 
 
@@ -234,3 +233,7 @@ def _finish(configuration: Configuration) -> None:
     configuration.disable_strict_ssl_verification = True
     if token := configuration.api_key.get("BearerToken"):
         configuration.api_key["BearerToken"] = token.strip()
+
+
+def _now_s() -> float:
+    return now_us() / 1_000_000
