@@ -147,7 +147,7 @@ async def test_a_plugin_runs_once_for_all_requests_until_its_token_expires(
     await ask(cluster)
     assert runs_of(tmp_path) == 1
     now = time.time()
-    monkeypatch.setattr(login_module.time, "time", lambda: now + 580)
+    monkeypatch.setattr(login_module, "_now_s", lambda: now + 580)
     cluster._good_until = asyncio.get_running_loop().time()  # as if the time were over
     await ask(cluster, 20)
     assert runs_of(tmp_path) == 2
