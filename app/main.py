@@ -27,9 +27,12 @@ import yaml
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from app.bounded_http import bounded
-from app.clock import now_us
 from app.config import Settings, is_loopback
+from app.core.bounded_http import bounded
+from app.core.clock import now_us
+from app.core.errors import StorageError
+from app.core.loop_guard import answering
+from app.core.telemetry import configure_logging, get_logger, log_the_unexpected
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.project_store import ProjectStore
@@ -37,21 +40,19 @@ from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
 from app.db.webhook_store import WebhookStore
-from app.errors import StorageError
-from app.loop_guard import answering
+from app.plan.task_types import BadTasksFile, TaskTypes, load
 from app.redis.clients import RedisClients
-from app.redis.dead import DeadLetters
+from app.redis.dead_letters import DeadLetters
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue
-from app.redis.subscriber import StreamHub
 from app.redis.tail import Tail
 from app.redis.ticks import Ticks
 from app.routes import (
     access,
     dead,
     docs_page,
+    errors,
     execute,
-    failures,
     files,
     health,
     logs,
@@ -65,22 +66,20 @@ from app.routes import (
     stream,
     tasks,
     tokens,
-    watch,
     webhooks,
+    websocket,
 )
-from app.routes.abortable import AbortableHttp, AbortableWebSocket
-from app.routes.backlog import Backlog
-from app.routes.deps import Services
+from app.routes.auth import LocalOnly
 from app.routes.health import OK, ReadyCheck
-from app.routes.log_history import LogHistory
-from app.routes.no_token import LocalOnly
-from app.routes.open_streams import OpenStreams
 from app.routes.run_counts import RunCounts
+from app.routes.server import AbortableHttp, AbortableWebSocket
 from app.routes.staging_port import StagingPort
+from app.runs.backlog import Backlog
+from app.runs.open_streams import OpenStreams
+from app.runs.services import Services
 from app.storage.factory import open_workspaces
-from app.tasks.file import BadTasksFile, load
-from app.tasks.types import TaskTypes
-from app.telemetry import configure_logging, get_logger, log_the_unexpected
+from app.stream.hub import StreamHub
+from app.stream.log_history import LogHistory
 
 _log = get_logger(__name__)
 
@@ -90,7 +89,7 @@ _ROUTES = (
     schedules,
     logs,
     stream,
-    watch,
+    websocket,
     webhooks,
     files,
     staging,
@@ -131,7 +130,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.task_types = load(settings.tasks_file)
-    failures.install(app)
+    errors.install(app)
     for module in _ROUTES:
         app.include_router(module.router)
     if settings.auth == "off":

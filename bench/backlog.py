@@ -30,10 +30,10 @@ from postgres_server import PostgresServer, postgres_database  # noqa: E402
 from seeded_runs import NOW, Seed, run_id  # noqa: E402
 from servers import RedisServer, free_port  # noqa: E402
 
+from app.core.models import Fence  # noqa: E402
 from app.db.engine import Database  # noqa: E402
 from app.db.migrate import migrate  # noqa: E402
 from app.db.run_store import RunStore  # noqa: E402
-from app.models import Fence  # noqa: E402
 
 Row = tuple[str, str, str]
 TARGET = ROOT / "docs" / "benchmarks-backlog.md"

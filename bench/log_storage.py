@@ -30,12 +30,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from postgres_server import PostgresServer  # noqa: E402
 
-from app.db.line_block import block_values, insert_block  # noqa: E402
+from app.core.events import Event, EventType, LineBatch  # noqa: E402
 from app.db.log_chunks import events_of, pack, unpack  # noqa: E402
-from app.db.log_rows import LINE_COLUMNS, line_arrays, line_values  # noqa: E402
+from app.db.log_rows import LINE_COLUMNS, block_values, insert_block, line_arrays, line_values  # noqa: E402
 from app.db.migrate import migrate  # noqa: E402
-from app.line_batch import LineBatch  # noqa: E402
-from app.models import Event, EventType, Level, Line, Stream  # noqa: E402
+from tailrun.process.lines import Level, Line, Stream  # noqa: E402
 
 ROUNDS = 7
 LINES = 10_000

@@ -29,7 +29,7 @@ from cluster_place import NEEDED, Place  # noqa: E402
 from machine import machine, today  # noqa: E402
 from stack import shell  # noqa: E402
 
-from app.models import parse_ts  # noqa: E402
+from app.core.clock import parse_ts  # noqa: E402
 
 TARGET = ROOT / "docs" / "benchmarks-tools.md"
 ROUNDS = 10

@@ -41,7 +41,11 @@ if TYPE_CHECKING:
     )
     from tailrun.events import Event
 
+VERSION = "0.1.0"
+"""This release; pyproject.toml and CHANGELOG.md say the same."""
+
 __all__ = [
+    "VERSION",
     "APIError",
     "AsyncClient",
     "CancellationToken",

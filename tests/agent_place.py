@@ -15,13 +15,13 @@ from app.agent.planner import plan
 from app.agent.supervisor import supervise
 from app.agent.tools import program
 from app.agent.tools.router import ToolRouter
-from app.catalogue import parse_steps
-from app.errors import RunFailure
-from app.execution.executor import StopToken
+from app.core.models import Run, RunKind, RunStatus, Step
 from app.execution.process import LocalExecutor
-from app.models import Run, RunKind, RunStatus, Step
+from app.plan.steps import parse_steps
 from app.storage.local_workspace import LocalWorkspaces
 from app.storage.workspace import Limits, Workspace
+from tailrun.process.errors import RunFailure
+from tailrun.process.stop import StopToken
 
 
 class Place:

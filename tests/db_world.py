@@ -5,20 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from app.core.events import Event, EventType
+from app.core.models import Fence, Run, RunKind, RunStatus, StepRecord, StepStatus
 from app.db.engine import Database
 from app.db.run_store import Batch, NewRun, Outcome, RunStore
-from app.models import (
-    Event,
-    EventType,
-    Fence,
-    Level,
-    Run,
-    RunKind,
-    RunStatus,
-    StepRecord,
-    StepStatus,
-    Stream,
-)
+from tailrun.process.lines import Level, Stream
 
 NOW = 1_790_000_000_000_000
 _ids = itertools.count(1)

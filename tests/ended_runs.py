@@ -9,11 +9,13 @@ from typing import Any
 from db_world import NOW, ended, line, running
 from hypothesis import strategies as st
 
+from app.core.events import Event, EventType
+from app.core.models import Run
 from app.db.engine import Database
+from app.db.log_retention import EndedRun, LogUpkeep
 from app.db.log_store import LogStore
-from app.db.log_upkeep import EndedRun, LogUpkeep
 from app.db.run_store import Batch, RunStore
-from app.models import Event, EventType, Level, Run, Stream
+from tailrun.process.lines import Level, Stream
 
 LATER = NOW + 10**12
 

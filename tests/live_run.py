@@ -12,12 +12,14 @@ from typing import Any
 import httpx2
 from api_server import TOKEN, Api
 
+from app.core.events import Event, EventType
+from app.core.models import Fence, RunKind, RunStatus
 from app.db.engine import Database
 from app.db.run_store import Batch, NewRun, Outcome, RunStore
-from app.models import Event, EventType, Fence, Level, RunKind, RunStatus, Stream
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
-from app.redis.subscriber import StreamHub
+from app.stream.hub import StreamHub
+from tailrun.process.lines import Level, Stream
 
 WORKER = "test-worker"
 PATIENT: dict[str, Any] = {"proxy": None, "open_timeout": 60, "close_timeout": 60, "ping_timeout": 60}

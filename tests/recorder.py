@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from app.models import EventType, Level, Line, StepRecord, Stream
+from app.core.events import EventType
+from app.core.models import StepRecord
+from tailrun.process.lines import Level, Line, Stream
 
 
 class Recorder:

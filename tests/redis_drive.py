@@ -15,16 +15,16 @@ from typing import Any
 from servers import RedisServer
 
 import app.redis
-from app.models import Event, EventType, Job
+from app.core.events import Event, EventType
+from app.core.models import Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
-from app.redis.dead import DeadLetters
+from app.redis.dead_letters import DeadLetters
+from app.redis.keys import Script
 from app.redis.lease import LeaseClient
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue
-from app.redis.scripts import Script
-from app.redis.signals import Signals
-from app.redis.subscription import Subscriptions
+from app.redis.subscriber import Signals, Subscriptions
 from app.redis.tail import Tail
 from app.redis.ticks import Ticks
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from app.errors import StorageError
-from app.models import Event, EventType, Level, RunStatus, Stream
+from app.core.errors import StorageError
+from app.core.events import Entry, Event, EventType
+from app.core.models import RunStatus
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
-from app.redis.ring import Entry
+from tailrun.process.lines import Level, Stream
 
 
 def log(run_id: str, seq: int, content: str | None = None, **fields: object) -> Event:

@@ -12,7 +12,7 @@ from live_run import PATIENT
 from stack import TOKEN, Stack
 from websockets.sync.client import ClientConnection, connect
 
-from app.tasks.file import SHIPPED
+from app.plan.task_types import SHIPPED
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "agent-cli"
 

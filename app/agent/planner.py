@@ -12,11 +12,13 @@ from typing import Any, cast
 
 import orjson
 
-from app.agent.fences import MAX_BLOCKS, Fenced, NotAPlan, fenced_blocks, read_block
+from app.agent.fenced_plans import MAX_BLOCKS, Fenced, NotAPlan, fenced_blocks, read_block
 from app.agent.tools.task import TaskProgram
-from app.catalogue import TASK, argv_step, parse_steps
-from app.errors import ErrorCode, RunFailure, Unprocessable
-from app.models import Level, Run, Step
+from app.core.errors import Unprocessable
+from app.core.models import Run, Step
+from app.plan.steps import TASK, argv_step, parse_steps
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Level
 
 Note = tuple[Level, str]
 

@@ -1,6 +1,6 @@
 """What the agent sees of the log writer: a place to put lines, events and step records.
 
-`app.worker.log_writer` implements it; every call may raise `LostOwnership`.
+`app.stream.writer` implements it; every call may raise `LostOwnership`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from app.models import EventType, Level, Line, StepRecord
+from app.core.events import EventType
+from app.core.models import StepRecord
+from tailrun.process.lines import Level, Line
 
 
 class RunLog(Protocol):

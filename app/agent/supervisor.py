@@ -10,14 +10,18 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.agent.headings import ended, exit_nonzero, started
 from app.agent.planner import Plan
 from app.agent.run_log import RunLog
+from app.agent.step_lines import ended, exit_nonzero, started
 from app.agent.tools.program import ToolOutcome
 from app.agent.tools.router import ToolRouter
-from app.errors import ErrorCode, LostOwnership, RunFailure
-from app.execution.executor import Again, StopReason, StopToken
-from app.models import EventType, Level, Run, Step, StepRecord, StepStatus
+from app.core.errors import LostOwnership
+from app.core.events import EventType
+from app.core.models import Run, Step, StepRecord, StepStatus
+from app.execution.executor import Again
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Level
+from tailrun.process.stop import StopReason, StopToken
 
 MAX_ARTIFACTS = 100
 """Artifact events of one step; a step that unpacks an archive must not flood the stream."""

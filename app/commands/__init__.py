@@ -1,1 +1,1 @@
-"""The commands of `tailrun`, a file for each group; `app.cli` gives them their names."""
+"""The commands of `tailrun`, a file for each group; `tailrun.cli` gives them their names."""

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from app.commands.config import CliError
-from app.commands.render import size
+from tailrun.commands.connection import CliError
+from tailrun.commands.render import size
 
 if TYPE_CHECKING:
-    from app.embedded.children import Supervisor
-    from app.embedded.data_folder import Serving
+    from app.up.children import Supervisor
     from tailrun import Client
+    from tailrun.commands.serving import Serving
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "examples" / "demo" / "plan.yaml"
@@ -46,8 +46,8 @@ def demo() -> None:
 
 def _demo(folder: Path) -> int:
     from app.config import Settings  # noqa: PLC0415 - `--help` needs none of these
-    from app.embedded.data_folder import Refused  # noqa: PLC0415
-    from app.local import up  # noqa: PLC0415
+    from app.up.data_folder import Refused  # noqa: PLC0415
+    from app.up.stack import up  # noqa: PLC0415
 
     # Nothing from the environment counts: the demo must not touch a database or bucket that is named there.
     chosen = Settings.model_construct(data_dir=folder / "data", port=0, redis_port=0)
@@ -69,9 +69,9 @@ def _demo(folder: Path) -> int:
 
 
 def _run(serving: Serving, supervisor: Supervisor) -> tuple[int, str]:
-    from app.commands.follow import View, follow  # noqa: PLC0415 - as above
-    from app.commands.run import Upload, read_plan, submit  # noqa: PLC0415
     from tailrun import Client  # noqa: PLC0415
+    from tailrun.commands.follow import View, follow  # noqa: PLC0415 - as above
+    from tailrun.commands.run import Upload, read_plan, submit  # noqa: PLC0415
 
     sources = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     uploads = [Upload(source, source.relative_to(ROOT).as_posix()) for source in sources]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.ansi import harmless
-from app.commands.config import CliError, data_dir, settings
+from app.commands.config import settings
+from tailrun.ansi import harmless
+from tailrun.commands.connection import CliError, data_dir
 
 if TYPE_CHECKING:
     from app.config import Settings
-    from app.embedded.data_folder import Serving
+    from tailrun.commands.serving import Serving
 
 _NAME_COLOURS = {"api": "\x1b[34m", "worker": "\x1b[36m"}
 
@@ -28,8 +29,8 @@ def up(
     HOST, PORT, REDIS_PORT, DATA_DIR, API_TOKEN and the other settings come from the environment.
     """
     from app.config import is_loopback  # noqa: PLC0415
-    from app.embedded.data_folder import Refused  # noqa: PLC0415
-    from app.local import up as start  # noqa: PLC0415
+    from app.up.data_folder import Refused  # noqa: PLC0415
+    from app.up.stack import up as start  # noqa: PLC0415
 
     chosen = settings()
     if not is_loopback(chosen.host) and chosen.api_token is not None:
@@ -51,7 +52,7 @@ def _check_tasks(chosen: Settings) -> None:
     """Tell mistakes in TASKS_FILE once, here, before API and worker would each tell them again."""
     if chosen.tasks_file is None:
         return
-    from app.tasks.file import BadTasksFile, load  # noqa: PLC0415
+    from app.plan.task_types import BadTasksFile, load  # noqa: PLC0415
 
     try:
         load(chosen.tasks_file)
@@ -98,7 +99,7 @@ def banner(serving: Serving) -> str:
 
 def down() -> None:
     """Stop the `up` of this folder (DATA_DIR)."""
-    from app.embedded.data_folder import DataFolder  # noqa: PLC0415
+    from app.up.data_folder import DataFolder  # noqa: PLC0415
 
     folder = DataFolder(data_dir())
     holder = folder.holder()
@@ -126,8 +127,8 @@ def api(
         from app.main import serve  # noqa: PLC0415 - the web framework, only here
 
         raise typer.Exit(serve(chosen))
-    from app.embedded.children import ChildSpec, Supervisor  # noqa: PLC0415
-    from app.embedded.leash import OWN_PYTHON  # noqa: PLC0415
+    from app.up.children import ChildSpec, Supervisor  # noqa: PLC0415
+    from app.up.parent_death import OWN_PYTHON  # noqa: PLC0415
 
     drain = chosen.drain_s + chosen.cancel_grace_s + 10
     with Supervisor(say) as supervisor:
@@ -139,7 +140,7 @@ def api(
 
 def _private_data_dir(chosen: Settings) -> None:
     """Make the data folder before anything else would, and say so if others get at one that was there."""
-    from app.private_files import is_open_to_others, private_folder  # noqa: PLC0415 - as above
+    from app.core.private_files import is_open_to_others, private_folder  # noqa: PLC0415 - as above
 
     try:
         private_folder(chosen.data_dir)
@@ -160,8 +161,8 @@ def worker() -> None:
 
 def migrate() -> None:
     """Bring the database to this version's tables."""
+    from app.core.errors import StorageError  # noqa: PLC0415
     from app.db.migrate import migrate as upgrade  # noqa: PLC0415 - the database, only here
-    from app.errors import StorageError  # noqa: PLC0415
 
     chosen = settings()
     if chosen.database_url is None:
@@ -177,10 +178,10 @@ def reseal() -> None:
     """Seal what projects keep secret anew, with the first key of PROJECTS_KEY."""
     import asyncio  # noqa: PLC0415 - the database, only here
 
+    from app.core.errors import StorageError, TailrunError  # noqa: PLC0415
     from app.db.engine import Database  # noqa: PLC0415
     from app.db.migrate import ensure_current  # noqa: PLC0415
     from app.db.project_store import ProjectStore  # noqa: PLC0415
-    from app.errors import StorageError, TailrunError  # noqa: PLC0415
 
     chosen = settings()
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from app.ansi import harmless
-from app.commands.config import CliError, serving, settings
+from app.commands.config import settings
+from tailrun.ansi import harmless
+from tailrun.commands.connection import CliError, serving
 
 _PLAIN = frozenset({"INFO", "PING", "TYPE"})
 """Commands whose reply redis-cli prints without quotes."""
@@ -26,7 +27,7 @@ def redis(
     raw: Annotated[bool, typer.Option("--raw", help="Print values bare, one a line.")] = False,
 ) -> None:
     """Ask Redis, read-only: LLEN jobs:pending, LRANGE jobs:dead 0 -1, SUBSCRIBE agent:logs:RUN_ID."""
-    from app.errors import InvalidRequest, StorageError  # noqa: PLC0415 - `--help` needs no Redis
+    from app.core.errors import InvalidRequest, StorageError  # noqa: PLC0415 - `--help` needs no Redis
     from app.redis.address import BadAddress, RedisAddress  # noqa: PLC0415
     from app.redis.inspect import ServerSaid, ask  # noqa: PLC0415
 

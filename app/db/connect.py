@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from app.private_files import private_database
+from app.core.private_files import private_database
 
 BUSY_TIMEOUT_S = 15.0
 """How long a SQLite transaction waits for another process's."""

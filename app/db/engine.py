@@ -4,22 +4,31 @@ Stores write their transactions once, as plain functions of a SQLAlchemy `Connec
 they run over asyncpg on the event loop. On SQLite a whole transaction is one call into a thread, where
 the await per statement of an async driver would cost more than the statement; one thread writes,
 always with BEGIN IMMEDIATE, and a few read.
+
+Which errors of the two drivers mean that the database is away, locked or full.
+
+Those become `StorageError`: the caller waits and tries again, or answers 503. Everything else is a
+mistake of ours (a missing table, a broken statement) and passes through.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, NotSupportedError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from app.core.errors import StorageError
+from app.core.telemetry import STORAGE_ERRORS
 from app.db import connect
 from app.db.connect import dialect_of, postgres_engine, sqlite_engine
-from app.db.faults import storage_errors
-from app.errors import StorageError
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -119,3 +128,48 @@ class _Postgres:
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+
+_SQLITE_AWAY = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOTADB,
+    },
+)
+_PRIMARY_CODE = 0xFF  # SQLite's extended codes keep the primary one in their low byte
+_POSTGRES_AWAY = ("08", "25006", "25P03", "28", "3D", "40", "53", "55P03", "57", "58")
+"""SQLSTATE classes: connection, standby, a transaction that stood still, log-in, no such database, deadlock,
+full, lock, shutdown, I/O."""
+
+
+@contextmanager
+def storage_errors() -> Generator[None]:
+    """Turn errors of an absent database into `StorageError`."""
+    try:
+        yield
+    except DBAPIError as error:
+        if _away(error):
+            STORAGE_ERRORS.labels("database").inc()
+            raise StorageError(f"the database: {error.orig}") from error
+        raise
+    except (OSError, TimeoutError, PoolTimeout) as error:
+        STORAGE_ERRORS.labels("database").inc()
+        raise StorageError(f"the database does not answer: {error or type(error).__name__}") from error
+
+
+def _away(error: DBAPIError) -> bool:
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    if isinstance(error, NotSupportedError):  # asyncpg: a cached plan from before a migration
+        return True
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return (code & _PRIMARY_CODE) in _SQLITE_AWAY
+    return str(getattr(error.orig, "sqlstate", "") or "").startswith(_POSTGRES_AWAY)

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import orjson
 
-from app.errors import InvalidRequest
-from app.telemetry import get_logger
+from app.core.errors import InvalidRequest
+from app.core.telemetry import get_logger
 
 Word = TypeVar("Word", bound=StrEnum)
 Kind = TypeVar("Kind", dict[str, Any], list[Any])

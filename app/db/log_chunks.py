@@ -15,10 +15,11 @@ from typing import Any
 import orjson
 import zstandard
 
+from app.core.errors import StorageError
+from app.core.events import Event, EventType
+from app.core.log_filter import BlockSummary, folded
 from app.db.lenient import word
-from app.errors import StorageError
-from app.log_filter import BlockSummary, folded
-from app.models import Event, EventType, Level, Stream
+from tailrun.process.lines import Level, Stream
 
 CHUNK_EVENTS = 200
 CHUNK_BYTES = 1_000_000

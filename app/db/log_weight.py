@@ -14,10 +14,10 @@ import orjson
 from sqlalchemy import Connection, LargeBinary, case, cast, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from app.db.clean import stored_bytes, to_json
+from app.core.events import SRC, EventType, LineBatch, Written
 from app.db.tables import log_lines
-from app.line_batch import SRC, LineBatch, Written
-from app.models import EventType, Line
+from app.db.text import stored_bytes, to_json
+from tailrun.process.lines import Line
 
 ROW_BYTES = 100
 """What an event weighs beside its step, content and data.

@@ -21,11 +21,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
+from app.core.errors import StorageError
+from app.core.private_files import private_folder
 from app.db.connect import BUSY_TIMEOUT_S, dialect_of, postgres_engine, sqlite_engine, sqlite_path
-from app.db.faults import storage_errors
+from app.db.engine import storage_errors
 from app.db.online_indexes import build_missing
-from app.errors import StorageError
-from app.private_files import private_folder
 
 T = TypeVar("T")
 _LOCK = 7_461_696

@@ -1,6 +1,11 @@
 """Projects in the database: what is open in `config`, what is secret sealed in `secrets`.
 
 The names of secrets are open, so that a project can be shown by a process without the key.
+
+What is secret in a row: encrypted with `PROJECTS_KEY`, and bound to the row it stands in.
+
+Fernet (AES-128-CBC and HMAC-SHA256), with several keys for a change of keys: the first one seals,
+each of them opens. The row's id is sealed in, so that a text moved to another row opens nothing.
 """
 
 from __future__ import annotations
@@ -10,15 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import orjson
 from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db.clean import to_json
+from app.core.errors import Unavailable
 from app.db.engine import Database
 from app.db.lenient import from_json
-from app.db.sealing import Seal
 from app.db.tables import projects
-from app.projects import ProjectConfig, check_project
+from app.db.text import to_json
+from app.plan.projects import ProjectConfig, check_project
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,3 +184,49 @@ def _project(row: Mapping[str, Any]) -> Project:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )
+
+
+class Seal:
+    """Seals and opens small JSON objects. `keys`: `PROJECTS_KEY`; None: nothing secret can be kept."""
+
+    def __init__(self, keys: str | None) -> None:
+        self._keys = [key.strip() for key in keys.split(",")] if keys else []
+
+    def close(self, row: str, content: dict[str, Any]) -> str:
+        """Return `content` as a text for this row.
+
+        Raises:
+            Unavailable: code `no_projects_key`.
+        """
+        return self._fernet().encrypt(orjson.dumps({"row": row, "content": content})).decode()
+
+    def open(self, row: str, sealed: str) -> dict[str, Any]:
+        """Return what was sealed for this row.
+
+        Raises:
+            Unavailable: code `no_projects_key`, or `wrong_projects_key` where no key fits.
+        """
+        from cryptography.fernet import InvalidToken  # noqa: PLC0415 - dear to import, rarely needed
+
+        try:
+            body = cast("dict[str, Any]", orjson.loads(self._fernet().decrypt(sealed)))
+        except InvalidToken:
+            body = {}
+        if body.get("row") != row:
+            raise Unavailable(
+                f"What project {row!r} keeps secret can't be opened: PROJECTS_KEY is not the key that "
+                "sealed it. Put that key behind the new one, after a comma.",
+                code="wrong_projects_key",
+            )
+        return body["content"]
+
+    def _fernet(self) -> Any:
+        from cryptography.fernet import Fernet, MultiFernet  # noqa: PLC0415
+
+        if not self._keys:
+            raise Unavailable(
+                "Secrets of projects can't be kept or read: PROJECTS_KEY is not set here. `tailrun up` makes "
+                "one by itself; elsewhere give API and workers the same key (docs/tasks.md).",
+                code="no_projects_key",
+            )
+        return MultiFernet([Fernet(key) for key in self._keys])

@@ -11,14 +11,16 @@ from typing import Any
 
 from sqlalchemy import Connection, select, update
 
-from app.db.clean import to_json
+from app.core.errors import Conflict, NotFound
+from app.core.events import Event, EventType
+from app.core.models import Run, RunStatus
 from app.db.log_rows import insert_lines, weigh
 from app.db.run_claim import as_seen, close_lost_attempt
 from app.db.run_rows import WHOLE_RUN, to_run
 from app.db.tables import runs
+from app.db.text import to_json
 from app.db.webhook_store import note_end
-from app.errors import Conflict, ErrorCode, NotFound
-from app.models import Event, EventType, Run, RunStatus
+from tailrun.process.errors import ErrorCode
 
 _UNSTARTED = (RunStatus.CREATED, RunStatus.QUEUED)
 

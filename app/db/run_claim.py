@@ -16,10 +16,10 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, insert, text, update
 
+from app.core.models import Run, RunStatus
 from app.db.engine import Database
 from app.db.run_rows import RUN_SQL, WHOLE_RUN, to_run
 from app.db.tables import attempts, runs
-from app.models import Run, RunStatus
 
 EVER = 2**31 - 1
 """More redeliveries than any run has."""

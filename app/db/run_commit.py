@@ -4,28 +4,29 @@ The transaction begins with an UPDATE of the run's row that only the current att
 and only from the sequence number it believes to be the last. On PostgreSQL everything is one
 statement (the UPDATE is a CTE that the INSERTs hang on): one round trip, and either all or nothing. As in
 `run_claim` its test of the status is an expression, so that only the run's id leads to the row.
+
+What the owner of a run hands to one commit, and what it gets back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, TextClause, delete, select, text
 from sqlalchemy.exc import IntegrityError
 
-from app.db.clean import clean_or_none, to_json, to_json_or_none
+from app.core.errors import LostOwnership
+from app.core.events import Event, Written, first_seq
+from app.core.models import Fence, RunStatus, StepRecord
 from app.db.engine import Database
-from app.db.line_block import block_values, insert_block
-from app.db.log_rows import insert_from, insert_lines, line_arrays, weigh
-from app.db.run_batch import Batch, Committed, Cut, Outcome
+from app.db.log_rows import block_values, insert_block, insert_from, insert_lines, line_arrays, weigh
 from app.db.run_rows import STEP_COLUMNS, step_values
 from app.db.tables import log_lines, runs
+from app.db.text import clean_or_none, to_json, to_json_or_none
 from app.db.webhook_store import note_end
-from app.errors import LostOwnership
-from app.line_batch import Written, first_seq
-from app.models import Fence, RunStatus
 
 _STEP_TYPES = {"idx": "integer", "attempt": "integer", "exit_code": "integer"} | dict.fromkeys(
     ("started_at", "ended_at"), "bigint"
@@ -193,3 +194,45 @@ _FENCE_ON = text(_FENCE.format(outcome=""))
 _FENCE_END = text(_FENCE.format(outcome=_FENCE_OUTCOME))
 _USAGE_SQLITE = text(_USAGE.format(gate="WHERE true"))
 _ATTEMPT_SQLITE = text(_ATTEMPT.format(gate=""))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended: a terminal status, or QUEUED for one more attempt.
+
+    `at` (microseconds) is the time of the batch's last event unless given.
+    """
+
+    status: RunStatus
+    exit_code: int | None = None
+    error: dict[str, Any] | None = None
+    next_attempt_at: int | None = None
+    counts_retry: bool = False
+    at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The log cap: rows `from_seq` to `marker.seq` go, and `marker` stands for them."""
+
+    marker: Event
+    from_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction writes. `events` are in order, the first one follows the last committed."""
+
+    events: Sequence[Written] = ()
+    steps: Sequence[StepRecord] = ()
+    outcome: Outcome | None = None
+    cut: Cut | None = None
+    planner: str | None = None
+    usage: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What the row said at the commit."""
+
+    cancel_requested_at: int | None

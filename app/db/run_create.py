@@ -9,14 +9,15 @@ from typing import Any
 from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import NoResultFound
 
-from app.db.clean import clean, clean_or_none
+from app.core.errors import Conflict
+from app.core.events import Event, EventType
+from app.core.models import Priority, Run, RunKind, RunStatus
 from app.db.engine import Database
 from app.db.log_rows import insert_from, insert_lines, line_arrays
 from app.db.run_queries import BACKLOG, owner
 from app.db.run_rows import RUN_COLUMNS, WHOLE_RUN, run_values, to_run
 from app.db.tables import runs
-from app.errors import Conflict
-from app.models import Event, EventType, Priority, Run, RunKind, RunStatus
+from app.db.text import clean, clean_or_none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, TextClause, func, literal_column, select, text, tuple_
 
-from app.db.clean import clean
+from app.core.models import RunStatus
 from app.db.run_rows import WHOLE_RUN, WITHOUT_SPEC
 from app.db.tables import IS_QUEUED, IS_RUNNING, OWNER, runs
-from app.models import RunStatus
+from app.db.text import clean
 
 _RUN = runs.c
 _FIRST = -(2**63)

@@ -1,4 +1,4 @@
-"""Between rows and the nouns of `app.models`: the one place that knows the order of columns."""
+"""Between rows and the nouns of `app.core.models`: the one place that knows the order of columns."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, literal
 
-from app.db.clean import clean, clean_or_none, to_json, to_json_or_none
+from app.core.models import Priority, Run, RunKind, RunStatus, StepRecord, StepStatus
 from app.db.lenient import from_json, from_json_or_none, seconds, word
 from app.db.tables import runs, steps
-from app.models import Priority, Run, RunKind, RunStatus, StepRecord, StepStatus
+from app.db.text import clean, clean_or_none, to_json, to_json_or_none
 
 RUN_COLUMNS = (
     *("run_id", "user_id", "kind", "status", "spec", "created_at", "attempt", "worker_id", "planner"),

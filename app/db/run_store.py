@@ -14,18 +14,18 @@ from typing import Any
 
 from sqlalchemy import Connection, Executable, func, select
 
+from app.core.events import SRC, Event, EventType
+from app.core.models import Fence, Run, RunStatus, StepRecord
 from app.db import log_weight, run_change, run_claim, run_commit, run_create, run_queries
 from app.db.engine import Database
 from app.db.lenient import from_json, read_cursor, word
 from app.db.log_weight import Kept
-from app.db.run_batch import Batch, Committed, Cut, Outcome
 from app.db.run_change import Changed
+from app.db.run_commit import Batch, Committed, Cut, Outcome
 from app.db.run_create import Created, NewRun
 from app.db.run_queries import OpenRun
 from app.db.run_rows import WHOLE_RUN, WHOLE_STEP, WITHOUT_SPEC, to_run, to_step
 from app.db.tables import log_lines, runs, steps
-from app.line_batch import SRC
-from app.models import Event, EventType, Fence, Run, RunStatus, StepRecord
 
 __all__ = ["Batch", "Changed", "Committed", "Created", "Cut", "NewRun", "Outcome", "Owner", "RunStore"]
 

@@ -14,14 +14,14 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, tuple_, update
 
+from app.core.errors import Conflict
+from app.core.models import Priority, Run, RunKind
 from app.db import run_create
-from app.db.clean import clean, to_json
 from app.db.engine import Database
 from app.db.lenient import from_json, read_cursor
 from app.db.run_create import NewRun
 from app.db.tables import schedules
-from app.errors import Conflict
-from app.models import Priority, Run, RunKind
+from app.db.text import clean, to_json
 
 MOST_PER_USER = 1000
 BACKLOG_FULL = "skipped: so many of your runs wait or are held already (USER_BACKLOG_MAX)"

@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-from app.db.clean import clean
+from app.db.text import clean
 
 metadata = MetaData()
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from app.db.clean import to_json
 from app.db.engine import Database
 from app.db.lenient import from_json
 from app.db.tables import webhooks
+from app.db.text import to_json
 
 KEPT_TRIES = 20
 

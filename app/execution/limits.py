@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.errors import ErrorCode, RunFailure
-from app.execution.executor import LineSink, ToolResult
-from app.models import Line, Stream
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Line, LineSink, Stream
+from tailrun.process.stop import ProcessResult
 
 _SIGKILL, _SIGXCPU, _SIGXFSZ = 9, 24, 25
 _LAST_LINES = 50
@@ -61,7 +61,7 @@ class LimitWatch:
         """Pass a gap on."""
         await self._sink.gap(lost, why)
 
-    def failure(self, result: ToolResult) -> RunFailure | None:
+    def failure(self, result: ProcessResult) -> RunFailure | None:
         """Return which limit ended the program, if that can be known; another attempt would meet it too."""
         what = self._over(result) if result.exit_code and result.stopped is None else None
         if what is None:
@@ -69,7 +69,7 @@ class LimitWatch:
         text = f"a program of this step went over its limit of {what}"
         return RunFailure(ErrorCode.RESOURCE_LIMIT, text, exit_code=result.exit_code, retried=False)
 
-    def _over(self, result: ToolResult) -> str | None:
+    def _over(self, result: ProcessResult) -> str | None:
         limits, code = self._limits, result.exit_code
         cpu_s = result.usage.cpu_s if result.usage is not None else 0
         killed = code == 128 + _SIGKILL and cpu_s >= limits.cpu_s

@@ -11,21 +11,23 @@ import asyncio
 import contextlib
 import secrets
 import shutil
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from app.errors import ErrorCode, LostOwnership, RunFailure, TailrunError
-from app.execution import guard, start_failure
-from app.execution.attendance import Attendance
-from app.execution.environment import build_env, search_path
-from app.execution.executor import LineSink, StopReason, StopToken, ToolResult, ToolRun
-from app.execution.guarded import Guarded, Request
+from app.core.errors import LostOwnership, TailrunError
+from app.core.models import Wants
+from app.core.private_files import private_folder
+from app.execution.environment import build_env, search_path, source_file
+from app.execution.executor import ToolResult, ToolRun
+from app.execution.guard_client import Guarded, Request, kill_orphans
 from app.execution.limits import NO_LIMITS, LimitWatch, ProgramLimits
-from app.execution.orphans import kill_orphans
-from app.execution.source_file import source_file
-from app.execution.undisturbed import to_the_end
-from app.models import Wants
-from app.private_files import private_folder
+from app.storage.workspace import FileInfo
+from tailrun.process import errors, guard
+from tailrun.process.aio import to_the_end
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import LineSink
+from tailrun.process.monitor import Attendance
+from tailrun.process.stop import ProcessResult, StopReason, StopToken
 
 
 class LocalExecutor:
@@ -96,19 +98,21 @@ class LocalExecutor:
                 result = await self._run_in(checkout.path, tool, watch or sink, stop)
                 _unless_lost(result)
         except _Lost as lost:
-            return lost.result
+            return _of_tool(lost.result)
         if watch is not None and (failure := watch.failure(result)) is not None:
             raise failure
-        return replace(result, changed=tuple(checkout.changed), skipped=tuple(checkout.skipped))
+        return _of_tool(result, checkout.changed, checkout.skipped)
 
-    async def _run_in(self, cwd: Path, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
+    async def _run_in(self, cwd: Path, tool: ToolRun, sink: LineSink, stop: StopToken) -> ProcessResult:
         if self._closed:
             raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, "The worker is shutting down.")
         with source_file(self._tmp_dir, tool.source) as source:
             request = self._request(tool, cwd, source)
             return await self._attend(request, tool, sink, stop)
 
-    async def _attend(self, request: Request, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
+    async def _attend(
+        self, request: Request, tool: ToolRun, sink: LineSink, stop: StopToken
+    ) -> ProcessResult:
         guarded = await self._start(request, f"{tool.run_id}/{tool.step_id}")
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a coroutine of one
@@ -146,7 +150,7 @@ class LocalExecutor:
             private_folder(self._tmp_dir)
             return Guarded.start(request, name)
         except OSError as error:
-            raise start_failure.of_guard(error) from error
+            raise errors.of_guard(error) from error
         except UnicodeEncodeError:
             text = "An argument or a variable holds a lone surrogate, which no program can be given."
             raise RunFailure(ErrorCode.START_FAILED, text, retried=False) from None
@@ -155,11 +159,19 @@ class LocalExecutor:
 class _Lost(LostOwnership):
     """Leaves a checkout without writing anything back."""
 
-    def __init__(self, result: ToolResult) -> None:
+    def __init__(self, result: ProcessResult) -> None:
         super().__init__("the run was taken over while its program ran")
         self.result = result
 
 
-def _unless_lost(result: ToolResult) -> None:
+def _of_tool(
+    ended: ProcessResult, changed: Sequence[FileInfo] = (), skipped: Sequence[str] = ()
+) -> ToolResult:
+    return ToolResult(
+        ended.exit_code, ended.signal, ended.stopped, ended.usage, tuple(changed), tuple(skipped)
+    )
+
+
+def _unless_lost(result: ProcessResult) -> None:
     if result.stopped is StopReason.LOST:
         raise _Lost(result)

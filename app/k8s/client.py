@@ -27,7 +27,7 @@ import aiohttp
 import orjson
 from kubernetes.aio.client import ApiClient, Configuration
 
-from app.errors import StorageError
+from app.core.errors import StorageError
 from app.k8s.login import Login, NoCluster
 
 PATIENCE_S = 30.0

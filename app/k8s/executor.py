@@ -3,6 +3,8 @@
 A Job outlives its worker: nothing here is killed when the worker goes or loses a run. Whoever takes
 the run over finds the Job by its name and goes on with its log. It is deleted once the step's result
 is committed; what a dead worker forgot, the reaper finds.
+
+Asks the cluster at the worker's start whether it may do what it must, and names what is missing.
 """
 
 from __future__ import annotations
@@ -15,18 +17,20 @@ from random import Random
 import structlog
 
 from app.config import Settings
-from app.errors import ErrorCode, RunFailure, StorageError
-from app.execution.executor import CannotRun, LineSink, StopToken, ToolResult, ToolRun
-from app.k8s.access import check_access
-from app.k8s.attendance import Attendance
-from app.k8s.client import Cluster, ClusterError
-from app.k8s.crew import Crew, Patience
+from app.core.errors import StorageError
+from app.core.models import Wants
+from app.execution.executor import CannotRun, ToolResult, ToolRun
+from app.k8s.client import Cluster, ClusterAway, ClusterError
+from app.k8s.context import Crew, Patience
 from app.k8s.login import NoCluster, find
+from app.k8s.monitor import Attendance
 from app.k8s.profile import Profiles
 from app.k8s.spec import Terms, job_name
 from app.k8s.watch import Watch
-from app.models import Wants
 from app.storage.staging import Staging
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import LineSink
+from tailrun.process.stop import StopToken
 
 _GOODBYE_S = 5.0
 
@@ -133,3 +137,51 @@ def open_executor(
     )
     watch = Watch(cluster, terms)
     return KubernetesExecutor(Crew(cluster, watch, terms, profiles, staging, patience, clock))
+
+
+NEEDED = (
+    ("batch", "jobs", "", ("create", "get", "list", "watch", "delete")),
+    ("", "pods", "", ("list", "watch")),
+    ("", "pods", "log", ("get",)),
+    ("", "events", "", ("list", "watch")),
+    ("", "secrets", "", ("create", "patch")),
+)
+"""API group, resource, subresource, verbs: all that the worker ever does."""
+
+
+async def check_access(cluster: Cluster, namespace: str) -> None:
+    """Ask for every verb.
+
+    Raises:
+        CannotRun: one of them is not allowed, or the cluster does not answer.
+    """
+    asked = [
+        {"namespace": namespace, "verb": verb, "group": group, "resource": kind, "subresource": sub}
+        for group, kind, sub, verbs in NEEDED
+        for verb in verbs
+    ]
+    try:
+        allowed = await asyncio.gather(*(_may(cluster, attributes) for attributes in asked))
+    except (ClusterAway, ClusterError) as error:
+        raise CannotRun(f"the cluster can't be asked what the worker may do: {error}") from error
+    missing = [_named(attributes) for attributes, may in zip(asked, allowed, strict=True) if not may]
+    if missing:
+        raise CannotRun(
+            f"The worker's service account lacks in namespace {namespace}: {', '.join(missing)}. "
+            "Give it a Role with these verbs."
+        )
+
+
+def _named(attributes: dict[str, str]) -> str:
+    sub = attributes["subresource"]
+    return f"{attributes['verb']} {attributes['resource']}{'/' if sub else ''}{sub}"
+
+
+async def _may(cluster: Cluster, attributes: dict[str, str]) -> bool:
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    }
+    answer = await cluster.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+    return bool((answer.get("status") or {}).get("allowed"))

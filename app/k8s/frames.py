@@ -20,9 +20,9 @@ from typing import Any
 
 import orjson
 
-from app.execution.levels import level_of
-from app.execution.output import LineSplitter
-from app.models import Line, Stream
+from tailrun.process.levels import level_of
+from tailrun.process.lines import Line, Stream
+from tailrun.process.output import LineSplitter
 
 _STREAMS = {"o": Stream.STDOUT, "e": Stream.STDERR}
 _SRC = re.compile(r"(\d+)(?::(\d+)|@(\d+)\+(\d+))")

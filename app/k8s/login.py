@@ -24,7 +24,7 @@ from kubernetes.aio.config.exec_provider import ExecProvider
 from kubernetes.aio.config.kube_config import FileOrData, KubeConfigLoader, KubeConfigMerger
 from kubernetes.aio.config.openid import OpenIDRequestor
 
-from app.clock import now_us
+from app.core.clock import now_us
 
 _FRESH_S = 60.0
 """A token in a file is replaced long before it ends; a minute is what kubectl waits too."""

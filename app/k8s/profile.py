@@ -1,18 +1,21 @@
-"""What a tool's pod is allowed to be: the deployment's settings, and a step's wishes within their bounds."""
+"""What a tool's pod is allowed to be: the deployment's settings, and a step's wishes within their bounds.
+
+Kubernetes quantities (`500m`, `1.5`, `512Mi`), compared with the bounds that a deployment sets.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import orjson
 
 from app.config import Settings
-from app.errors import ErrorCode, RunFailure
-from app.k8s.quantities import amount
-from app.models import Wants
+from app.core.models import Wants
+from tailrun.process.errors import ErrorCode, RunFailure
 
 NETWORKS = ("none", "internet")
 """From little to much; each is a value of the pods' label `tailrun/network`."""
@@ -142,3 +145,26 @@ def _merged(default: Profile, fields: Mapping[str, Any]) -> Profile:
     if profile.image != default.image and "wrapped" not in fields:
         return replace(profile, wrapped=False)
     return profile
+
+
+_QUANTITY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+_FACTORS = {
+    "m": Decimal("0.001"),
+    "": Decimal(1),
+    "k": Decimal(10**3),
+    "M": Decimal(10**6),
+    "G": Decimal(10**9),
+    "T": Decimal(10**12),
+    "Ki": Decimal(2**10),
+    "Mi": Decimal(2**20),
+    "Gi": Decimal(2**30),
+    "Ti": Decimal(2**40),
+}
+
+
+def amount(quantity: str) -> Decimal:
+    """Return a quantity as a number; ValueError if it is none."""
+    found = _QUANTITY.fullmatch(quantity)
+    if found is None:
+        raise ValueError(f"{quantity!r} is no quantity like 500m, 2 or 512Mi")
+    return Decimal(found[1]) * _FACTORS[found[2] or ""]

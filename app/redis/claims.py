@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
-from app.models import format_ts
+from app.core.clock import format_ts
 from app.redis.clients import BLOCK_S, RedisClients, guard
+from app.redis.keys import Script
 from app.redis.queue import due_ms
-from app.redis.scripts import Script
 
 DEAD_LIMIT = 10_000
 

@@ -17,14 +17,14 @@ import redis
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from app.clock import CLOCK, Clock
 from app.config import Settings
-from app.errors import StorageError
+from app.core.clock import CLOCK, Clock
+from app.core.errors import StorageError
+from app.core.telemetry import STORAGE_ERRORS
 from app.redis.address import BadAddress, RedisAddress, RestAddress
 from app.redis.connections import open_pool
 from app.redis.keys import Keys
-from app.redis.rest import RestCommands
-from app.telemetry import STORAGE_ERRORS
+from app.redis.upstash import RestCommands
 
 BLOCK_S = 4.0
 """Longest time in seconds that a blocking pop waits; the socket waits longer, or it would cut it."""

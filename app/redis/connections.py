@@ -20,8 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionFailed
 from redis.exceptions import RedisError, ResponseError
 
-from app.redis.address import RedisAddress, Server
-from app.redis.sentinels import ASK_TIMEOUT_S, Sentinels, is_demoted
+from app.redis.address import ASK_TIMEOUT_S, RedisAddress, Sentinels, Server, is_demoted
 
 
 def open_pool(

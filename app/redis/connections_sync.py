@@ -11,9 +11,8 @@ from redis.exceptions import ConnectionError as ConnectionFailed
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from app.redis.address import RedisAddress, Server
+from app.redis.address import ASK_TIMEOUT_S, RedisAddress, Sentinels, Server, is_demoted
 from app.redis.connections import common, login
-from app.redis.sentinels import ASK_TIMEOUT_S, Sentinels, is_demoted
 
 
 def open_pool(address: RedisAddress, *, timeout_s: float | None, connect_timeout_s: float) -> ConnectionPool:

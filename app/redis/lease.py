@@ -14,8 +14,7 @@ from redis.exceptions import NoScriptError
 from app.redis.address import RedisAddress
 from app.redis.clients import guard
 from app.redis.connections_sync import open_pool
-from app.redis.keys import Keys
-from app.redis.scripts import Script
+from app.redis.keys import Keys, Script
 
 _TIMEOUT_S = 1.0
 

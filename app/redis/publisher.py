@@ -17,9 +17,9 @@ from typing import Any
 
 import orjson
 
-from app.models import Event, EventType
+from app.core.events import Event, EventType
 from app.redis.clients import RedisClients, guard
-from app.redis.scripts import Script
+from app.redis.keys import Script
 
 LIVE_TTL_S = 86_400
 """Life of the keys of a run that has not ended: a silence so long costs one question to the database."""

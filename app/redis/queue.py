@@ -13,9 +13,9 @@ from typing import Any
 
 import orjson
 
-from app.models import Job, Priority, Run
+from app.core.models import Job, Priority, Run
 from app.redis.clients import RedisClients, guard
-from app.redis.scripts import Script
+from app.redis.keys import Script
 
 _MARK_TTL_S = 60
 _PUSH_BATCH = 500

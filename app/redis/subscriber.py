@@ -1,186 +1,200 @@
-"""The read side of all runs in one process: who watches what, over one subscription a run.
+"""The one pub/sub connection of a process, shared by all runs that somebody watches.
 
-Subscribe → history (tail, then database) → drop what was seen → on a hole, fetch it. The hub
-owns the feeds and makes sure that none hangs: every second, feeds that were silent are
-compared with `runs.last_seq` and with the tail's top, each on its own clock, so that neither
-a frozen Redis nor a locked database stops the other. Nothing is left when the last viewer goes.
+Owns what is subscribed and brings it back after a loss, at once and then with backoff. It
+works on the bare connection of redis-py, not on its `PubSub`, which reconnects silently.
+Pub/sub promises nothing: each confirmation of a channel, the first and every later one,
+tells the listener that messages may have been missed before it.
+
+Listening on `agent:control`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
-from app.errors import Unavailable
-from app.redis.backfill import Backfill, Heads, History
-from app.redis.clients import RedisClients
-from app.redis.feed import Encode, FeedLimits, RunFeed
-from app.redis.subscription import NoSubscriptions, Subscriptions
-from app.redis.tail import Tail
-from app.redis.viewer import Reader, Replay, Viewer
-from app.telemetry import STREAM_LIMIT, WATCHERS
+import redis
 
-__all__ = ["Heads", "History", "StreamHub"]
+from app.core.telemetry import get_logger
+from app.redis.clients import RedisClients, guard
 
-_COMPARE_EVERY_S = 1.0
-_POLL_EVERY_S = 0.5
-"""The same where there is no pub/sub, for every feed: the comparison brings the lines then."""
-_KEEP_FEED_S = 2.0
-_RETRY_AFTER_S = 2
+_log = get_logger(__name__)
+
+OnMessage = Callable[[bytes], None]
+OnConfirmed = Callable[[], None]
+_Listener = tuple[OnMessage, OnConfirmed]
+
+_BACKOFF_S = (0.05, 2.0)
+_CHECK_EVERY_S = 2.0
+_DEAD_AFTER_S = 6.0
+_ERRORS = (redis.RedisError, OSError, TimeoutError)
 
 
-class StreamHub:
-    """Gives out readers of runs' streams. Ends all of them when `draining` is set."""
+class NoSubscriptions:
+    """Stands in where there is no pub/sub: whoever asked has to look by itself."""
 
-    def __init__(
-        self,
-        clients: RedisClients,
-        tail: Tail,
-        history: History,
-        heads: Heads,
-        *,
-        draining: asyncio.Event,
-        limit: int = 2_000,
-        ring_lines: int = 20_000,
-        ring_bytes: int = 4_000_000,
-        linger_s: float = 0.02,
-    ) -> None:
-        self._keys = clients.keys
-        self.subscriptions = Subscriptions(clients) if clients.subscribes else NoSubscriptions()
-        """The connection that all of this process listens on, for other channels too."""
-        self._compare_every_s = _COMPARE_EVERY_S if clients.subscribes else _POLL_EVERY_S
-        self._silent_s = _COMPARE_EVERY_S if clients.subscribes else 0.0
-        self._backfill = Backfill(tail, history, heads)
-        self._limits = FeedLimits(ring_lines, ring_bytes, linger_s)
-        self._limit = limit
-        STREAM_LIMIT.set(limit)
-        self._draining = draining
-        self._feeds: dict[str, RunFeed] = {}
-        self._readers: set[Reader] = set()
-        self._tasks: list[asyncio.Task[None]] = []
+    connected = False
 
-    @property
-    def readers(self) -> int:
-        """How many streams are open."""
-        return len(self._readers)
+    def add(self, channel: str, on_message: OnMessage, on_confirmed: OnConfirmed) -> None:
+        """Do nothing; the hub compares more often instead."""
 
-    @property
-    def feeds(self) -> int:
-        """How many runs are subscribed."""
-        return len(self._feeds)
-
-    def admit(self) -> None:
-        """Raise `Unavailable` when this process has all the streams that it takes."""
-        if self._draining.is_set():
-            raise Unavailable("This server is stopping; connect again.", retry_after_s=_RETRY_AFTER_S)
-        if len(self._readers) >= self._limit:
-            raise Unavailable(
-                f"All {self._limit} streams of this server are taken (STREAM_LIMIT); try again.",
-                retry_after_s=_RETRY_AFTER_S,
-            )
-
-    @contextmanager
-    def follow(self, run_id: str, after: int, encode: Encode) -> Generator[Reader]:
-        """Open a reader that follows the run from `after` to its `end`."""
-        self._start()
-        feed = self._feed(run_id)
-        feed.viewers += 1
-        viewer = Viewer(feed, self._backfill, after, encode)
-        try:
-            with self._counted(viewer):
-                yield viewer
-        finally:
-            feed.viewers -= 1
-            if not feed.viewers:
-                asyncio.get_running_loop().call_later(_KEEP_FEED_S, self._let_go, feed)
-
-    @contextmanager
-    def replay(self, run_id: str, after: int, until: int, encode: Encode) -> Generator[Reader]:
-        """Open a reader of what stands between `after` and `until`."""
-        self._start()
-        with self._counted(Replay(run_id, self._backfill, after, until, encode)) as reader:
-            yield reader
-
-    async def top(self, run_id: str) -> int:
-        """Return the highest seq that exists now; `StorageError` when nobody can say."""
-        return await self._backfill.top(run_id)
+    def drop(self, channel: str) -> None:
+        """Do nothing."""
 
     async def close(self) -> None:
-        """End every stream and let go of the subscription."""
-        for reader in list(self._readers):
-            reader.close()
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
+        """Do nothing."""
+
+
+class Subscriptions:
+    """Channels of one process: `add`, `drop`; the listeners are called in the event loop."""
+
+    def __init__(self, clients: RedisClients) -> None:
+        self._clients = clients
+        self._pool: Any = None
+        self._connection: Any = None
+        self._wanted: dict[bytes, _Listener] = {}
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._heard_at = 0.0
+        self._told_up = True
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands, as far as is known."""
+        return self._connection is not None
+
+    def add(self, channel: str, on_message: OnMessage, on_confirmed: OnConfirmed) -> None:
+        """Subscribe; `on_confirmed` is called once it stands, and again after each reconnect."""
+        self._wanted[channel.encode()] = (on_message, on_confirmed)
+        self._start()
+
+    def drop(self, channel: str) -> None:
+        """Unsubscribe; the connection is closed with the last channel."""
+        self._wanted.pop(channel.encode(), None)
+        self._changed.set()
+
+    async def close(self) -> None:
+        """Close the connection and stop."""
+        self._wanted.clear()
+        if self._task is not None:
+            self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await task
-        self._tasks.clear()
-        for feed in self._feeds.values():
-            feed.close()
-        self._feeds.clear()
-        await self.subscriptions.close()
-
-    @contextmanager
-    def _counted(self, reader: Reader) -> Generator[Reader]:
-        self._readers.add(reader)
-        WATCHERS.set(len(self._readers))
-        if self._draining.is_set():
-            reader.drain()
-        try:
-            yield reader
-        finally:
-            self._readers.discard(reader)
-            WATCHERS.set(len(self._readers))
-
-    def _feed(self, run_id: str) -> RunFeed:
-        """Return the run's feed; two first viewers share one, for nothing is awaited here."""
-        feed = self._feeds.get(run_id)
-        if feed is None:
-            feed = self._feeds[run_id] = RunFeed(run_id, self._backfill, self._limits)
-            self.subscriptions.add(self._keys.logs(run_id), feed.message, feed.confirmed)
-            feed.catch_up()
-        return feed
-
-    def _let_go(self, feed: RunFeed) -> None:
-        if not feed.viewers and self._feeds.get(feed.run_id) is feed:
-            del self._feeds[feed.run_id]
-            self.subscriptions.drop(self._keys.logs(feed.run_id))
-            feed.close()
+                await self._task
+            self._task = None
 
     def _start(self) -> None:
-        if not self._tasks:
-            loop = asyncio.get_running_loop()
-            self._tasks = [
-                loop.create_task(self._drain(), name="end streams when draining"),
-                loop.create_task(self._every_second(self._compare_database), name="compare feeds with runs"),
-                loop.create_task(self._every_second(self._compare_tails), name="compare feeds with tails"),
-            ]
+        self._changed.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="subscriptions")
 
-    async def _drain(self) -> None:
-        await self._draining.wait()
-        for reader in list(self._readers):
-            reader.drain()
+    async def _run(self) -> None:
+        """Keep a connection while somebody wants a channel."""
+        backoff = _BACKOFF_S[0]
+        while self._wanted:
+            started = asyncio.get_running_loop().time()
+            try:
+                await self._session()
+            except _ERRORS as error:
+                if asyncio.get_running_loop().time() - started > _DEAD_AFTER_S:
+                    backoff = _BACKOFF_S[0]
+                say = _log.warning if self._told_up else _log.debug
+                say("subscription lost, trying again", error=str(error))
+                self._told_up = False
+                await asyncio.sleep(backoff * random.uniform(0.5, 1))  # noqa: S311 - spreads reconnects
+                backoff = min(backoff * 2, _BACKOFF_S[1])
+            else:
+                backoff = _BACKOFF_S[0]
 
-    async def _every_second(self, compare: Callable[[], Awaitable[None]]) -> None:
+    async def _session(self) -> None:
+        """Connect, subscribe to all that is wanted and read until nothing is, or until an error."""
+        if self._pool is None:
+            self._pool = self._clients.pubsub_connection().connection_pool
+        connection = await self._pool.get_connection()
+        self._connection = connection
+        reader = writer = None
+        try:
+            self._heard_at = asyncio.get_running_loop().time()
+            writer = asyncio.ensure_future(self._write(connection))
+            reader = asyncio.ensure_future(self._read(connection))
+            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self._connection = None
+            for task in (reader, writer):
+                if task is not None:
+                    task.cancel()
+            await asyncio.gather(*(task for task in (reader, writer) if task), return_exceptions=True)
+            await connection.disconnect(nowait=True)
+            await self._pool.release(connection)
+
+    async def _write(self, connection: Any) -> None:
+        """Bring what is subscribed in line with what is wanted; ends when nothing is."""
+        subscribed: set[bytes] = set()
         while True:
-            await asyncio.sleep(self._compare_every_s)
-            await compare()
+            self._changed.clear()
+            wanted = set(self._wanted)
+            for command, channels in (
+                ("SUBSCRIBE", wanted - subscribed),
+                ("UNSUBSCRIBE", subscribed - wanted),
+            ):
+                if channels:
+                    await connection.send_command(command, *channels, check_health=False)
+            subscribed = wanted
+            if not subscribed:
+                return
+            if not self._changed.is_set():
+                await self._wait_or_check(connection)
 
-    async def _compare_database(self) -> None:
-        silent = self._silent()
-        heads = await self._backfill.heads(silent) if silent else {}
-        for run_id, (head, status) in heads.items():
-            if run_id in self._feeds:
-                self._feeds[run_id].compare(head, status)
+    async def _wait_or_check(self, connection: Any) -> None:
+        """Wait for a change; meanwhile ping, for a peer that vanished says nothing."""
+        try:
+            async with asyncio.timeout(_CHECK_EVERY_S):
+                await self._changed.wait()
+        except TimeoutError:
+            if asyncio.get_running_loop().time() - self._heard_at > _DEAD_AFTER_S:
+                raise TimeoutError("Redis is silent") from None
+            await connection.send_command("PING", check_health=False)
 
-    async def _compare_tails(self) -> None:
-        silent = self._silent()
-        tops = await self._backfill.tops(silent) if silent else {}
-        for run_id, top in tops.items():
-            if run_id in self._feeds:
-                self._feeds[run_id].compare(top)
+    async def _read(self, connection: Any) -> None:
+        """Hand messages and confirmations to their listeners."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            reply = await connection.read_response(disconnect_on_error=False)
+            self._heard_at = clock()
+            kind = reply[0]
+            listener = self._wanted.get(reply[1])
+            if listener is None:
+                continue
+            if kind == b"message":
+                listener[0](reply[2])
+            elif kind == b"subscribe":
+                listener[1]()
+                if not self._told_up:
+                    self._told_up = True
+                    _log.info("subscribed again")
 
-    def _silent(self) -> list[str]:
-        return [run_id for run_id, feed in self._feeds.items() if feed.silent_for(self._silent_s)]
+
+class Signals:
+    """The worker's subscription to the control channel."""
+
+    def __init__(self, clients: RedisClients) -> None:
+        self._clients = clients
+        self._channel = clients.keys.control()
+
+    async def listen(self) -> AsyncIterator[bytes | None]:
+        """Yield each message, and None on every (re)subscribe: what came before may be lost.
+
+        Raises `RedisDown` when the connection breaks.
+        """
+        pubsub = self._clients.pubsub_connection()
+        try:
+            with guard():
+                await pubsub.subscribe(self._channel)
+                async for message in pubsub.listen():
+                    yield message["data"] if message["type"] == "message" else None
+        finally:
+            await self._clients.release(pubsub)

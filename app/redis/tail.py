@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from app.core.events import Entry, seq_of
 from app.redis.clients import RedisClients, guard
-from app.redis.ring import Entry, seq_of
 
 _USUAL = 64
 """Events in an entry, for a first guess: one call may have brought one or five hundred."""

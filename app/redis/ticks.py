@@ -11,10 +11,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import StorageError
+from app.core.errors import StorageError
+from app.core.telemetry import get_logger
 from app.redis.clients import RedisClients, guard
-from app.redis.scripts import Script
-from app.telemetry import get_logger
+from app.redis.keys import Script
 
 TICK_EVERY_S = 1.0
 

@@ -14,9 +14,9 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.routes.failures import error_answer
+from app.core.telemetry import HTTP_SECONDS, get_logger
+from app.routes.errors import error_answer
 from app.routes.health import OK, ReadyCheck
-from app.telemetry import HTTP_SECONDS, get_logger
 
 _log = get_logger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -3,22 +3,23 @@
 `curl -d` sends a form type, so the header decides nothing here. The limit is enforced while
 reading, for a `Content-Length` may be missing or wrong. Unknown fields are refused by the
 models, for a misspelt one would be silently ignored otherwise.
+
+What several routes take beside a body: how lines look, numbers in headers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import orjson
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from app.catalogue_errors import explain, kind_of
-from app.errors import InvalidRequest, TooLarge, Unprocessable
-from app.routes.deps import CurrentUser, services
-from app.routes.parameters import announces_more
+from app.core.errors import InvalidRequest, TooLarge, Unprocessable
+from app.plan.explain import explain, kind_of
+from app.routes.auth import CurrentUser, services
 
 MAX_DEPTH = 64
 """Levels of nesting that a body may have; deeper ones are an attack on whoever walks them."""
@@ -129,3 +130,37 @@ async def _read(request: Request, limit: int) -> bytes:
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"The body is larger than {limit} bytes; put large inputs into files of the run.")
+
+
+MAX_SEQ = 2**53
+_DIGITS = 18
+"""More than any number here has. Python refuses to read thousands of them with the error of a bug."""
+
+AnsiParameter = Annotated[
+    Literal["keep", "strip"], Query(description="`strip`: without colours and other terminal sequences.")
+]
+CollapseParameter = Annotated[
+    Literal["cr", "none"] | None,
+    Query(
+        description="`cr`: of a progress bar's updates only the last state (default for text); `none`: all."
+    ),
+]
+
+
+def whole_number(text: str, most: int) -> int | None:
+    """Return a number of the user's from 0 to `most`; None for whatever is none."""
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
+        return None
+    number = int(text)
+    return number if number <= most else None
+
+
+def announces_more(request: Request, limit: int) -> bool:
+    """Whether the request says itself that its body has more than `limit` bytes."""
+    announced = request.headers.get("content-length", "")
+    return announced.isdecimal() and whole_number(announced, limit) is None
+
+
+def collapses(collapse: str | None, *, text: bool) -> bool:
+    """Whether updates are collapsed: as asked for, else in text alone."""
+    return text if collapse is None else collapse == "cr"

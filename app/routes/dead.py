@@ -11,16 +11,17 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
-from app.errors import NotFound, TailrunError, TooManyRequests, Unprocessable
-from app.models import Run
-from app.redis.dead import Letter
+from app.core.errors import NotFound, TailrunError, TooManyRequests, Unprocessable
+from app.core.models import Run
+from app.redis.dead_letters import Letter
+from app.routes.auth import CurrentServices, CurrentUser, OwnRun
 from app.routes.body import documents, json_body
-from app.routes.deps import RUN_ID, CurrentServices, CurrentUser, OwnRun, Principal, Services
 from app.routes.logs import last_events
-from app.routes.queue_schemas import DeadDetail, DeadList, DeadRetried, DeadRetry, Dropped
+from app.routes.queue import DeadDetail, DeadList, DeadRetried, DeadRetry, Dropped
 from app.routes.schemas import RunDetail
-from app.routes.submit import retry_run
 from app.routes.views import answer, links, run_detail, run_view
+from app.runs.services import RUN_ID, Principal, Services
+from app.runs.submit import retry_run
 
 router = APIRouter(prefix="/v1/dead", tags=["queue"])
 

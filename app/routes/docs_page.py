@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.routing import WebSocketRoute
 
-from app.routes.watch import router as sockets
+from app.routes.websocket import router as sockets
 
 router = APIRouter()
 

@@ -6,13 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
 
-from app.errors import Unprocessable
+from app.core.errors import Unprocessable
+from app.plan.run_fields import RUN_EXAMPLE
+from app.routes.auth import CurrentServices, CurrentUser, find_run
 from app.routes.body import JsonObject, check, documents
-from app.routes.cancel import request_cancel
-from app.routes.deps import CurrentServices, CurrentUser, find_run
-from app.routes.schemas import RUN_EXAMPLE, ExecuteCreate, ExecuteOn, RunDetail
-from app.routes.submit import start_run, submit
+from app.routes.schemas import ExecuteCreate, ExecuteOn, RunDetail
 from app.routes.views import answer, run_detail
+from app.runs.cancel import request_cancel
+from app.runs.submit import start_run, submit
 
 router = APIRouter(tags=["agent"])
 

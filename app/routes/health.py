@@ -10,15 +10,16 @@ from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import HTTPConnection
 
-from app.clock import now_us
+from app.core.clock import now_us
+from app.core.errors import StorageError
+from app.core.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, READY, RUNS, WORKERS
 from app.db.migrate import ensure_current
-from app.errors import StorageError
-from app.redis.server_report import ServerReport
-from app.routes.deps import CurrentServices, Services, admin_calls
+from app.redis.inspect import ServerReport
+from app.routes.auth import CurrentServices, admin_calls
 from app.routes.run_counts import RunCounts
 from app.routes.schemas import Health, Readiness
 from app.routes.views import answer
-from app.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, READY, RUNS, WORKERS
+from app.runs.services import Services
 
 router = APIRouter(tags=["health"])
 

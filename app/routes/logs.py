@@ -12,15 +12,17 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
-from app.ansi import strip_ansi
-from app.errors import Unprocessable
-from app.models import Event, EventType, Level, Run, Stream
-from app.routes.deps import CurrentServices, OwnRun
-from app.routes.log_history import LogHistory
-from app.routes.parameters import MAX_SEQ, AnsiParameter, CollapseParameter, collapses
-from app.routes.progress import collapse as collapse_updates
+from app.core.errors import Unprocessable
+from app.core.events import Event, EventType
+from app.core.models import Run
+from app.routes.auth import CurrentServices, OwnRun
+from app.routes.body import MAX_SEQ, AnsiParameter, CollapseParameter, collapses
 from app.routes.schemas import LogPage
 from app.routes.views import answer
+from app.stream.log_history import LogHistory
+from app.stream.progress import collapse as collapse_updates
+from tailrun.ansi import strip_ansi
+from tailrun.process.lines import Level, Stream
 
 router = APIRouter(tags=["logs"])
 

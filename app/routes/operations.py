@@ -6,13 +6,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from app.errors import InvalidRequest, Unprocessable
+from app.core.errors import InvalidRequest, Unprocessable
+from app.plan.run_fields import RunFields
+from app.routes.auth import CurrentServices, CurrentUser, OwnRun
 from app.routes.body import documents, json_body, parse_object
-from app.routes.deps import CurrentServices, CurrentUser, OwnRun, Services
 from app.routes.logs import last_lines
-from app.routes.schemas import NewOperation, OperationView, RunFields
-from app.routes.submit import submit
+from app.routes.schemas import NewOperation, OperationView
 from app.routes.views import answer, run_view
+from app.runs.services import Services
+from app.runs.submit import submit
 
 router = APIRouter(prefix="/api/v1/operations", tags=["operations"])
 

@@ -1,4 +1,6 @@
-"""Projects: what the programs of typed tasks are told. Written by admins.
+"""The shapes of projects, in and out.
+
+Projects: what the programs of typed tasks are told. Written by admins.
 
 Secrets are never shown; the values of paths and variables to admins only.
 """
@@ -8,16 +10,55 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
+from pydantic import BaseModel, Field
 
-from app.clock import now_us
+from app.core.clock import format_ts, now_us
+from app.core.errors import Conflict, NotFound, Unprocessable
 from app.db.project_store import Change, Project
-from app.errors import Conflict, NotFound, Unprocessable
-from app.models import format_ts
-from app.projects import DEFAULT, is_project_id
+from app.plan.projects import DEFAULT, is_project_id
+from app.plan.run_fields import Body
+from app.routes.auth import Admin, CurrentServices, CurrentUser
 from app.routes.body import documents, json_body
-from app.routes.deps import Admin, CurrentServices, CurrentUser
-from app.routes.project_schemas import NewProject, ProjectView
 from app.routes.views import answer
+
+Texts = Annotated[dict[str, str], Field(max_length=100)]
+
+
+class NewProject(Body):
+    """Body of `PUT /v1/projects/{id}`: it replaces the project, but what is secret need not be sent again."""
+
+    db_conn: str | None = Field(
+        default=None,
+        max_length=10_000,
+        description="How programs reach the database, as `DB_CONN`. Left out: as it is; null: none.",
+    )
+    paths: Texts = Field(
+        default_factory=dict[str, str],
+        description="Folders and files by name: `${paths.NAME}` in a task type, and for programs "
+        "the variable `PROJECT_PATH_NAME`.",
+        examples=[{"uploads": "/data/uploads"}],
+    )
+    env: Texts = Field(
+        default_factory=dict[str, str], description="Variables of the programs; shown to admins."
+    )
+    secrets: Annotated[dict[str, str | None], Field(max_length=100)] | None = Field(
+        default=None,
+        description="Variables that are never shown. A value null keeps the one that is there; a name "
+        "left out goes. Left out as a whole: as they are.",
+    )
+
+
+class ProjectView(BaseModel):
+    """A project; of what is secret only the names. Who is no admin sees `***` for each value."""
+
+    id: str = Field(examples=["default"])
+    db_conn: str | None = Field(description="`***` where there is one.")
+    paths: dict[str, str]
+    env: dict[str, str]
+    secrets: list[str] = Field(description="Their names.")
+    created_at: str
+    updated_at: str
+
 
 router = APIRouter(tags=["projects"])
 

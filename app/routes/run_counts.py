@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 
-from app.errors import StorageError
-from app.models import RunStatus
+from app.core.errors import StorageError
+from app.core.models import RunStatus
 
 Count = Callable[[Collection[RunStatus]], Awaitable[dict[RunStatus, int]]]
 

@@ -6,16 +6,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
-from app.clock import now_us
-from app.errors import Forbidden
-from app.models import RunStatus
+from app.core.clock import now_us
+from app.core.errors import Forbidden
+from app.core.models import RunStatus
+from app.routes.auth import CurrentServices, CurrentUser, OwnRun
 from app.routes.body import documents, json_body
-from app.routes.cancel import request_cancel
-from app.routes.deps import CurrentServices, CurrentUser, OwnRun
 from app.routes.logs import last_events
 from app.routes.schemas import NewRun, RunDetail, RunList, StepList, StreamTokenMade
-from app.routes.submit import retry_run, start_run, submit
 from app.routes.views import answer, links, moment, run_detail, run_view, step_view
+from app.runs.cancel import request_cancel
+from app.runs.submit import retry_run, start_run, submit
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 

@@ -1,6 +1,8 @@
-"""Schedules: runs that are made again and again, at the times of a cron expression.
+"""The shapes of schedules over HTTP.
 
-A worker makes them (`app.worker.scheduler`); here they are kept, checked by the code that
+Schedules: runs that are made again and again, at the times of a cron expression.
+
+A worker makes them (`app.maintenance.scheduler`); here they are kept, checked by the code that
 checks `POST /v1/runs`, so that what a schedule will make is known to be right today.
 """
 
@@ -10,16 +12,53 @@ import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel, Field
 
-from app.clock import now_us
-from app.cron import next_tick
+from app.core.clock import now_us
+from app.core.errors import Forbidden, NotFound, Unprocessable
 from app.db.schedule_store import Schedule, shared_fields
-from app.errors import Forbidden, NotFound, Unprocessable
+from app.plan.cron import MAX_CRON, MAX_TIMEZONE, next_tick
+from app.plan.run_fields import Body, Text
+from app.routes.auth import CurrentServices, CurrentUser
 from app.routes.body import documents, json_body
-from app.routes.deps import CurrentServices, CurrentUser
-from app.routes.schedule_schemas import NewSchedule, ScheduleList, ScheduleView
-from app.routes.submit import compose
+from app.routes.schemas import NewRun
 from app.routes.views import answer, moment
+from app.runs.submit import compose
+
+
+class NewSchedule(Body):
+    """Body of `POST /v1/schedules`."""
+
+    cron: Annotated[Text, Field(min_length=1, max_length=MAX_CRON)] = Field(
+        description="Minute, hour, day of month, month, day of week.", examples=["30 2 * * MON-FRI"]
+    )
+    timezone: Annotated[Text, Field(min_length=1, max_length=MAX_TIMEZONE)] = Field(
+        default="UTC", description="Whose clock the expression means.", examples=["Europe/Zurich"]
+    )
+    run: NewRun = Field(description="What each run is made of, as `POST /v1/runs` takes it.")
+
+
+class ScheduleView(BaseModel):
+    """A schedule. Times are RFC 3339 with microseconds, in UTC."""
+
+    schedule_id: str
+    user_id: str
+    cron: str
+    timezone: str
+    run: dict[str, Any] = Field(description="What its runs are made of; never the `env`.")
+    created_at: str
+    next_at: str | None = Field(description="When it makes the next run; null: never again.")
+    last_at: str | None = Field(description="The time that its last run was for.")
+    last_run_id: str | None
+    last_error: str | None = Field(description="Why the last tick made no run; null: it made one.")
+
+
+class ScheduleList(BaseModel):
+    """One page of schedules, newest first."""
+
+    items: list[ScheduleView]
+    next: str | None = Field(description="Send it as `cursor` for the next page; null: there is none.")
+
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
 

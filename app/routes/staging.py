@@ -18,15 +18,14 @@ from fastapi.security import APIKeyHeader
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
-from app.errors import InvalidRequest, NotFound, TooLarge
-from app.routes.deps import CurrentServices
-from app.routes.parameters import announces_more
-from app.storage.api_staging import TOKEN_HEADER
+from app.core.errors import InvalidRequest, NotFound, TooLarge
+from app.routes.auth import CurrentServices
+from app.routes.body import announces_more
+from app.storage.api_staging import TOKEN_HEADER, Part, StagedFiles, Way
 from app.storage.factory import staged_files, workspace_limits
-from app.storage.pieces import PIECE, merged
-from app.storage.staged_files import Part, StagedFiles, Way
 from app.storage.staging_archive import largest_upload
 from app.storage.threads import Threads
+from app.storage.workspace import PIECE, merged
 
 router = APIRouter(tags=["staging"])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.routes.failures import error_answer
+from app.routes.errors import error_answer
 
 _BELOW = "/v1/staging/"
 

@@ -12,13 +12,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from app.errors import Unprocessable
-from app.models import Level, Run, Stream
-from app.redis.viewer import Reader
-from app.routes.deps import CurrentServices, Services, StreamRun, StreamUser
-from app.routes.parameters import MAX_SEQ, AnsiParameter, CollapseParameter, collapses, whole_number
-from app.routes.stream_formats import Format, accepted, encoding, replay_encoding
+from app.core.errors import Unprocessable
+from app.core.models import Run
+from app.routes.auth import CurrentServices, StreamRun, StreamUser
+from app.routes.body import MAX_SEQ, AnsiParameter, CollapseParameter, collapses, whole_number
 from app.routes.stream_response import StreamResponse
+from app.runs.services import Services
+from app.stream.formats import Format, accepted, encoding, replay_encoding
+from app.stream.reader import Reader
+from tailrun.process.lines import Level, Stream
 
 router = APIRouter(tags=["stream"])
 

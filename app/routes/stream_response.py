@@ -3,6 +3,10 @@
 Owns the life of one HTTP stream: first bytes at once, a ping when it is silent, the end when
 the client leaves, when the run ends or when the process drains, and the cut when the client
 does not read. docs/decisions/0003-own-sse-response.md says why it is not sse-starlette's.
+
+One timer per stream: says when it was silent for long, and when its reader does not read.
+
+It is re-armed lazily, so that sending a payload costs two clock readings and no timer.
 """
 
 from __future__ import annotations
@@ -14,12 +18,11 @@ from contextlib import AbstractContextManager
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.errors import StorageError
-from app.redis.viewer import Reader
-from app.routes.abortable import abort
-from app.routes.stream_formats import Format
-from app.routes.watchdog import Watchdog
-from app.telemetry import get_logger
+from app.core.errors import StorageError
+from app.core.telemetry import get_logger
+from app.routes.server import abort
+from app.stream.formats import Format
+from app.stream.reader import Reader
 
 _log = get_logger(__name__)
 
@@ -119,3 +122,59 @@ def _cut(scope: Scope, reader: Reader) -> Callable[[], None]:
             serving.cancel()
 
     return cut
+
+
+class Watchdog:
+    """Calls `on_idle` after `idle_s` without a send, `on_stalled` once a send takes `stalled_s`."""
+
+    def __init__(
+        self,
+        idle_s: float | None,
+        stalled_s: float,
+        *,
+        on_idle: Callable[[], None],
+        on_stalled: Callable[[], None],
+    ) -> None:
+        self.stalled = False
+        self._idle_s, self._stalled_s = idle_s, stalled_s
+        self._on_idle, self._on_stalled = on_idle, on_stalled
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = self._loop.time()
+        self._sending_since: float | None = None
+        self._timer = self._loop.call_later(self._round(), self._look)
+
+    def sending(self) -> None:
+        """A send begins."""
+        self._sending_since = self._loop.time()
+
+    def sent(self) -> None:
+        """The send is done."""
+        self._sent_at = self._loop.time()
+        self._sending_since = None
+
+    def idle(self) -> bool:
+        """Whether nothing was sent for so long that a ping is due."""
+        return self._idle_s is not None and self._loop.time() - self._sent_at >= self._idle_s
+
+    def stop(self) -> None:
+        """End the timer."""
+        self._timer.cancel()
+
+    def _round(self) -> float:
+        return min(self._idle_s or self._stalled_s, self._stalled_s)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        due = now + self._round()
+        if self._sending_since is not None:
+            due = min(due, self._sending_since + self._stalled_s)
+            if due <= now:
+                self.stalled = True
+                self._on_stalled()
+                return
+        elif self._idle_s is not None:
+            due = min(due, self._sent_at + self._idle_s)
+            if due <= now:
+                self._on_idle()
+                due = now + self._round()
+        self._timer = self._loop.call_at(due, self._look)

@@ -1,4 +1,7 @@
-"""`/tasks`: a run under the name of a task, for typed work of a project; and what types there are."""
+"""The shapes of task types and of what clients of tasks and operations send and get.
+
+`/tasks`: a run under the name of a task, for typed work of a project; and what types there are.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,52 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
+from pydantic import BaseModel
 
+from app.plan.run_fields import RunFields
+from app.plan.task_values import Kind, Param, TaskType
+from app.routes.auth import CurrentServices, CurrentUser, OwnRun
 from app.routes.body import documents, json_body
-from app.routes.deps import CurrentServices, CurrentUser, OwnRun
-from app.routes.schemas import NewTask, RunFields, TaskView
-from app.routes.submit import submit
-from app.routes.task_schemas import TaskTypeList
+from app.routes.schemas import NewTask, TaskView
 from app.routes.views import answer, run_view
-from app.tasks.declarations import Param, TaskType
+from app.runs.submit import submit
+
+
+class ParamView(BaseModel):
+    """One parameter of a task type."""
+
+    type: Kind
+    help: str
+    required: bool
+    default: Any
+    choices: list[Any] | None
+    min: float | None
+    max: float | None
+
+
+class CommandView(BaseModel):
+    """One command of a task type."""
+
+    help: str
+    params: dict[str, ParamView]
+
+
+class TaskTypeView(BaseModel):
+    """A task type: what `type`, `command` and `params` may be."""
+
+    type: str
+    help: str
+    timeout_s: float | None
+    params: dict[str, ParamView]
+    commands: dict[str, CommandView]
+
+
+class TaskTypeList(BaseModel):
+    """Every task type that is declared."""
+
+    items: list[TaskTypeView]
+    next: None = None
+
 
 router = APIRouter(tags=["tasks"])
 

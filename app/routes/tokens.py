@@ -6,13 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from app.clock import now_us
-from app.errors import NotFound, StorageError
+from app.core.clock import now_us
+from app.core.errors import NotFound, StorageError
+from app.core.telemetry import get_logger
+from app.routes.auth import Admin, CurrentServices
 from app.routes.body import documents, json_body
-from app.routes.deps import Admin, CurrentServices
 from app.routes.schemas import NewToken, TokenList, TokenMade
 from app.routes.views import answer, token_view
-from app.telemetry import get_logger
 
 _log = get_logger(__name__)
 router = APIRouter(prefix="/v1/tokens", tags=["tokens"])

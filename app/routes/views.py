@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 from fastapi import Response
 
+from app.core.clock import format_ts
+from app.core.models import Run, StepRecord
 from app.db.token_store import Token
-from app.models import Run, StepRecord, format_ts
 
 
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -1,16 +1,42 @@
-"""How far the webhook of a run has come."""
+"""The shapes of what is told about webhooks.
+
+How far the webhook of a run has come.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
 
+from app.core.errors import NotFound
 from app.db.webhook_store import Delivery
-from app.errors import NotFound
-from app.routes.deps import CurrentServices, OwnRun
+from app.routes.auth import CurrentServices, OwnRun
 from app.routes.views import answer, moment
-from app.routes.webhook_schemas import WebhookView
+
+
+class WebhookTry(BaseModel):
+    """One try to deliver a webhook."""
+
+    at: str
+    status: int | None = Field(description="The HTTP status; null: there was no answer.")
+    error: str | None
+    ms: int
+
+
+class WebhookView(BaseModel):
+    """How far the webhook of a run has come."""
+
+    url: str
+    status: Literal["waiting", "pending", "delivered", "failed"] = Field(
+        description="`waiting`: the run has not ended; `failed`: given up."
+    )
+    attempts: int
+    next_at: str | None
+    delivered_at: str | None
+    tries: list[WebhookTry] = Field(description="The last 20.")
+
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 

@@ -17,7 +17,7 @@ from typing import IO, TypeVar, TypeVarTuple, cast
 
 import anyio.to_thread
 
-from app.errors import Conflict, NotFound, Unprocessable
+from app.core.errors import Conflict, NotFound, Unprocessable
 from app.storage.threads import finish
 from app.storage.workspace import FileInfo, Workspace
 

@@ -15,15 +15,24 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
 from pathlib import Path
 
-from app.errors import Conflict, NotFound, StorageError, TailrunError, TooLarge, Unprocessable
-from app.paths import InvalidPath, normalise, normalise_prefix, private_key, run_key
-from app.storage.budget import Budget, file_in_the_way, folder_in_the_way
-from app.storage.checkout import checked_out
-from app.storage.pieces import PIECE, merged
+from app.core.errors import Conflict, NotFound, StorageError, TailrunError, TooLarge, Unprocessable
+from app.core.names import InvalidPath, normalise, normalise_prefix, private_key, run_key
 from app.storage.scratch import Scratch, purge
 from app.storage.threads import Threads
 from app.storage.tree import Found, Snapshot, is_link, open_file, opened_folder, remove_empty, snapshot
-from app.storage.workspace import UNLIMITED, Checkout, FileInfo, Limits, Workspace
+from app.storage.workspace import (
+    PIECE,
+    UNLIMITED,
+    Budget,
+    Checkout,
+    FileInfo,
+    Limits,
+    Workspace,
+    checked_out,
+    file_in_the_way,
+    folder_in_the_way,
+    merged,
+)
 
 _STRIPES = 64
 _FOLDER = "the run's folder"

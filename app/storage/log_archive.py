@@ -16,9 +16,9 @@ from dataclasses import astuple, dataclass
 import orjson
 import zstandard
 
-from app.errors import StorageError
-from app.log_filter import BlockSummary, LogFilter
-from app.models import Event, EventType
+from app.core.errors import StorageError
+from app.core.events import Event, EventType
+from app.core.log_filter import BlockSummary, LogFilter
 from app.storage.workspace import Workspace
 
 ARCHIVE_NAME = "log.ndjson.zst"

@@ -16,7 +16,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from app.errors import NotFound, StorageError
+from app.core.errors import NotFound, StorageError
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import IO
 
-from app.clock import now_us
-from app.errors import NotFound
+from app.core.clock import now_us
+from app.core.errors import NotFound
 from app.storage.s3_bucket import Content, Object
 from app.storage.s3_workspace import S3Workspaces
 from app.storage.staging import Collected, Offer, UploadMissing, UploadRefused, checked_key

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Generator
 from pathlib import Path
 
-from app.private_files import private_folder
+from app.core.private_files import private_folder
 
 _ALIVE = ".alive"
 

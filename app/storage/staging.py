@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from app.errors import TailrunError, Unprocessable
+from app.core.errors import TailrunError, Unprocessable
 from app.storage.workspace import FileInfo, Workspace
 
 KEY = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -83,7 +83,7 @@ class Collected:
 class Staging(Protocol):
     """Stages files for tool pods; `key` names one pod (`KEY`), `Unprocessable` for any other shape.
 
-    Every method raises `app.errors.StorageError` while the store can't be reached or its disk
+    Every method raises `app.core.errors.StorageError` while the store can't be reached or its disk
     is full.
     """
 

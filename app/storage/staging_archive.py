@@ -18,9 +18,9 @@ from typing import IO, Any
 
 import orjson
 
-from app.errors import Conflict, StorageError, TailrunError, TooLarge, Unprocessable
-from app.paths import is_normal, normalise
-from app.private_files import private_folder
+from app.core.errors import Conflict, StorageError, TailrunError, TooLarge, Unprocessable
+from app.core.names import is_normal, normalise
+from app.core.private_files import private_folder
 from app.storage.scratch import Scratch, purge
 from app.storage.staging import Collected, UploadRefused
 from app.storage.threads import Threads

@@ -4,17 +4,23 @@ Storage blocks (disks, boto3), so it runs in threads with a limit of its own. A 
 can't be cancelled: if its caller went on, file descriptors would be closed and temporary
 folders removed under a thread that still writes. So a call always waits for its thread,
 also when its task is cancelled, and lets the cancellation go on afterwards.
+
+Many blocking transfers at once, with one outcome: all done, or the first error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple
 
 import anyio
 import anyio.to_thread
+
+from app.core.errors import StorageError, TailrunError
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -79,3 +85,37 @@ class Threads:
 
     async def _in_thread(self, call: Callable[[*Args], T], *args: *Args) -> T:
         return await anyio.to_thread.run_sync(call, *args, limiter=self._limiter)
+
+
+Item = TypeVar("Item")
+
+
+def each(
+    pool: Executor,
+    move: Callable[[Item], None],
+    items: Iterable[Item],
+    stop: threading.Event | None = None,
+) -> None:
+    """Call `move` for all items in `pool`.
+
+    The first error, or `stop` set from outside, keeps the rest from starting; the error is
+    raised when no thread is at work any more.
+    """
+    stop = stop or threading.Event()
+
+    def one(item: Item) -> BaseException | None:
+        if stop.is_set():
+            return None
+        try:
+            move(item)
+        except (TailrunError, StorageError) as error:
+            stop.set()
+            return error
+        except OSError as error:
+            stop.set()
+            return StorageError(f"A file could not be brought over: {error.strerror}.")
+        return None
+
+    for error in list(pool.map(one, items)):
+        if error is not None:
+            raise error

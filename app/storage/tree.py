@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from app.paths import InvalidPath, is_normal
-from app.private_files import private_folder
+from app.core.names import InvalidPath, is_normal
+from app.core.private_files import private_folder
 from app.storage.workspace import FileInfo
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -2,15 +2,33 @@
 
 `LocalWorkspaces` keeps them in a directory, `S3Workspaces` in any S3-compatible store;
 one conformance suite holds both to this protocol.
+
+The limits of one workspace, applied to a listing of it: what still fits, and where.
+
+Both stores ask the same questions before they keep a file, so the answers (and their
+messages) are here: is the file too big, is the run's room used up, are there too many
+files, is a folder in the way.
+
+The end of a checkout: what a tool did is written back, however the tool ended.
+
+A tool that failed, timed out or was cancelled has often made the very files that explain
+it, so the end of a checkout runs to its end also for a cancelled task.
+
+The size in which file content moves: large enough that threads pay, small enough for many readers.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from app.core.errors import Conflict, LostOwnership, StorageError, TailrunError, TooLarge
+from app.core.names import parents
+from app.storage.threads import finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +71,10 @@ UNLIMITED = Limits(2**62, 2**62, 2**31)
 class Workspace(Protocol):
     """The files of one run. Paths are relative and normalised by `normalise`.
 
-    Every method raises `app.errors.Unprocessable` (code `invalid_path`) for a path that is
+    Every method raises `app.core.errors.Unprocessable` (code `invalid_path`) for a path that is
     empty, absolute, leaves the workspace, passes through a link or holds NUL;
     `NotFound` where there is no such file; `TooLarge` over a limit; `Conflict` where a file
-    is to stand in the place of a folder or inside of a file; `app.errors.StorageError` while
+    is to stand in the place of a folder or inside of a file; `app.core.errors.StorageError` while
     the store can't be reached or its disk is full.
     """
 
@@ -92,7 +110,7 @@ class Workspace(Protocol):
 
         A file over a limit is not counted as changed (nor uploaded); the rest is, and then the
         end raises `TooLarge` naming it, unless the body raised: then its error has a note.
-        When the body raises `app.errors.LostOwnership`, nothing is written back.
+        When the body raises `app.core.errors.LostOwnership`, nothing is written back.
         """
         ...
 
@@ -128,3 +146,114 @@ class Workspaces(Protocol):
     async def close(self) -> None:
         """Let go of connections and threads."""
         ...
+
+
+class Budget:
+    """What a workspace holds, and what may still go into it. Sizes in bytes."""
+
+    def __init__(self, limits: Limits, files: Iterable[FileInfo]) -> None:
+        self._limits = limits
+        self._sizes = {file.path: file.size for file in files}
+        self._total = sum(self._sizes.values())
+        self._folders = {folder for path in self._sizes for folder in parents(path)}
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._sizes
+
+    def room(self, path: str) -> int:
+        """Return how large the file at `path` may be.
+
+        Raises:
+            TooLarge: it would be one file too many, or the run's room is used up.
+            Conflict: `path` is a folder, or one of its folders is a file.
+        """
+        self._check_place(path)
+        if path not in self._sizes and len(self._sizes) >= self._limits.files:
+            raise TooLarge(
+                f"{path}: a run keeps at most {self._limits.files} files (WORKSPACE_MAX_FILES); "
+                "delete some, or pack them into one."
+            )
+        left = self._limits.total_bytes - self._total + self._sizes.get(path, 0)
+        return max(0, min(self._limits.file_bytes, left))
+
+    def take(self, path: str, size: int) -> None:
+        """Count a file of `size` bytes as kept at `path`; raises as `room`, and if it is too big."""
+        room = self.room(path)
+        if size > room:
+            raise self.too_large(path, room)
+        self._total += size - self._sizes.get(path, 0)
+        self._sizes[path] = size
+        self._folders.update(parents(path))
+
+    def release(self, paths: Iterable[str]) -> None:
+        """Count the files at `paths` as removed."""
+        self._total -= sum(self._sizes.pop(path, 0) for path in paths)
+        self._folders = {folder for kept in self._sizes for folder in parents(kept)}
+
+    def too_large(self, path: str, room: int) -> TooLarge:
+        """Return the error of a file that does not fit into its `room`."""
+        if room == self._limits.file_bytes:
+            limit = f"{room} bytes for one file (FILE_MAX_BYTES)"
+        else:
+            limit = f"{self._limits.total_bytes} bytes for all files of a run (WORKSPACE_MAX_BYTES)"
+        return TooLarge(f"{path}: over the limit of {limit}.")
+
+    def _check_place(self, path: str) -> None:
+        if path in self._folders:
+            raise folder_in_the_way(path)
+        for folder in parents(path):
+            if folder in self._sizes:
+                raise file_in_the_way(path, folder)
+
+
+def folder_in_the_way(path: str) -> Conflict:
+    """Return the error of a file that is to stand where a folder is."""
+    return Conflict(f"{path} is a folder; choose another name, or delete what is in it.")
+
+
+def file_in_the_way(path: str, folder: str) -> Conflict:
+    """Return the error of a path that leads through a file."""
+    return Conflict(f"{folder} is a file, so {path} can't be inside it.")
+
+
+@contextlib.asynccontextmanager
+async def checked_out(
+    checkout: Checkout,
+    write_back: Callable[[], Coroutine[Any, Any, None]],
+) -> AsyncGenerator[None]:
+    """Run the body, then `write_back`; the body's own error goes first, with a note.
+
+    Only `LostOwnership` writes nothing back: the files are somebody else's by now.
+    """
+    try:
+        yield
+    except LostOwnership:
+        raise
+    except BaseException as failure:
+        try:
+            await finish(write_back())
+        except (TailrunError, StorageError) as error:
+            failure.add_note(f"Not all files in {checkout.path} were kept: {error}")
+        raise
+    else:
+        await finish(write_back())
+
+
+PIECE = 256 * 1024
+"""Bytes read, written or sent at a time."""
+
+
+async def merged(content: AsyncIterator[bytes] | bytes) -> AsyncIterator[bytes]:
+    """Yield the same bytes in pieces of about `PIECE`; a network gives far smaller ones."""
+    if isinstance(content, bytes):
+        yield content
+        return
+    waiting, size = list[bytes](), 0
+    async for piece in content:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= PIECE:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield b"".join(waiting)

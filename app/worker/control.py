@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 import orjson
 import structlog
 
-from app.errors import StorageError
-from app.execution.executor import StopReason
-from app.redis.signals import Signals
+from app.core.errors import StorageError
+from app.redis.subscriber import Signals
 from app.worker.in_flight import InFlight
+from tailrun.process.stop import StopReason
 
 REREAD_EVERY_S = 2.0
 _RETRY_S = 1.0

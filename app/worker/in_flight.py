@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from app.execution.executor import StopReason, StopToken
-from app.models import Run
+from app.core.models import Run
+from tailrun.process.stop import StopReason, StopToken
 
 
 @dataclass(frozen=True, slots=True)

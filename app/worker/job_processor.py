@@ -3,6 +3,8 @@
 Whatever happens inside, an attempt ends in exactly one of these ways: it succeeded, failed
 for good, failed and comes back, was given back because the worker goes, or was lost to
 another owner. Only the last writes nothing.
+
+How an attempt's end becomes the run's next state. Pure, but for the dice that it is given.
 """
 
 from __future__ import annotations
@@ -19,23 +21,26 @@ from app.agent.supervisor import Drained, supervise
 from app.agent.tools.router import ToolRouter
 from app.agent.tools.task import TaskProgram, prepare
 from app.config import Settings
+from app.core.clock import format_ts
+from app.core.errors import LostOwnership, StorageError, TailrunError
+from app.core.events import EventType
+from app.core.models import Fence, Run, RunKind, RunStatus, StepRecord
+from app.core.periodic import Backoff
+from app.core.telemetry import ATTEMPTS, FAILURES, MASK_LOG, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
 from app.db.run_store import Outcome, RunStore
-from app.errors import ErrorCode, LostOwnership, RunFailure, StorageError, TailrunError
-from app.execution.executor import Executor, StopReason, StopToken
-from app.models import EventType, Fence, Level, Run, RunKind, RunStatus, StepRecord, format_ts
-from app.projects import DEFAULT
+from app.execution.executor import Executor
+from app.plan.projects import DEFAULT
+from app.plan.task_types import TaskTypes
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
 from app.storage.workspace import Workspaces
-from app.tasks.types import TaskTypes
-from app.telemetry import ATTEMPTS, FAILURES, MASK_LOG, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
-from app.worker import outcome
+from app.stream.writer import LogPolicy, LogWriter
 from app.worker.in_flight import Attempt
 from app.worker.job_queue import JobQueue
-from app.worker.log_writer import LogPolicy, LogWriter
-from app.worker.outcome import Backoff
-from app.worker.project_source import ProjectSource
-from app.worker.secrets import Secrets
+from app.worker.project_source import ProjectSource, Secrets
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Level
+from tailrun.process.stop import StopReason, StopToken
 
 _STOP_MARGIN_S = 5.0
 _BREAK_OFF_S = 3.0
@@ -191,9 +196,9 @@ class JobProcessor:
         run, now = self._run, self._bench.clock()
         if isinstance(result, RunFailure):
             FAILURES.labels(result.code).inc()
-            end = outcome.failed(run, result, now, self._bench.backoff)
+            end = failed(run, result, now, self._bench.backoff)
         else:
-            end = outcome.given_back() if isinstance(result, Drained) else outcome.succeeded(result)
+            end = given_back() if isinstance(result, Drained) else succeeded(result)
         cancel_requested = await self._write(end)
         ATTEMPTS.labels(end.status).inc()
         self._log_end(end)
@@ -216,7 +221,7 @@ class JobProcessor:
     async def _let_go(self, end: Outcome, result: Any, *, cancel_requested: bool) -> None:
         queue, run, entry = self._bench.queue, self._run, self._attempt.entry
         if end.status.terminal:
-            reason = outcome.dead_reason(run, result, end) if isinstance(result, RunFailure) else None
+            reason = dead_reason(run, result, end) if isinstance(result, RunFailure) else None
             if reason is None:
                 queue.ack(entry)
             else:
@@ -236,3 +241,35 @@ class JobProcessor:
 
     def _about(self) -> dict[str, Any]:
         return {"run_id": self._run.run_id, "attempt": self._run.attempt}
+
+
+_STATUS = {ErrorCode.CANCELLED: RunStatus.CANCELLED, ErrorCode.TIMEOUT: RunStatus.TIMED_OUT}
+
+
+def succeeded(exit_code: int | None) -> Outcome:
+    """All steps done."""
+    return Outcome(RunStatus.SUCCEEDED, exit_code=exit_code)
+
+
+def given_back() -> Outcome:
+    """The worker is going away; the run goes on elsewhere, and nothing is counted."""
+    return Outcome(RunStatus.QUEUED)
+
+
+def failed(run: Run, failure: RunFailure, now: int, backoff: Backoff) -> Outcome:
+    """Try again later where the failure allows it and tries are left; else end the run."""
+    error = failure.as_dict()
+    if failure.retried_by(run.retry_on) and run.retries + 1 < run.max_attempts:
+        due = now + backoff.delay_us(run.retries)
+        return Outcome(RunStatus.QUEUED, failure.exit_code, error, next_attempt_at=due, counts_retry=True)
+    status = _STATUS.get(failure.code, RunStatus.FAILED)
+    return Outcome(status, failure.exit_code, error)
+
+
+def dead_reason(run: Run, failure: RunFailure, outcome: Outcome) -> str | None:
+    """Why the run's entry belongs into the dead letters; None if it does not."""
+    if outcome.status not in {RunStatus.FAILED, RunStatus.TIMED_OUT}:
+        return None
+    if failure.code is ErrorCode.WORKER_LOST and not failure.retried:
+        return "poison"
+    return "retries_exhausted" if failure.retried_by(run.retry_on) else None

@@ -15,15 +15,16 @@ from typing import Any
 
 import structlog
 
+from app.core.errors import StorageError
+from app.core.models import Job, Run, RunStatus
+from app.core.telemetry import DEAD_LETTERS, REDELIVERIES
 from app.db.run_store import RunStore
-from app.errors import ErrorCode, RunFailure, StorageError
-from app.models import Job, Run, RunStatus
 from app.redis.claims import Claim, Claims
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue, delayed_job, run_id_of
-from app.telemetry import DEAD_LETTERS, REDELIVERIES
+from app.runs.take_over import Verdict, alone_from, judge, redelivered
 from app.worker.in_flight import InFlight
-from app.worker.take_over import Verdict, alone_from, judge, redelivered
+from tailrun.process.errors import ErrorCode, RunFailure
 
 log = structlog.get_logger()
 

@@ -3,7 +3,7 @@
 A thread with its own connection, so that a step that burns CPU on the event loop cannot
 starve it. It also watches the loop: one that has not answered for 30 s is wedged, its
 worker does nothing but keep others from its runs, so the process ends. Where something holds
-the GIL this thread stands still too, the lease runs out, and `app.loop_guard` ends the process.
+the GIL this thread stands still too, the lease runs out, and `app.core.loop_guard` ends the process.
 It ends as well when this thread breaks (no memory is left, say): a worker without a lease would
 go on with runs that others take.
 """
@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from app.errors import StorageError
+from app.core.errors import StorageError
 from app.redis.lease import LeaseClient
 
 RENEW_EVERY_S = 1.0

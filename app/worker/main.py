@@ -18,18 +18,18 @@ from contextlib import asynccontextmanager
 import structlog
 
 from app.config import Settings
+from app.core.loop_guard import answering
+from app.core.telemetry import MASK_LOG, configure_logging, log_the_unexpected
 from app.execution.executor import CannotRun
-from app.loop_guard import answering
+from app.plan.task_types import BadTasksFile
 from app.redis.address import BadAddress, RedisAddress
 from app.redis.lease import LeaseClient
-from app.tasks.file import BadTasksFile
-from app.telemetry import MASK_LOG, configure_logging, log_the_unexpected
 from app.worker.control import Control
 from app.worker.health import HealthServer
 from app.worker.lease import Lease
 from app.worker.ownership import Ownership, Watch
-from app.worker.parts import Parts, Periodic
 from app.worker.slots import Slots
+from app.worker.wiring import Parts, Periodic
 
 log = structlog.get_logger()
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 import structlog
 
+from app.core.errors import StorageError
+from app.core.models import Run, RunStatus
 from app.db.run_store import Owner, RunStore
-from app.errors import StorageError
-from app.execution.executor import StopReason
-from app.models import Run, RunStatus
 from app.redis.clients import BLOCK_S
 from app.worker.in_flight import Attempt, InFlight
 from app.worker.job_queue import JobQueue
+from tailrun.process.stop import StopReason
 
 STRANGER_AFTER_S = BLOCK_S + 2 + 1
 """An unknown entry is a stranger after the longest block, its socket timeout and a margin, in seconds."""

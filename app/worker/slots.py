@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 
 import structlog
 
-from app.errors import StorageError
-from app.execution.executor import StopReason
-from app.models import Run
-from app.telemetry import SLOTS_BUSY
+from app.core.errors import StorageError
+from app.core.models import Run
+from app.core.telemetry import SLOTS_BUSY
+from app.worker.health import Readiness
 from app.worker.in_flight import Attempt, InFlight
 from app.worker.job_processor import Bench, JobProcessor
 from app.worker.job_queue import Claimed
-from app.worker.readiness import Readiness
 from app.worker.resources import FRESH_S, Resources
+from tailrun.process.stop import StopReason
 
 _FEW, _GATHER_S = 3, 0.002
 """While more runs wait, a third of the slots is claimed for at once, if it comes free within 2 ms."""

@@ -107,8 +107,8 @@ class Tailrun:
 
     async def send(self, lines: list[str]) -> None:
         """Publish some lines in one call."""
-        from app.line_batch import LineBatch  # noqa: PLC0415
-        from app.models import Line, Stream  # noqa: PLC0415
+        from app.core.events import LineBatch  # noqa: PLC0415
+        from tailrun.process.lines import Line, Stream  # noqa: PLC0415
 
         printed = [Line(Stream.STDOUT, text) for text in lines]
         batch = LineBatch(self._seq + 1, time.time_ns() // 1000, self._run_id, 1, "s1", printed)

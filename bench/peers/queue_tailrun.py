@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from queue_agent import Tally, orders, produce, work
 
 from app.config import Settings
-from app.models import Job
+from app.core.models import Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
 from app.redis.lease import LeaseClient

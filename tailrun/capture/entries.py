@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from app.models import Level, Stream
+from tailrun.process.lines import Level, Stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,16 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.errors import RunFailure
-from app.execution.direct import DirectCommand, inherited_env, run_direct
-from app.execution.executor import StopReason, StopToken, ToolResult
-from app.execution.undisturbed import to_the_end
-from app.models import Level, Line, Stream
 from tailrun.capture.cancellation import CancellationToken, StopSignal
 from tailrun.capture.output_capture import OutputCapture
+from tailrun.capture.process import DirectCommand, inherited_env, run_direct
 from tailrun.capture.registry import RunRegistry, RunStatus
 from tailrun.capture.resources import ResourceManager
 from tailrun.errors import TailrunError
+from tailrun.process.aio import to_the_end
+from tailrun.process.errors import RunFailure
+from tailrun.process.lines import Level, Line, Stream
+from tailrun.process.stop import ProcessResult, StopReason, StopToken
 
 _PYTHON = frozenset({".py", ".pyw", ".pyz"})
 
@@ -62,7 +62,7 @@ async def execute_long_running_task(
     if registry is not None:
         registry.get_run(run_id)
     output_capture.open_run(run_id)
-    running: asyncio.Task[ToolResult] | None = None
+    running: asyncio.Task[ProcessResult] | None = None
     error: BaseException | None = None
     try:
         async with resources.place() if resources is not None else contextlib.nullcontext():
@@ -135,7 +135,7 @@ def _obeying(token: CancellationToken | None, stop: StopToken) -> Generator[None
         forget()
 
 
-def _exit_code(result: ToolResult, timeout_s: float | None) -> int:
+def _exit_code(result: ProcessResult, timeout_s: float | None) -> int:
     if result.stopped is StopReason.TIMEOUT:
         raise TimeoutError(f"stopped at its timeout_s of {timeout_s:g} s")
     if result.stopped is StopReason.CANCEL:
@@ -143,7 +143,7 @@ def _exit_code(result: ToolResult, timeout_s: float | None) -> int:
     return result.exit_code or 0
 
 
-def _code_of(running: asyncio.Task[ToolResult] | None) -> int | None:
+def _code_of(running: asyncio.Task[ProcessResult] | None) -> int | None:
     if running is None or not running.done() or running.cancelled() or running.exception() is not None:
         return None
     return running.result().exit_code

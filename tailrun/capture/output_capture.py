@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.execution.levels import level_of
-from app.models import Level, Line, Stream
 from tailrun.capture.entries import LogEntry
 from tailrun.capture.log_file import LogFile
 from tailrun.capture.run_output import RunOutput
+from tailrun.process.levels import level_of
+from tailrun.process.lines import Level, Line, Stream
 
 _MOST_CHARS = 64_000_000
 

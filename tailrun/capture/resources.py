@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from app.execution.machine import Need, lacks
 from tailrun.errors import TailrunError
+from tailrun.process.host import Need, lacks
 
 
 class ResourceLimitException(TailrunError):

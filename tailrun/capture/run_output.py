@@ -15,9 +15,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from app.models import Level, Stream
 from tailrun.capture.entries import LogEntry
 from tailrun.capture.log_file import LogFile
+from tailrun.process.lines import Level, Stream
 
 _AT_ONCE = 500
 """Entries that a follower takes under the lock at a time."""

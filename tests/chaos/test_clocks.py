@@ -10,7 +10,7 @@ import pytest
 from servers import free_port
 from stack import ENTRY, Process, Stack, shell, wait_for
 
-from app.models import parse_ts
+from app.core.clock import parse_ts
 
 HOUR_S = 3600
 _SHIFTED = (

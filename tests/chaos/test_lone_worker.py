@@ -14,7 +14,7 @@ import redis
 from stack import Stack, shell, wait_for
 from up_process import Up
 
-from app.models import parse_ts
+from app.core.clock import parse_ts
 
 TICKS = 'for i in $(seq 1 {n}); do echo "tick $i"; sleep 0.2; done'
 LEASE_S = 5

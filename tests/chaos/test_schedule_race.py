@@ -15,9 +15,9 @@ import redis
 from sqlalchemy import text
 from stack import Stack, wait_for
 
+from app.core.clock import format_ts, parse_ts
+from app.core.errors import StorageError
 from app.db.engine import Database
-from app.errors import StorageError
-from app.models import format_ts, parse_ts
 
 TICKS = 20
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from chart import CHART, SCENARIOS, TOOLS, Object, changed, containers, scenario
 
-from app.address_ranges import BLOCKED_4, BLOCKED_6
 from app.config import Settings
+from app.core.address_ranges import BLOCKED_4, BLOCKED_6
 from app.k8s import spec
-from app.k8s.access import NEEDED
+from app.k8s.executor import NEEDED
 from app.k8s.profile import image_pattern
 
 VOLUMES = {
@@ -172,7 +172,7 @@ def allowed(policy: Object, address: str, port: int) -> bool:
 
 
 def test_the_chart_closes_what_webhooks_do_not_go_to() -> None:
-    """One list, app/address_ranges.py."""
+    """One list, app/core/address_ranges.py."""
     network = yaml.safe_load((CHART / "values.yaml").read_text())["tools"]["network"]
     assert network["blockedRanges"] == [str(each) for each in BLOCKED_4]
     assert network["blockedRanges6"] == [str(each) for each in BLOCKED_6]

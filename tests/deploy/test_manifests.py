@@ -16,7 +16,7 @@ import yaml
 from chart import CHART, ROOT, Object, containers, helm
 from inline_snapshot import snapshot
 
-from app import VERSION
+from tailrun import VERSION
 
 KUSTOMIZATIONS = ("base", "overlays/dev", "overlays/prod")
 

@@ -16,7 +16,7 @@ from image_builder import BASE, ImageBuilder, enter, size_mb
 from servers import RedisServer, free_port
 from stack import wait_for
 
-from app import VERSION
+from tailrun import VERSION
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(1200)]
 

@@ -16,10 +16,11 @@ from typing import cast
 
 import pytest
 
-from app.errors import ErrorCode, RunFailure
-from app.execution.executor import Executor, StopReason, StopToken, ToolResult, ToolRun
-from app.models import Line, Stream
+from app.execution.executor import Executor, ToolResult, ToolRun
 from app.storage.workspace import Checkout, Workspace
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Line, Stream
+from tailrun.process.stop import StopReason, StopToken
 
 Alive = Callable[[str], list[object]]
 

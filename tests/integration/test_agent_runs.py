@@ -11,8 +11,10 @@ from agent_place import Place, open_place
 
 from app.agent.planner import NO_MODEL, plan
 from app.agent.supervisor import Drained, supervise
-from app.execution.executor import StopReason, StopToken
-from app.models import EventType, Level, StepStatus
+from app.core.events import EventType
+from app.core.models import StepStatus
+from tailrun.process.lines import Level
+from tailrun.process.stop import StopReason, StopToken
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from api_server import TOKEN, Api, error_of, serving, settings_for
 from servers import RedisServer
 
-from app.models import parse_ts
-from app.routes import deps
+from app.core.clock import parse_ts
+from app.routes import auth
 
 PROMPT = {"prompt": "x"}
 RUN_ROUTES = [
@@ -144,7 +144,7 @@ def test_a_stream_token_expires(api: Api, monkeypatch: pytest.MonkeyPatch) -> No
     expires_at = parse_ts(made["expires_at"])
     url = made["url"] + "&follow=0"
     for now, status in ((expires_at - 1, 200), (expires_at, 401)):
-        monkeypatch.setattr(deps, "now_us", lambda now=now: now)
+        monkeypatch.setattr(auth, "now_us", lambda now=now: now)
         response = api.client().get(url)
         assert response.status_code == status
     assert error_of(response) == (401, "unauthorized")

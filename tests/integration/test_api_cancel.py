@@ -10,10 +10,12 @@ import pytest
 from api_server import Api, serving, settings_for
 from servers import RedisServer
 
+from app.core.events import Event, EventType
+from app.core.models import Fence, RunStatus
 from app.db.run_store import Batch, Outcome, RunStore
-from app.models import Event, EventType, Fence, Level, RunStatus, Stream
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
+from tailrun.process.lines import Level, Stream
 
 PROMPT = {"prompt": "x"}
 WORKER = "w1"

@@ -13,8 +13,9 @@ import pytest
 from api_server import Api, error_of, serving, settings_for
 from servers import RedisServer
 
+from app.core.events import Event, EventType
+from app.core.models import Fence, RunStatus
 from app.db.run_store import Batch, Outcome, RunStore
-from app.models import Event, EventType, Fence, RunStatus
 
 PROMPT = {"prompt": "x"}
 

@@ -10,7 +10,7 @@ import pytest
 from api_server import Api, error_of, serving, settings_for
 from servers import RedisServer
 
-from app.models import parse_ts
+from app.core.clock import parse_ts
 
 NIGHTLY = {"cron": "30 2 * * *", "timezone": "Europe/Zurich", "run": {"argv": ["true"]}}
 

@@ -28,14 +28,13 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.token_store import TokenStore
 from app.main import create_app
-from app.routes import watch
-from app.storage.api_staging import TOKEN_HEADER
+from app.routes import websocket
+from app.storage.api_staging import TOKEN_HEADER, Way
 from app.storage.factory import staged_files
-from app.storage.staged_files import Way
 
 DOCUMENT: dict[str, Any] = create_app(Settings()).openapi()
 OPERATIONS = {f"{m.upper()} {path}": one for path, ms in DOCUMENT["paths"].items() for m, one in ms.items()}
-SOCKETS = [f"WS {route.path}" for route in watch.router.routes if isinstance(route, WebSocketRoute)]
+SOCKETS = [f"WS {route.path}" for route in websocket.router.routes if isinstance(route, WebSocketRoute)]
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
 PROJECTS_TOKEN = "token-of-the-service-of-projects"
 KEY = "tool-00000000000000aa"

@@ -11,10 +11,10 @@ from api_server import Api, error_of, serving, settings_for
 from db_world import NOW, ended, new_run, running
 from servers import RedisServer
 
+from app.core.errors import TooManyRequests
 from app.db.engine import Database
 from app.db.run_store import RunStore
-from app.errors import TooManyRequests
-from app.routes.backlog import FRESH_S, Backlog
+from app.runs.backlog import FRESH_S, Backlog
 
 PROMPT = {"prompt": "x"}
 

@@ -19,11 +19,11 @@ from servers import free_port
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from app.core.errors import StorageError
 from app.db import connect
 from app.db.engine import Database
 from app.db.migrate import is_current, migrate
 from app.db.run_store import Batch, RunStore
-from app.errors import StorageError
 
 
 @pytest.fixture

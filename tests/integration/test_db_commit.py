@@ -8,13 +8,14 @@ import pytest
 from db_world import NOW, ended, line, lines, running, snapshot, step
 from sqlalchemy import text
 
-from app.db.clean import clean_or_none
+from app.core.errors import LostOwnership
+from app.core.events import Event, EventType, LineBatch
+from app.core.models import Fence, RunStatus, StepStatus
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.run_store import Batch, Cut, Outcome, RunStore
-from app.errors import LostOwnership
-from app.line_batch import LineBatch
-from app.models import Event, EventType, Fence, Level, Line, RunStatus, StepStatus, Stream
+from app.db.text import clean_or_none
+from tailrun.process.lines import Level, Line, Stream
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from collections import Counter
 
 from db_world import NOW, ended, lines, new_run, running
 
+from app.core.errors import Conflict, LostOwnership
+from app.core.models import RunStatus
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.run_store import Batch, RunStore
-from app.errors import Conflict, LostOwnership
-from app.models import RunStatus
 
 ROUNDS = 20
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 from db_world import NOW, ended, line, lines, new_run, running, snapshot
 
+from app.core.errors import Conflict, InvalidRequest, NotFound
+from app.core.events import Event, EventType
+from app.core.models import Fence, RunKind, RunStatus
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.run_queries import OpenRun
 from app.db.run_store import Batch, Outcome, RunStore
-from app.errors import Conflict, InvalidRequest, NotFound
-from app.models import Event, EventType, Fence, RunKind, RunStatus
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from db_world import NOW, end, line, running
 
+from app.core.events import Event, EventType
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.run_store import Batch, RunStore
-from app.models import Event, EventType, Level, Stream
+from tailrun.process.lines import Level, Stream
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from agent_place import Place, open_place
 
-from app.errors import ErrorCode, NotFound, StorageError
-from app.execution.executor import StopReason
-from app.models import Level
+from app.core.errors import NotFound, StorageError
+from tailrun.process.errors import ErrorCode
+from tailrun.process.lines import Level
+from tailrun.process.stop import StopReason
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ import pytest
 from executor_conformance import IGNORES_SIGTERM, Recorder, ended, shell, stopped_at, tool
 from local_tools import beating, executor_at, programs_of, wait_for
 
-from app.errors import ErrorCode, RunFailure
-from app.execution import guard
-from app.execution.executor import StopReason, StopToken
-from app.execution.guarded import Guarded, Request
+from app.execution.guard_client import Guarded, Request
 from app.execution.process import LocalExecutor
-from app.models import Stream
+from tailrun.process import guard
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Stream
+from tailrun.process.stop import StopReason, StopToken
 
 DOUBLE_FORK = """
 import os, signal, sys, time

@@ -18,14 +18,15 @@ from servers import RedisServer
 from websockets.asyncio.client import connect
 
 from app.agent.planner import plan
-from app.catalogue import parse_steps
-from app.errors import RunFailure, TailrunError
-from app.models import Run, RunKind, RunStatus
+from app.core.errors import TailrunError
+from app.core.models import Run, RunKind, RunStatus
+from app.plan.steps import parse_steps
 from app.routes.body import MAX_KEYS, MAX_VALUES, check, parse_object
-from app.routes.project_schemas import NewProject
-from app.routes.queue_schemas import DeadRetry
-from app.routes.schedule_schemas import NewSchedule
+from app.routes.projects import NewProject
+from app.routes.queue import DeadRetry
+from app.routes.schedules import NewSchedule
 from app.routes.schemas import NewOperation, NewRun, NewTask, NewToken
+from tailrun.process.errors import RunFailure
 
 LONG = "9" * 5000
 NUMBERS = [LONG, "-" + LONG, LONG + ".0", "1e" + LONG, "0x" + LONG, "٣" * 20, "1" * 19, "1_0"]

@@ -15,7 +15,7 @@ from api_server import TOKEN, serving, settings_for
 from servers import RedisServer, free_port
 from stack import wait_for
 
-from app.bounded_http import MAX_HEADER_BYTES, MAX_HEADERS, MAX_LINE_BYTES, MAX_TARGET_BYTES, BoundedHttp
+from app.core.bounded_http import MAX_HEADER_BYTES, MAX_HEADERS, MAX_LINE_BYTES, MAX_TARGET_BYTES, BoundedHttp
 from app.worker.health import HealthServer
 
 MB = 1_000_000

@@ -18,19 +18,17 @@ from servers import RedisServer
 from stack import Stack, shell, wait_for
 from test_log_upkeep import counts
 
+from app.core.errors import Unprocessable
+from app.core.events import EventType
 from app.db.engine import Database
-from app.db.log_stages import EXPIRED
-from app.db.log_store import LogStore
-from app.db.log_upkeep import LogUpkeep
+from app.db.log_retention import LogUpkeep
+from app.db.log_store import EXPIRED, LogStore
 from app.db.run_store import RunStore
-from app.errors import Unprocessable
-from app.models import EventType
+from app.maintenance.log_janitor import Janitor, JanitorPolicy, LogArchiver, NotLeader
 from app.redis.clients import RedisClients
 from app.redis.ticks import Ticks
-from app.routes.log_history import LogHistory
 from app.storage.workspace import Workspaces
-from app.worker.janitor import Janitor, JanitorPolicy, NotLeader
-from app.worker.log_archiver import LogArchiver
+from app.stream.log_history import LogHistory
 
 DAY = 86_400_000_000
 

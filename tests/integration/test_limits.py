@@ -11,10 +11,10 @@ import pytest
 from agent_place import open_place
 from local_tools import wait_for
 
-from app.errors import ErrorCode
 from app.execution.limits import ProgramLimits
 from app.execution.process import LocalExecutor
 from app.storage.scratch import Scratch
+from tailrun.process.errors import ErrorCode
 
 CASES = {
     "cpu": (ProgramLimits(cpu_s=1), "while True: pass", "1 s of CPU time (TOOL_CPU_S)"),

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from up_process import until
 
-from app.embedded.children import ChildSpec, LogTail, Supervisor
-from app.embedded.leash import leashed
+from app.up.children import ChildSpec, LogTail, Supervisor
+from app.up.parent_death import leashed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,7 +87,7 @@ def test_a_log_that_cannot_be_kept_is_cut_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk must not end the supervisor, nor stay full by the log."""
-    monkeypatch.setattr("app.embedded.children.LOG_MAX_BYTES", 10)
+    monkeypatch.setattr("app.up.children.LOG_MAX_BYTES", 10)
     lines: list[str] = []
     log = tmp_path / "job.log"
     tail = LogTail(log, lines.append)
@@ -189,7 +189,7 @@ def test_new_lines_of_a_log_are_handed_over(tmp_path: Path) -> None:
 def test_a_log_stays_bounded_while_its_writer_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.embedded.children.LOG_MAX_BYTES", 100)
+    monkeypatch.setattr("app.up.children.LOG_MAX_BYTES", 100)
     path, lines = tmp_path / "log", list[str]()
     tail = LogTail(path, lines.append)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -14,18 +14,19 @@ from ended_runs import LATER, any_log, ended_run, expire_all, pack_all, plain_li
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.core.errors import NotFound, StorageError, Unprocessable
+from app.core.events import Event, EventType
+from app.core.log_filter import LogFilter
+from app.core.models import Run
 from app.db.engine import Database
-from app.db.log_stages import PACKED
-from app.db.log_store import LogStore
-from app.db.log_upkeep import LogUpkeep
+from app.db.log_retention import LogUpkeep
+from app.db.log_store import PACKED, LogStore
 from app.db.run_store import RunStore
-from app.errors import NotFound, StorageError, Unprocessable
-from app.log_filter import LogFilter
-from app.models import Event, EventType, Level, Run, Stream
-from app.routes.log_history import LogHistory
+from app.maintenance.log_janitor import LogArchiver
 from app.storage.log_archive import ARCHIVE_NAME, LogArchive, archive_bytes
 from app.storage.workspace import Workspaces
-from app.worker.log_archiver import LogArchiver
+from app.stream.log_history import LogHistory
+from tailrun.process.lines import Level, Stream
 
 QUESTIONS: list[dict[str, Any]] = [
     {"after": 0, "limit": 1000},

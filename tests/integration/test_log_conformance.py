@@ -12,13 +12,13 @@ from ended_runs import LATER, TEXT, any_log, ended_run, pack_all, plain_lines, r
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.core.events import Event
 from app.db import log_store
 from app.db.engine import Database
 from app.db.log_chunks import unpack
-from app.db.log_stages import PACKED
-from app.db.log_store import LogStore
-from app.db.log_upkeep import LogUpkeep
-from app.models import Event, Level, Stream
+from app.db.log_retention import LogUpkeep
+from app.db.log_store import PACKED, LogStore
+from tailrun.process.lines import Level, Stream
 
 questions = st.lists(
     st.fixed_dictionaries(

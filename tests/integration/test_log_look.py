@@ -13,13 +13,14 @@ from db_world import NOW
 from ended_runs import ended_run, expire_all, pack_all, plain_lines, to_keep
 from servers import RedisServer
 
+from app.core.events import Event, EventType
+from app.core.models import Run
 from app.db.engine import Database
-from app.db.log_stages import PACKED
-from app.db.log_store import LogStore
-from app.db.log_upkeep import LogUpkeep
-from app.models import Event, EventType, Level, Run, Stream
+from app.db.log_retention import LogUpkeep
+from app.db.log_store import PACKED, LogStore
+from app.maintenance.log_janitor import LogArchiver
 from app.storage.factory import open_workspaces
-from app.worker.log_archiver import LogArchiver
+from tailrun.process.lines import Level, Stream
 
 T = TypeVar("T")
 BAR = 2500

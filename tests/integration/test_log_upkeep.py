@@ -9,15 +9,15 @@ from db_world import NOW, lines, running, snapshot
 from ended_runs import LATER, ended_run, expire_all, pack_all, plain_lines, read_all, to_keep
 from sqlalchemy import Connection, func, select
 
+from app.core.events import Event, EventType
 from app.db.engine import Database
+from app.db.log_retention import EndedRun, LogUpkeep
 from app.db.log_rows import WHOLE_LINE, to_event
-from app.db.log_stages import EXPIRED, PACKED
-from app.db.log_store import LogStore
-from app.db.log_upkeep import EndedRun, LogUpkeep
+from app.db.log_store import EXPIRED, PACKED, LogStore
 from app.db.run_store import Batch, RunStore
 from app.db.tables import log_chunks, log_lines
-from app.models import Event, EventType, Level
-from app.redis.ring import contiguous
+from app.stream.ring import contiguous
+from tailrun.process.lines import Level
 
 
 @pytest.fixture

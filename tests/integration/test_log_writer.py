@@ -14,19 +14,20 @@ import pytest
 from db_world import NOW, new_run
 from servers import RedisServer
 
+from app.core.errors import LostOwnership
+from app.core.events import Event, EventType, LineBatch
+from app.core.models import Fence, Run, RunStatus, StepRecord, StepStatus
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.log_weight import Block, blocks_of
 from app.db.migrate import migrate
 from app.db.run_store import Batch, Cut, Outcome, RunStore
-from app.errors import LostOwnership
-from app.execution.masking import Masker
-from app.line_batch import LineBatch
-from app.models import Event, EventType, Fence, Level, Line, Run, RunStatus, StepRecord, StepStatus, Stream
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
-from app.worker.log_writer import LogPolicy, LogWriter
+from app.stream.masking import Masker
+from app.stream.writer import LogPolicy, LogWriter
+from tailrun.process.lines import Level, Line, Stream
 
 SUCCEEDED = Outcome(RunStatus.SUCCEEDED, exit_code=0)
 

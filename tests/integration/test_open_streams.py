@@ -21,8 +21,8 @@ from websockets.asyncio.client import connect
 from app.config import Settings
 from app.db.engine import Database
 from app.db.token_store import TokenStore
-from app.routes import open_streams
-from app.routes.open_streams import OpenStreams
+from app.runs import open_streams
+from app.runs.open_streams import OpenStreams
 
 ALIASES = (
     "/v1/runs/{}/stream",

@@ -12,12 +12,11 @@ from db_world import NOW, new_run
 from seeded_runs import Seed
 from servers import RedisServer
 
+from app.core.models import Fence, Job, Run, RunStatus
 from app.db.engine import Database
 from app.db.migrate import migrate
-from app.db.run_batch import Batch, Outcome
+from app.db.run_commit import Batch, Outcome
 from app.db.run_store import RunStore
-from app.execution.executor import StopReason
-from app.models import Fence, Job, Run, RunStatus
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
@@ -26,6 +25,7 @@ from app.worker import ownership
 from app.worker.in_flight import Attempt, InFlight
 from app.worker.job_queue import Claimed, JobQueue
 from app.worker.ownership import Ownership, Watch
+from tailrun.process.stop import StopReason
 
 LEASE_S = 5.0
 

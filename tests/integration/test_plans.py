@@ -19,15 +19,15 @@ from seeded_runs import Seed, run_id
 from sqlalchemy import Connection, text
 from statement_cost import Cost, measured
 
+from app.core.models import Fence, RunStatus, StepStatus
 from app.db.engine import Database
+from app.db.log_retention import LogUpkeep
 from app.db.log_store import LogStore
-from app.db.log_upkeep import LogUpkeep
 from app.db.project_store import Change, ProjectStore
 from app.db.run_store import Batch, RunStore
 from app.db.schedule_store import Schedule, ScheduleStore
 from app.db.token_store import TokenStore
 from app.db.webhook_store import WebhookStore
-from app.models import Fence, RunStatus, StepStatus
 
 SEED = Seed(ended=20_000, queued=8_000, running=200, held=50, lines=2)
 MOST_READ = {"postgresql": 400, "sqlite": 20_000}

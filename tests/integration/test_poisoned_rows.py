@@ -12,17 +12,18 @@ from db_world import line
 from servers import RedisServer
 from sqlalchemy import text
 
+from app.core.clock import format_ts, parse_ts
+from app.core.models import RunStatus
 from app.db.engine import Database
-from app.db.log_upkeep import LogUpkeep
+from app.db.log_retention import LogUpkeep
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
-from app.models import RunStatus, format_ts, parse_ts
+from app.maintenance.leadership import Leadership
+from app.maintenance.reaper import Reconciler
+from app.maintenance.scheduler import Scheduler
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue
 from app.redis.ticks import Ticks
-from app.worker.leadership import Leadership
-from app.worker.reconciler import Reconciler
-from app.worker.scheduler import Scheduler
 
 INT64 = 2**63
 POISON: dict[str, dict[str, Any]] = {

@@ -9,14 +9,14 @@ import pytest
 from db_world import NOW, new_run
 from servers import RedisServer
 
+from app.core.models import Job, Priority
 from app.db.engine import Database
 from app.db.run_store import RunStore
-from app.models import Job, Priority
+from app.maintenance.reaper import Reconciler
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue
 from app.redis.ticks import Ticks
-from app.worker.reconciler import Reconciler
 
 LEASE_S = 5.0
 

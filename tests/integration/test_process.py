@@ -10,10 +10,10 @@ import pytest
 from executor_conformance import Alive, ExecutorConformance, Recorder, ended, shell, tool
 from local_tools import beating, children, executor_at, open_fds, programs_of
 
-from app.errors import ErrorCode, RunFailure
-from app.execution.executor import StopReason, StopToken
 from app.execution.process import LocalExecutor
-from app.models import Stream
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Stream
+from tailrun.process.stop import StopReason, StopToken
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from executor_conformance import Recorder, ended, shell, tool
 from local_tools import beating, executor_at
 
-from app.execution.executor import StopReason, StopToken
 from app.execution.process import LocalExecutor
-from app.execution.pump import NO_TEXT
-from app.models import Level, Line, Stream
+from tailrun.process.lines import Level, Line, Stream
+from tailrun.process.pipes import NO_TEXT
+from tailrun.process.stop import StopReason, StopToken
 
 
 @pytest.fixture

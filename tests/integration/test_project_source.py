@@ -14,11 +14,12 @@ import pytest
 from pydantic import SecretStr
 
 from app.config import Settings
+from app.core.errors import Unavailable
 from app.db.engine import Database
 from app.db.project_store import Change, ProjectStore
-from app.errors import ErrorCode, RunFailure, Unavailable
-from app.projects import ProjectConfig
+from app.plan.projects import ProjectConfig
 from app.worker.project_source import TRIES, ProjectSource
+from tailrun.process.errors import ErrorCode, RunFailure
 
 KEY, NEW_KEY = (base64.urlsafe_b64encode(byte * 32).decode() for byte in (b"k", b"n"))
 SHOP: dict[str, Any] = {"db_conn": "db://x", "paths": {"up": "/up"}, "env": {"A": "b"}, "since": 7}

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from servers import RedisServer
 
-from app.models import Event, EventType
+from app.core.events import Event, EventType
 from app.redis.clients import RedisClients
 from app.redis.publisher import LIVE_TTL_S, Publisher, Refused
 from app.redis.tail import Tail

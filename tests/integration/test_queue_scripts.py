@@ -10,10 +10,10 @@ import orjson
 import pytest
 from servers import RedisServer
 
-from app.models import Job, Priority
+from app.core.models import Job, Priority
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
-from app.redis.dead import DeadLetters
+from app.redis.dead_letters import DeadLetters
 from app.redis.lease import LeaseClient
 from app.redis.queue import Queue
 from app.redis.ticks import Ticks

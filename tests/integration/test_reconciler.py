@@ -10,13 +10,13 @@ from db_world import NOW, new_run, running
 from seeded_runs import Seed, run_id
 from servers import RedisServer
 
+from app.core.models import Job
 from app.db.engine import Database
 from app.db.run_store import RunStore
-from app.models import Job
+from app.maintenance.reaper import Reconciler
+from app.maintenance.seen_runs import SeenRuns
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue, run_id_of
-from app.worker.reconciler import Reconciler
-from app.worker.seen_runs import SeenRuns
 
 LATER = NOW + 10_000_000
 SEED = Seed(ended=100, queued=1_700, running=0)
@@ -71,7 +71,7 @@ async def test_it_rests_after_what_it_costs(
         scans += 1
         return 0
 
-    monkeypatch.setattr("app.worker.reconciler._REST", 1e9)
+    monkeypatch.setattr("app.maintenance.reaper._REST", 1e9)
     monkeypatch.setattr(reconciler, "_scan", scan)
     for _ in range(3):
         await reconciler.reconcile()

@@ -17,14 +17,14 @@ from redis_topologies import Certificates, SentinelSite, cluster_of_one, tls_fro
 from servers import RedisServer
 
 from app.config import Settings
-from app.models import Job
+from app.core.models import Job
 from app.redis.address import RedisAddress
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients, RedisDown
 from app.redis.inspect import ask
 from app.redis.lease import LeaseClient
 from app.redis.queue import Queue
-from app.redis.subscription import Subscriptions
+from app.redis.subscriber import Subscriptions
 
 Site = Callable[..., Settings]
 JOB = {"user_id": "u", "kind": "steps", "project": None, "type": None, "attempt": 0, "enqueued_at": 1}

@@ -11,8 +11,8 @@ import uvloop
 from servers import RedisServer
 from sqlalchemy import text
 
+from app.core.errors import StorageError
 from app.db.engine import Database
-from app.errors import StorageError
 from app.redis.clients import RedisClients, RedisDown, guard
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from stack import Stack, seqs, shell, wait_for
 
-from app.models import format_ts, parse_ts
+from app.core.clock import format_ts, parse_ts
 
 FAST = {"RETRY_BASE_S": "0.01", "RETRY_MAX_S": "0.01"}
 

@@ -12,9 +12,10 @@ from api_server import Api, error_of, serving, settings_for
 from db_world import NOW, new_run
 from servers import RedisServer
 
+from app.core.clock import format_ts, parse_ts
+from app.core.models import RunStatus
 from app.db.engine import Database
 from app.db.run_store import RunStore
-from app.models import RunStatus, format_ts, parse_ts
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue
 from app.redis.ticks import Ticks

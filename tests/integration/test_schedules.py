@@ -12,16 +12,16 @@ import pytest
 from db_world import new_run
 from servers import RedisServer
 
+from app.core.errors import Conflict
+from app.core.models import Priority, RunStatus
 from app.db.engine import Database
 from app.db.run_store import RunStore
 from app.db.schedule_store import BACKLOG_FULL, Schedule, ScheduleStore, shared_fields
-from app.errors import Conflict
-from app.models import Priority, RunStatus
+from app.maintenance.leadership import LEAD_S, Leadership
+from app.maintenance.scheduler import Scheduler
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue
 from app.redis.ticks import Ticks
-from app.worker.leadership import LEAD_S, Leadership
-from app.worker.scheduler import Scheduler
 
 HOUR_US = 3_600_000_000
 ID = "00000000-0000-4000-8000-{:012}"

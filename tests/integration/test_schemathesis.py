@@ -17,9 +17,11 @@ from pydantic import SecretStr
 from schemathesis.checks import not_a_server_error
 from servers import RedisServer
 
+from app.core.events import Event, EventType
+from app.core.models import Fence, RunStatus
 from app.db.run_store import Batch, Outcome, RunStore
 from app.main import openapi_yaml
-from app.models import Event, EventType, Fence, Level, RunStatus, Stream
+from tailrun.process.lines import Level, Stream
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(openapi_yaml())
 schema = schemathesis.openapi.from_dict(DOCUMENT)

@@ -12,7 +12,7 @@ from stack import Process, wait_for
 
 from app.db.migrate import migrate
 from app.redis.clients import RedisClients
-from app.redis.server_report import ServerReport, remarks_on
+from app.redis.inspect import ServerReport, remarks_on
 
 WELL: dict[str, Any] = {"redis_version": "6.2.0", "maxmemory_policy": "noeviction", "aof_enabled": 1}
 

@@ -25,7 +25,7 @@ from staging_world import KEY, World, manifest, member, packed
 from workspace_contents import content, paths
 
 from app.config import Settings
-from app.errors import Conflict, TooLarge, Unprocessable
+from app.core.errors import Conflict, TooLarge, Unprocessable
 from app.storage.factory import open_staging, open_workspaces
 from app.storage.s3_staging import S3Staging
 from app.storage.staging import StagingUnset, UploadMissing, UploadRefused

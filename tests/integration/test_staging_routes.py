@@ -18,9 +18,8 @@ from stack import wait_for
 
 from app.config import Settings
 from app.main import listen, own_staging_port
-from app.storage.api_staging import TOKEN_HEADER
+from app.storage.api_staging import TOKEN_HEADER, StagedFiles, Way
 from app.storage.factory import staged_files, workspace_limits
-from app.storage.staged_files import StagedFiles, Way
 from app.storage.staging_archive import largest_upload
 
 KEY, OTHER = "tool-00000000000000aa", "tool-00000000000000bb"

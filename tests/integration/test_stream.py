@@ -13,7 +13,8 @@ from live_run import LiveRun, Stores, hub_of, stores_of
 from servers import RedisServer
 from stream_world import until
 
-from app.models import Level, RunStatus, Stream
+from app.core.models import RunStatus
+from tailrun.process.lines import Level, Stream
 
 
 @pytest.fixture

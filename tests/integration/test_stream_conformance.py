@@ -15,7 +15,9 @@ from servers import RedisServer
 from stream_world import until
 from websockets.asyncio.client import connect
 
-from app.models import Event, EventType, Level, RunStatus, Stream
+from app.core.events import Event, EventType
+from app.core.models import RunStatus
+from tailrun.process.lines import Level, Stream
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 Events = list[dict[str, Any]]

@@ -10,11 +10,11 @@ import pytest
 from servers import RedisServer
 from stream_world import Committed, Writer, end, log, seqs, until
 
-from app.errors import Unavailable
-from app.models import Event, EventType
+from app.core.errors import Unavailable
+from app.core.events import Event, EventType
 from app.redis.clients import RedisClients
-from app.redis.subscriber import StreamHub
 from app.redis.tail import Tail
+from app.stream.hub import StreamHub
 
 RUN = "11111111-1111-4111-8111-111111111111"
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from agent_place import Place, open_place
 
-from app.agent.tools import code
-from app.catalogue import argv_step
-from app.errors import ErrorCode, LostOwnership, RunFailure
-from app.execution.executor import StopReason
-from app.models import Level, Stream
+from app.agent.tools import interpreters
+from app.core.errors import LostOwnership
+from app.plan.steps import argv_step
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Level, Stream
+from tailrun.process.stop import StopReason
 
 
 @pytest.fixture
@@ -95,7 +96,9 @@ async def test_node_code_runs(place: Place) -> None:
 
 
 async def test_a_missing_interpreter_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "_LANGUAGES", {"node": code._Language(("no-such-node",), "main.js")})
+    monkeypatch.setattr(
+        interpreters, "_LANGUAGES", {"node": interpreters._Language(("no-such-node",), "main.js")}
+    )
     failure = await place.failure("code", language="node", source="1")
     assert (failure.code, failure.retried) == (ErrorCode.START_FAILED, False)
     assert failure.message.startswith("no-such-node is not installed")

@@ -16,7 +16,7 @@ import pytest
 from servers import free_port
 from up_process import Up, clean_environment, tailrun, until
 
-from app.embedded.leash import OWN_PYTHON, ROOT
+from app.up.parent_death import OWN_PYTHON, ROOT
 
 pytestmark = pytest.mark.timeout(600)
 

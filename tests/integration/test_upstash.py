@@ -17,10 +17,11 @@ from servers import RedisServer
 from stack import Stack, seqs, shell, wait_for
 
 from app.config import Settings
-from app.models import EventType, Job
+from app.core.events import EventType
+from app.core.models import Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients, RedisDown
-from app.redis.dead import DeadLetters
+from app.redis.dead_letters import DeadLetters
 from app.redis.publisher import Publisher, Refused
 from app.redis.queue import Queue
 from app.redis.tail import Tail

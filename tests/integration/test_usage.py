@@ -13,12 +13,11 @@ from prometheus_client import generate_latest
 from servers import RedisServer
 
 from app.config import Settings
+from app.maintenance.usage import LARGEST, UsageCount, show
 from app.redis.clients import RedisClients
 from app.redis.ticks import Ticks
-from app.storage.factory import open_workspaces
-from app.storage.usage import usage
+from app.storage.factory import open_workspaces, usage
 from app.storage.workspace import Workspaces
-from app.worker.usage import LARGEST, UsageCount, show
 
 
 @pytest.fixture(scope="module")

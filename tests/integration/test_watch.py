@@ -15,7 +15,7 @@ from servers import RedisServer
 from stream_world import until
 from websockets.asyncio.client import ClientConnection, connect
 
-from app.models import RunStatus
+from app.core.models import RunStatus
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 

@@ -14,16 +14,15 @@ from servers import RedisServer
 from stream_world import until
 from webhook_receiver import SECRET, Receiver, verify
 
+from app.core.models import Fence, RunStatus
+from app.core.periodic import Backoff
 from app.db.engine import Database
 from app.db.run_store import Batch, Outcome, RunStore
 from app.db.webhook_store import WebhookStore
-from app.models import Fence, RunStatus
+from app.maintenance.leadership import Leadership
+from app.maintenance.webhooks import Retry, Webhooks, WebhookSender
 from app.redis.clients import RedisClients
 from app.redis.ticks import Ticks
-from app.worker.leadership import Leadership
-from app.worker.outcome import Backoff
-from app.worker.webhook_sender import WebhookSender
-from app.worker.webhooks import Retry, Webhooks
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from workspace_contents import LIMITS, content, paths, stream
 
-from app.errors import Conflict, NotFound, TailrunError, TooLarge, Unprocessable
+from app.core.errors import Conflict, NotFound, TailrunError, TooLarge, Unprocessable
 from app.storage.workspace import FileInfo, Workspace, Workspaces
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from workspace_contents import LIMITS, content, let_go, paths
 
-from app.errors import NotFound, TooLarge, Unprocessable
+from app.core.errors import NotFound, TooLarge, Unprocessable
 from app.storage.workspace import Workspace, Workspaces
 
 

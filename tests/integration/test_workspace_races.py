@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from workspace_contents import LIMITS, content, let_go, paths, stream
 
-from app.errors import Conflict, NotFound, StorageError, TooLarge, Unprocessable
-from app.paths import MAX_PARTS
+from app.core.errors import Conflict, NotFound, StorageError, TooLarge, Unprocessable
+from app.core.names import MAX_PARTS
 from app.storage.local_workspace import LocalWorkspaces
 from app.storage.workspace import Limits, Workspace
 

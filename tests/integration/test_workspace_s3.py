@@ -13,7 +13,7 @@ from mypy_boto3_s3 import S3Client
 from servers import free_port
 from workspace_contents import LIMITS, content, paths
 
-from app.errors import LostOwnership, StorageError
+from app.core.errors import LostOwnership, StorageError
 from app.storage.s3_workspace import S3Workspaces
 from app.storage.workspace import Limits, Workspace
 

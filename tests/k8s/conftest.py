@@ -17,9 +17,11 @@ from stack import Stack
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 
 from app.config import Settings
-from app.execution.executor import LineSink, StopToken, ToolResult, ToolRun
+from app.execution.executor import ToolResult, ToolRun
 from app.k8s.executor import KubernetesExecutor, open_executor
 from app.storage.factory import open_staging, open_workspaces
+from tailrun.process.lines import LineSink
+from tailrun.process.stop import StopToken
 
 IMAGE = "toolbox"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.errors import ErrorCode as Code
-from app.k8s.failure import State
+from app.k8s.pod_state import State
+from tailrun.process.errors import ErrorCode as Code
 
 Thing = dict[str, Any]
 

@@ -9,7 +9,8 @@ from executor_conformance import IGNORES_SIGTERM, Alive, ExecutorConformance, st
 from fake_cluster.cluster import FakeCluster
 from local_tools import programs_of
 
-from app.execution.executor import Executor, StopReason
+from app.execution.executor import Executor
+from tailrun.process.stop import StopReason
 
 
 @pytest.fixture

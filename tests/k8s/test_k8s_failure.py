@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pod_statuses import OOM, STATUSES, ended, pod
 
-from app.errors import ErrorCode
-from app.k8s.failure import State, Verdict, finished, judge
+from app.k8s.pod_state import State, Verdict, finished, judge
 from app.k8s.spec import SYNC, TOOL
+from tailrun.process.errors import ErrorCode
 
 
 @pytest.mark.parametrize("what", STATUSES)

@@ -14,12 +14,14 @@ from fake_cluster.cluster import FakeCluster
 from fake_cluster.faults import Fault
 from fake_cluster.http import refusal
 
-from app.errors import ErrorCode, RunFailure
-from app.execution.executor import CannotRun, StopReason, StopToken, ToolRun
-from app.k8s.crew import Patience
+from app.core.models import Wants
+from app.execution.executor import CannotRun, ToolRun
+from app.k8s.context import Patience
 from app.k8s.profile import Profiles
 from app.k8s.spec import job_name
-from app.models import Stream, Wants
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Stream
+from tailrun.process.stop import StopReason, StopToken
 
 BAD_GATEWAY = 502
 

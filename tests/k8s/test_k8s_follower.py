@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from app.k8s.client import Cluster
 from app.k8s.follower import MAX_LINE_BYTES, Follower
 from app.k8s.frames import Cursor, Frames, Gap, Item, RawLines
-from app.models import Line, Stream
+from tailrun.process.lines import Line, Stream
 
 _NUMBERS = itertools.count()
 SECOND = 10**9

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from app.config import Settings
+from app.core.models import Wants
 from app.execution.executor import Source, ToolRun
 from app.k8s import spec
 from app.k8s.profile import Profiles
 from app.k8s.spec import Terms
-from app.models import Wants
 from app.storage.local_workspace import LocalWorkspaces
 from app.storage.workspace import UNLIMITED
 

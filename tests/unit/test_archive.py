@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from starlette.types import Message
 
-from app.errors import NotFound, StorageError
+from app.core.errors import NotFound, StorageError
 from app.routes.files import _Download
 from app.storage.archive import ArchiveFormat, archive
 from app.storage.workspace import FileInfo, Workspace

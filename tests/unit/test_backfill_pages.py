@@ -7,8 +7,8 @@ import asyncio
 from stream_world import Committed, log
 from virtual_loop import run
 
-from app.redis.backfill import Backfill
-from app.redis.ring import Entry
+from app.core.events import Entry
+from app.stream.history import Backfill
 
 
 class EmptyTail:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from starlette.requests import Request
 
-from app.errors import InvalidRequest, TooLarge, Unprocessable
+from app.core.errors import InvalidRequest, TooLarge, Unprocessable
 from app.routes.body import MAX_DEPTH, check, parse_object, read_json
 from app.routes.schemas import ExecuteOn, NewRun, NewToken
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from app.catalogue import ARGV, TOOLS, StepIn, argv_step, decode_content, parse_steps
-from app.catalogue_errors import explain
-from app.errors import Unprocessable
-from app.models import Step
+from app.core.errors import Unprocessable
+from app.core.models import Step
+from app.plan.explain import explain
+from app.plan.steps import ARGV, TOOLS, StepIn, argv_step, decode_content, parse_steps
 
 NAMES = "code, shell, file_write, file_read, file_delete, file_list"
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from app.errors import LostOwnership, TooLarge
-from app.storage.checkout import checked_out
-from app.storage.workspace import Checkout
+from app.core.errors import LostOwnership, TooLarge
+from app.storage.workspace import Checkout, checked_out
 
 
 class Store:

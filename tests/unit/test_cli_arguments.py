@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.commands.config import CliError
-from app.commands.run import pairs, read_plan, uploads_of, what
+from tailrun.commands.connection import CliError
+from tailrun.commands.run import pairs, read_plan, uploads_of, what
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.commands.config import CliError, resolve, target
-from app.embedded.data_folder import DataFolder, Serving
+from app.up.data_folder import DataFolder
 from tailrun import NotFound
+from tailrun.commands.connection import CliError, resolve, target
+from tailrun.commands.serving import Serving
 
 HERE = "http://127.0.0.1:8080"
 

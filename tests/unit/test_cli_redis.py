@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.commands.redis import formatted
-from app.errors import InvalidRequest
+from app.core.errors import InvalidRequest
 from app.redis.inspect import require_read_only
 
 

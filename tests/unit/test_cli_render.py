@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.ansi import harmless, one_line
-from app.commands.follow import Spinner
-from app.commands.render import Look, Renderer, as_json, duration, outcome_code, size
-from app.commands.tables import fields, table
 from tailrun import Event
+from tailrun.ansi import harmless, one_line
+from tailrun.commands.follow import Spinner
+from tailrun.commands.render import Look, Renderer, as_json, duration, outcome_code, size
+from tailrun.commands.tables import fields, table
 
 CONTROLS = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")

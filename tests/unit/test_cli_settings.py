@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from app import VERSION
-from app.cli import app
-from app.commands.settings import shown
+from app.cli import command_line
+from app.commands.config import shown
+from tailrun import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_version_is_that_of_the_project() -> None:
     """pyproject.toml and the code agree, and the command says it."""
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION
-    assert CliRunner().invoke(app, ["--version"]).output == f"tailrun {VERSION}\n"
+    assert CliRunner().invoke(command_line(), ["--version"]).output == f"tailrun {VERSION}\n"
 
 
 def test_config_shows_what_is_set_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_config_shows_what_is_set_and_no_secret(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WORKER_CONCURRENCY", "3")
     monkeypatch.setenv("API_TOKEN", "very-secret")
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:very-secret@db.example/tailrun?password=very-secret")
-    said = CliRunner().invoke(app, ["config"]).output
+    said = CliRunner().invoke(command_line(), ["config"]).output
     assert "WORKER_CONCURRENCY=3\n" in said
     assert "API_TOKEN=***\n" in said
     assert "DATABASE_URL=postgresql://***@db.example/tailrun?***\n" in said
@@ -51,4 +51,4 @@ def test_of_a_secret_url_only_its_place_is_shown(secret: str, expected: str) -> 
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first question to a process that does not start."""
     monkeypatch.setenv("PORT", "no-number")
-    assert "PORT" in str(CliRunner().invoke(app, ["config"]).exception)
+    assert "PORT" in str(CliRunner().invoke(command_line(), ["config"]).exception)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.clock import Clock
+from app.core.clock import Clock
 
 HOUR = 3_600_000_000
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.cron import next_tick
-from app.errors import Unprocessable
-from app.models import format_ts, parse_ts
+from app.core.clock import format_ts, parse_ts
+from app.core.errors import Unprocessable
+from app.plan.cron import next_tick
 
 ZURICH = "Europe/Zurich"
 HOUR_US = 3_600_000_000

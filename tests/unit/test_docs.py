@@ -12,12 +12,13 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
 from starlette.routing import WebSocketRoute
 
-from app import telemetry
 from app.config import Settings
-from app.errors import ErrorCode
+from app.core import telemetry
+from app.core.events import EventType
+from app.core.models import RunStatus
 from app.main import create_app
-from app.models import EventType, RunStatus
 from app.redis.keys import Keys
+from tailrun.process.errors import ErrorCode
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

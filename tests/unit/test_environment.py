@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import Unprocessable
+from app.core.errors import Unprocessable
 from app.execution.environment import build_env
 from app.execution.executor import ToolRun
 from app.storage.local_workspace import LocalWorkspaces

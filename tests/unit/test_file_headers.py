@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import RangeNotSatisfiable
-from app.routes.file_headers import byte_range, content_type, disposition, etag, headers, not_modified
+from app.core.errors import RangeNotSatisfiable
+from app.routes.files import byte_range, content_type, disposition, etag, headers, not_modified
 from app.storage.workspace import FileInfo
 
 FILE = FileInfo("a/b.txt", 10, 1_790_000_000_123_456)

@@ -21,34 +21,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.agent.fences import fenced_blocks, read_block
-from app.ansi import harmless, one_line, strip_ansi
+from app.agent.fenced_plans import fenced_blocks, read_block
 from app.commands.redis import quoted
-from app.commands.render import as_json
-from app.cron import next_tick
-from app.db.clean import clean, to_json
-from app.errors import TailrunError
-from app.execution import known_values
-from app.execution.levels import level_of
-from app.execution.masking import LineMasker, Masker
-from app.execution.output import LineSplitter
+from app.core.errors import TailrunError
+from app.core.events import Event, EventType
+from app.core.log_filter import LogFilter
+from app.core.names import check_env, normalise, run_key
+from app.db.text import clean, to_json
 from app.k8s.frames import Cursor, Frames, RawLines
-from app.k8s.profile import image_pattern
-from app.k8s.quantities import amount
-from app.log_filter import LogFilter
-from app.models import Event, EventType, Line, Stream
-from app.paths import normalise, run_key
-from app.projects import ProjectConfig, check_project, is_project_id
+from app.k8s.profile import amount, image_pattern
+from app.plan.cron import next_tick
+from app.plan.projects import ProjectConfig, check_project, is_project_id
+from app.plan.run_fields import RETRY_CODES
+from app.plan.task_values import PLACE
+from app.plan.webhook_url import checked
 from app.redis.queue import run_id_of
-from app.routes.file_headers import byte_range, content_type, disposition
-from app.routes.progress import collapse_entries
-from app.routes.schemas import RETRY_CODES, NewRun, NewToken
-from app.routes.stream_formats import Format, encoding
-from app.secret_names import inside, secrets_in
-from app.tasks.declarations import PLACE
-from app.variables import check_env
-from app.webhook_url import checked
+from app.routes.files import byte_range, content_type, disposition
+from app.routes.schemas import NewRun, NewToken
+from app.stream import known_values
+from app.stream.formats import Format, encoding
+from app.stream.masking import LineMasker, Masker
+from app.stream.progress import collapse_entries
+from app.stream.secret_names import inside, secrets_in
 from tailrun import Event as ClientEvent
+from tailrun.ansi import harmless, one_line, strip_ansi
+from tailrun.commands.render import as_json
+from tailrun.process.levels import level_of
+from tailrun.process.lines import Line, Stream
+from tailrun.process.output import LineSplitter
 from tailrun.sse import SSEParser
 from toolbox.frames import Frames as PodFrames
 from toolbox.frames import Stream as PodStream
@@ -213,9 +213,9 @@ READERS = {
     "variables": Reader(
         variables,
         (
-            *(f"app/execution/secret_forms.py:{name}" for name in ("_in_json", "_in_url")),
+            *(f"app/stream/secret_forms.py:{name}" for name in ("_in_json", "_in_url")),
             *(
-                f"app/secret_names.py:{name}"
+                f"app/stream/secret_names.py:{name}"
                 for name in (
                     "_WORD",
                     "_GLUED",
@@ -236,14 +236,14 @@ READERS = {
     "masked lines": Reader(
         masked_lines,
         (
-            "app/execution/known_values.py:_BEGUN",
-            *(f"app/execution/masking.py:{name}" for name in ("_KEY", "_KEY_END", "_LOOKS")),
+            "app/stream/known_values.py:_BEGUN",
+            *(f"app/stream/masking.py:{name}" for name in ("_KEY", "_KEY_END", "_LOOKS")),
         ),
     ),
     "levels": Reader(
         levels,
         tuple(
-            f"app/execution/levels.py:{name}"
+            f"tailrun/process/levels.py:{name}"
             for name in (
                 *("_UPPER", "_ANY_CASE", "_APT", "_KLOG", "_RAISED", "_RAISED_BARE", "_CRASHED", "_COMPILER"),
                 *("_NOTHING", "_BRACKETED", "_AFTER_TIME", "_TIMED", "_FIELD", "_WORD", "_SEQUENCE"),
@@ -254,17 +254,17 @@ READERS = {
     "splitter": Reader(splitter),
     "pod log": Reader(pod_log, ("app/k8s/frames.py:_SRC", "app/k8s/frames.py:_ODD")),
     "plans": Reader(
-        plans, tuple(f"app/agent/fences.py:{name}" for name in ("_OPEN", "_ANY_OPEN", "_LONG_NUMBER"))
+        plans, tuple(f"app/agent/fenced_plans.py:{name}" for name in ("_OPEN", "_ANY_OPEN", "_LONG_NUMBER"))
     ),
-    "log line": Reader(log_line, ("app/db/clean.py:_SURROGATE",)),
-    "terminal": Reader(terminal, ("app/ansi.py:_SEQUENCE", "app/ansi.py:_COLOUR")),
+    "log line": Reader(log_line, ("app/db/text.py:_SURROGATE",)),
+    "terminal": Reader(terminal, ("tailrun/ansi.py:_SEQUENCE", "tailrun/ansi.py:_COLOUR")),
     "file names": Reader(
         file_names,
         (
-            "app/paths.py:_FORBIDDEN",
-            "app/paths.py:_OWNER",
-            "app/routes/file_headers.py:_RANGE",
-            "app/routes/file_headers.py:disposition",
+            "app/core/names.py:_FORBIDDEN",
+            "app/core/names.py:_OWNER",
+            "app/routes/files.py:_RANGE",
+            "app/routes/files.py:disposition",
         ),
     ),
     "bodies": Reader(
@@ -272,15 +272,15 @@ READERS = {
         (
             "app/routes/schemas.py:_RFC_3339",
             "app/routes/schemas.py:_USER",
-            "app/variables.py:_NAME",
-            "app/k8s/quantities.py:_QUANTITY",
+            "app/core/names.py:_NAME",
+            "app/k8s/profile.py:_QUANTITY",
             "app/k8s/profile.py:image_pattern",
-            "app/webhook_url.py:_HOST",
+            "app/plan/webhook_url.py:_HOST",
         ),
     ),
     "projects": Reader(
         projects,
-        ("app/projects.py:_ID", "app/projects.py:_PATH_NAME", "app/tasks/declarations.py:PLACE"),
+        ("app/plan/projects.py:_ID", "app/plan/projects.py:_PATH_NAME", "app/plan/task_values.py:PLACE"),
     ),
     "entries": Reader(entries, ("app/redis/queue.py:_RUN_ID",)),
     "client": Reader(client, ("tailrun/sse.py:_LINE_END",)),
@@ -289,10 +289,10 @@ READERS = {
 BOUNDED = {
     "app/db/lenient.py:_CURSOR": "a cursor of the query string, which the server bounds",
     "app/routes/access.py:_REQUEST_ID": "at most 128 characters match",
-    "app/routes/deps.py:RUN_ID": "of one length",
+    "app/routes/auth.py:RUN_ID": "of one length",
     "app/routes/docs_page.py:_curl": "paths of our own routes",
     "app/routes/docs_page.py:anchor": "paths of our own routes",
-    "app/routes/no_token.py:_AUTHORITY": "at most 253 characters match",
+    "app/routes/auth.py:_AUTHORITY": "at most 253 characters match",
     "app/storage/staging.py:KEY": "at most 63 characters match",
     "tailrun/capture/log_file.py:_RUN_ID": "at most 200 characters match",
     "toolbox/transfer.py:_CODE": "at most 64 characters match, in the first bytes of a store's answer",
@@ -300,11 +300,11 @@ BOUNDED = {
 """What sees text of users without a reader of its own here, and why it is linear."""
 
 OF_THE_OPERATOR = {
-    "app/commands/settings.py:_LOGIN": "addresses in the settings",
-    "app/embedded/redis_server.py:_VERSION": "what a Redis server says of its version",
-    "app/execution/masking.py:_compile": "LOG_MASK_PATTERNS",
+    "app/commands/config.py:_LOGIN": "addresses in the settings",
+    "app/up/redis_server.py:_VERSION": "what a Redis server says of its version",
+    "app/stream/masking.py:_compile": "LOG_MASK_PATTERNS",
     "app/redis/address.py:_SERVER": "REDIS_URL",
-    "app/worker/secrets.py:_each": "secrets among the settings",
+    "app/worker/project_source.py:_each": "secrets among the settings",
 }
 """What sees only what the operator wrote."""
 

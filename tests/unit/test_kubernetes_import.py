@@ -44,6 +44,6 @@ def test_only_a_worker_of_a_cluster_imports_kubernetes(tmp_path: Path, executor:
 
 
 def test_neither_the_api_nor_the_commands_import_kubernetes(tmp_path: Path) -> None:
-    script = "import sys, app.main, app.cli, app.local; sys.exit('kubernetes' in sys.modules)"
+    script = "import sys, app.main, tailrun.cli, app.up.stack; sys.exit('kubernetes' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, check=False).returncode == 0

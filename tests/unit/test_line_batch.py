@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.events import Event, LineBatch, first_seq
 from app.db.log_rows import line_arrays, weigh
 from app.db.log_weight import blocks_of
-from app.line_batch import LineBatch, first_seq
-from app.models import Event, Level, Line, Stream
-from app.worker.unwritten import Unwritten
+from app.stream.buffer import Unwritten
+from tailrun.process.lines import Level, Line, Stream
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 

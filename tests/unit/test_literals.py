@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.execution import known_values
-from app.execution.automaton import Automaton
-from app.execution.known_values import KnownValues
-from app.execution.literals import Hashed, Literals, all_finds
-from app.execution.secret_forms import Form
+from app.stream import known_values
+from app.stream.automaton import Automaton
+from app.stream.known_values import KnownValues
+from app.stream.literals import Hashed, Literals, all_finds
+from app.stream.secret_forms import Form
 
 WAYS: list[Callable[[Sequence[str]], Literals]] = [Automaton, Hashed]
 WANTED = st.lists(st.text("ab\u00e9\U0001f4a5", min_size=1, max_size=5), unique=True)
@@ -69,7 +69,7 @@ import sys
 sys.modules["ahocorasick_rs"] = None
 from app.execution.masking import Masker
 print(Masker(["hunter22-x"]).text("is hunter22-x or AKIAIOSFODNN7EXAMPLE."))
-print("app.execution.automaton" in sys.modules)
+print("app.stream.automaton" in sys.modules)
 """
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout == "is *** or ***.\nFalse\n"

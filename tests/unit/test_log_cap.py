@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.events import Event, EventType, LineBatch, Written
 from app.db.log_weight import ROW_BYTES, Block, Kept, blocks_of
-from app.line_batch import LineBatch, Written
-from app.models import Event, EventType, Line, Stream
-from app.worker.log_cap import CutRange, LogCap
+from app.stream.cap import CutRange, LogCap
+from tailrun.process.lines import Line, Stream
 
 
 def log(seq: int, content: str) -> Event:

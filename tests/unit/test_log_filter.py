@@ -10,11 +10,12 @@ from ended_runs import TEXT, any_log
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.db.clean import clean, clean_or_none, to_json
+from app.core.errors import StorageError
+from app.core.events import NEVER_FILTERED, Event, EventType
+from app.core.log_filter import BlockSummary, LogFilter
 from app.db.log_chunks import events_of, may_hold, pack, unpack
-from app.errors import StorageError
-from app.log_filter import BlockSummary, LogFilter
-from app.models import NEVER_FILTERED, Event, EventType, Level, Stream
+from app.db.text import clean, clean_or_none, to_json
+from tailrun.process.lines import Level, Stream
 
 filters = st.builds(
     LogFilter,

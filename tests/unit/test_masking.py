@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.execution import known_values
-from app.execution.masking import LineMasker, Masker
-from app.execution.output import LineSplitter
-from app.models import Line, Stream
+from app.stream import known_values
+from app.stream.masking import LineMasker, Masker
+from tailrun.process.lines import Line, Stream
+from tailrun.process.output import LineSplitter
 
 SECRET = "p4ss/w+rd='é\"x"
 KEY = "\n".join(

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.execution.masking import LineMasker, Masker
-from app.execution.output import LineSplitter
-from app.models import Line, Stream
+from app.stream.masking import LineMasker, Masker
+from tailrun.process.lines import Line, Stream
+from tailrun.process.output import LineSplitter
 
 CODINGS: tuple[Callable[[str], str], ...] = (
     str,

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from app import telemetry
-from app.errors import ErrorCode
-from app.models import RunStatus
+from app.core import telemetry
+from app.core.models import RunStatus
+from tailrun.process.errors import ErrorCode
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "monitoring"

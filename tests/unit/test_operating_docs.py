@@ -13,7 +13,7 @@ from recording_programs import Recorder
 from test_deploy_script import MANIFESTS, SECRETS
 from typer.main import get_command
 
-from app.cli import app
+from app.cli import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("deployment", "operations", "troubleshooting", "security", "scaling")
@@ -81,7 +81,7 @@ def test_flags_of_verify_exist() -> None:
 
 def test_commands_of_tailrun_exist() -> None:
     """Also those that are run inside of a pod."""
-    root = get_command(app)
+    root = get_command(command_line())
     for page, command in ALL:
         for words in re.findall(r"(?:^| )tailrun ([a-z]+(?: [a-z]+)?)", command):
             name, _, sub = words.partition(" ")

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import ErrorCode, RunFailure
-from app.models import Run, RunKind, RunStatus
-from app.worker.outcome import Backoff, dead_reason, failed
+from app.core.models import Run, RunKind, RunStatus
+from app.core.periodic import Backoff
+from app.worker.job_processor import dead_reason, failed
+from tailrun.process.errors import ErrorCode, RunFailure
 
 RUN = Run("r", "u", RunKind.STEPS, RunStatus.RUNNING, {}, created_at=0, max_attempts=3)
 NOW = 1_000_000

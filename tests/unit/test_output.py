@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.execution.output import UPDATE_S, LineSplitter
-from app.models import Level, Line, Stream
+from tailrun.process.lines import Level, Line, Stream
+from tailrun.process.output import UPDATE_S, LineSplitter
 
 OUT = Stream.STDOUT
 

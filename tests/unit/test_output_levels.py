@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.execution.levels import level_of
-from app.models import Level
+from tailrun.process.levels import level_of
+from tailrun.process.lines import Level
 
 ERRORS = [
     "ERROR: x",

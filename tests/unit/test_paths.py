@@ -6,15 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import Unprocessable
-from app.paths import (
-    MAX_PATH_BYTES,
-    is_normal,
-    normalise,
-    normalise_prefix,
-    parents,
-    run_key,
-)
+from app.core.errors import Unprocessable
+from app.core.names import MAX_PATH_BYTES, is_normal, normalise, normalise_prefix, parents, run_key
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.agent.fences import MAX_BLOCK
+from app.agent.fenced_plans import MAX_BLOCK
 from app.agent.planner import NO_MODEL, plan
-from app.errors import ErrorCode, RunFailure
-from app.models import Level, Run, RunKind, RunStatus, Step
+from app.core.models import Run, RunKind, RunStatus, Step
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Level
 
 LS = Step("s1", "shell", {"command": "ls"})
 

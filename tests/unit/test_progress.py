@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.ansi import strip_ansi
-from app.models import Event, EventType, Level, Stream
-from app.redis.ring import Entry
-from app.routes.progress import Collapsed, collapse, collapse_entries
-from app.routes.stream_formats import Format, bare_messages, encoding, messages, replay_encoding, stripped
+from app.core.events import Entry, Event, EventType
+from app.stream.formats import Format, bare_messages, encoding, messages, replay_encoding, stripped
+from app.stream.progress import Collapsed, collapse, collapse_entries
+from tailrun.ansi import strip_ansi
+from tailrun.process.lines import Level, Stream
 
 
 def event(seq: int, content: str, *, cr: bool = False, step: str = "s1", attempt: int = 1) -> Event:

@@ -9,9 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from app.config import Settings
-from app.redis.address import BadAddress, RedisAddress, RestAddress
+from app.redis.address import BadAddress, RedisAddress, RestAddress, Sentinels
 from app.redis.clients import RedisClients
-from app.redis.sentinels import Sentinels
 
 
 def settings(**fields: Any) -> Settings:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from app.execution.machine import Need, free_disk, free_fds, free_memory
-from app.telemetry import LACKS
+from app.core.telemetry import LACKS
 from app.worker import resources
 from app.worker.resources import FRESH_S, Resources
+from tailrun.process.host import Need, free_disk, free_fds, free_memory
 
 MB = 1_000_000
 

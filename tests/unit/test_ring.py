@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stream_world import end, log
 
-from app.models import Event, EventType
-from app.redis.ring import Ring, contiguous, is_end, seq_of
+from app.core.events import Event, EventType, seq_of
+from app.stream.ring import Ring, contiguous, is_end
 
 RUN = "r"
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 import pytest
 
-from app.errors import StorageError
-from app.models import RunStatus
+from app.core.errors import StorageError
+from app.core.models import RunStatus
 from app.routes.run_counts import EXACT_UP_TO, REST, RunCounts
 
 

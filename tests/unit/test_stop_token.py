@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from app.execution.executor import StopReason, StopToken
+from tailrun.process.stop import StopReason, StopToken
 
 
 async def test_a_task_that_ends_wins() -> None:

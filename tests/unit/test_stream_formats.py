@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from stream_world import end, log
 
-from app.models import Event, EventType, Level, Stream
-from app.routes.stream_formats import Format, accepted, bare_messages, encoding, messages, verdict
+from app.core.events import Event, EventType
+from app.stream.formats import Format, accepted, bare_messages, encoding, messages, verdict
+from tailrun.process.lines import Level, Stream
 
 RUN = "r"
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from stream_world import end, log, seqs
 from virtual_loop import run
 
-from app.errors import StorageError
-from app.models import Event, RunStatus
-from app.redis.backfill import Backfill
-from app.redis.feed import FeedLimits, RunFeed
-from app.redis.ring import Entry
-from app.redis.viewer import Viewer
+from app.core.errors import StorageError
+from app.core.events import Entry, Event
+from app.core.models import RunStatus
+from app.stream.feed import FeedLimits, RunFeed
+from app.stream.history import Backfill
+from app.stream.reader import Viewer
 
 RUN = "r"
 

@@ -14,11 +14,15 @@ from app.agent.planner import Plan
 from app.agent.supervisor import MAX_ARTIFACTS, Drained, supervise
 from app.agent.tools.program import ToolOutcome
 from app.agent.tools.router import ToolRouter
-from app.catalogue import ARGV
-from app.errors import ErrorCode, LostOwnership, RunFailure
-from app.execution.executor import Again, StopReason, StopToken, Usage
-from app.models import EventType, Level, Run, RunKind, RunStatus, Step, StepRecord, StepStatus
+from app.core.errors import LostOwnership
+from app.core.events import EventType
+from app.core.models import Run, RunKind, RunStatus, Step, StepRecord, StepStatus
+from app.execution.executor import Again
+from app.plan.steps import ARGV
 from app.storage.workspace import FileInfo
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Level
+from tailrun.process.stop import StopReason, StopToken, Usage
 
 Answer = ToolOutcome | Exception | Callable[[StopToken], ToolOutcome]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from test_supervisor import Answer, Case, Tools, record, shell
 
 from app.agent.tools.program import ToolOutcome
-from app.execution.executor import Again, StopToken
-from app.models import EventType, Step, StepStatus
+from app.core.events import EventType
+from app.core.models import Step, StepStatus
+from app.execution.executor import Again
+from tailrun.process.stop import StopToken
 
 
 class Lasting(Tools):

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from app.models import Run, RunKind, RunStatus
-from app.worker.take_over import Verdict, alone_from, judge, redelivered
+from app.core.models import Run, RunKind, RunStatus
+from app.runs.take_over import Verdict, alone_from, judge, redelivered
 
 NOW = 1_000_000_000
 QUEUED = Run("r", "u", RunKind.STEPS, RunStatus.QUEUED, {}, created_at=0)

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import Unprocessable
-from app.execution.cli_builder import build, environment, folder
-from app.projects import ProjectConfig
-from app.tasks.file import BadTasksFile, load
-from app.tasks.types import TaskTypes
+from app.core.errors import Unprocessable
+from app.plan.cli_builder import build, environment, folder
+from app.plan.projects import ProjectConfig
+from app.plan.task_types import BadTasksFile, TaskTypes, load
 
 SHIPPED = load(None)
 PLAIN = ProjectConfig()

@@ -16,9 +16,9 @@ import orjson
 import pytest
 import structlog
 
-from app import telemetry
 from app.config import Settings
-from app.telemetry import MASK_LOG, configure_logging, get_logger, log_the_unexpected
+from app.core import telemetry
+from app.core.telemetry import MASK_LOG, configure_logging, get_logger, log_the_unexpected
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import asyncio
 
 from virtual_loop import run
 
-from app.routes.watchdog import Watchdog
+from app.routes.stream_response import Watchdog
 
 
 class Watched:

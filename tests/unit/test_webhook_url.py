@@ -8,10 +8,10 @@ from ipaddress import ip_address
 import pytest
 from webhook_receiver import SECRET, verify
 
-from app.address_ranges import BLOCKED_4, BLOCKED_6, Network, is_public
-from app.errors import Unprocessable
-from app.webhook_url import checked
-from app.worker.webhook_sender import WebhookSender, signatures
+from app.core.address_ranges import BLOCKED_4, BLOCKED_6, Network, is_public
+from app.core.errors import Unprocessable
+from app.maintenance.webhooks import WebhookSender, signatures
+from app.plan.webhook_url import checked
 
 PRIVATE = [
     *("127.0.0.1", "127.9.9.9", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0"),

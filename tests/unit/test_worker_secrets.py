@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from app.config import Settings
-from app.models import Run, RunKind, RunStatus
-from app.projects import ProjectConfig
-from app.worker.secrets import Secrets
+from app.core.models import Run, RunKind, RunStatus
+from app.plan.projects import ProjectConfig
+from app.worker.project_source import Secrets
 
 KEYS = [urlsafe_b64encode(bytes([n]) * 32).decode() for n in (1, 2)]
 

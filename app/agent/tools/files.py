@@ -7,9 +7,10 @@ import codecs
 from collections.abc import Sequence
 
 from app.agent.tools.program import Bench, ToolOutcome
-from app.catalogue import decode_content
-from app.models import Level, Line, Step, Stream
+from app.core.models import Step
+from app.plan.steps import decode_content
 from app.storage.workspace import FileInfo
+from tailrun.process.lines import Level, Line, Stream
 
 SHOWN_BYTES = 64 * 1024
 """How much of a file `file_read` prints; the rest is there for download."""

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.agent.run_log import RunLog
-from app.errors import LostOwnership
-from app.execution.executor import Again, Executor, Source, StopReason, StopToken, ToolResult, ToolRun, Usage
-from app.models import EventType, Level, Line, Run, Step
+from app.core.errors import LostOwnership
+from app.core.events import EventType
+from app.core.models import Run, Step
+from app.execution.executor import Again, Executor, Source, ToolResult, ToolRun
 from app.storage.workspace import FileInfo, Workspace
+from tailrun.process.lines import Level, Line
+from tailrun.process.stop import StopReason, StopToken, Usage
 
 _NAMED = 5
 

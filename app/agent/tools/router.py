@@ -8,16 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 from app.agent.run_log import RunLog
-from app.agent.tools.code import run_code
 from app.agent.tools.files import delete_file, list_files, read_file, write_file
+from app.agent.tools.interpreters import run_argv, run_code, run_shell
 from app.agent.tools.program import Bench, ToolOutcome
-from app.agent.tools.shell import run_argv, run_shell
 from app.agent.tools.task import TaskProgram, run_task
-from app.catalogue import ARGV, TASK
-from app.errors import ErrorCode, RunFailure, StorageError, TailrunError, TooLarge, Unprocessable
-from app.execution.executor import Again, Executor, StopReason, StopToken
-from app.models import Run, Step
+from app.core.errors import StorageError, TailrunError, TooLarge, Unprocessable
+from app.core.models import Run, Step
+from app.execution.executor import Again, Executor
+from app.plan.steps import ARGV, TASK
 from app.storage.workspace import Workspace
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.stop import StopReason, StopToken
 
 _PROGRAMS: dict[str, Callable[[Bench, Step, StopToken], Awaitable[ToolOutcome]]] = {
     "shell": run_shell,

@@ -10,12 +10,13 @@ import sys
 from dataclasses import dataclass
 
 from app.agent.tools.program import Bench, ToolOutcome, run_program
-from app.errors import ErrorCode, RunFailure, Unprocessable
-from app.execution.cli_builder import build, environment, folder
-from app.execution.executor import StopToken
-from app.models import Run, Step, Wants
-from app.projects import ProjectConfig
-from app.tasks.types import Task, TaskTypes
+from app.core.errors import Unprocessable
+from app.core.models import Run, Step, Wants
+from app.plan.cli_builder import build, environment, folder
+from app.plan.projects import ProjectConfig
+from app.plan.task_types import Task, TaskTypes
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.stop import StopToken
 
 _PYTHON = "python"
 

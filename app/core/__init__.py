@@ -1,0 +1,1 @@
+"""Nouns, errors and small tools that every room uses."""

@@ -1,0 +1,211 @@
+"""The nouns of Tailrun: Run, Job, Event, Step and their states. Pure: no I/O, no clock.
+
+Times are integers, microseconds since the Unix epoch in UTC, everywhere inside the
+program and in the database; `format_ts` turns them into RFC 3339 at the edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from app.core.clock import format_ts
+
+
+class RunStatus(StrEnum):
+    """State of a run; `docs/state_machine.md` draws the transitions."""
+
+    CREATED = "created"
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the run has ended for ever."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset(
+    {RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.TIMED_OUT},
+)
+
+
+class RunKind(StrEnum):
+    """What a run was made from."""
+
+    PROMPT = "prompt"
+    STEPS = "steps"
+    ARGV = "argv"
+    TASK = "task"
+
+
+class Priority(StrEnum):
+    """At which end of the queue a run's entry comes in."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+
+
+class StepStatus(StrEnum):
+    """State of one step of a run."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+    @property
+    def finished(self) -> bool:
+        """Whether a later attempt takes this record as it stands."""
+        return self is not StepStatus.RUNNING
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """Where and with how much a step's program is to run; None: as the deployment says.
+
+    `image` is a container image, `cpu` and `memory` are Kubernetes quantities, `network` is
+    `none` or `internet`.
+    """
+
+    image: str | None = None
+    cpu: str | None = None
+    memory: str | None = None
+    network: str | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is wanted."""
+        return any((self.image, self.cpu, self.memory, self.network))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a plan, already checked against the catalogue."""
+
+    id: str
+    tool: str
+    args: dict[str, Any]
+    timeout_s: float | None = None
+    continue_on_error: bool = False
+    wants: Wants = field(default_factory=Wants)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What became of one step; a row of `steps`."""
+
+    run_id: str
+    step_id: str
+    idx: int
+    tool: str
+    args: dict[str, Any]
+    status: StepStatus
+    attempt: int
+    started_at: int
+    ended_at: int | None = None
+    exit_code: int | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as its row stands. Only `app.db.run_store` makes or changes one."""
+
+    run_id: str
+    user_id: str
+    kind: RunKind
+    status: RunStatus
+    spec: dict[str, Any]
+    created_at: int
+    attempt: int = 0
+    worker_id: str | None = None
+    planner: str | None = None
+    retries: int = 0
+    redeliveries: int = 0
+    max_attempts: int = 3
+    timeout_s: float = 3600
+    queued_at: int | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+    next_attempt_at: int | None = None
+    cancel_requested_at: int | None = None
+    exit_code: int | None = None
+    error: dict[str, Any] | None = None
+    log_lines: int = 0
+    log_size: int = 0
+    truncated: bool = False
+    last_seq: int = 0
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    retry_of: str | None = None
+    workspace_from: str | None = None
+    project: str | None = None
+    type: str | None = None
+    priority: Priority = Priority.NORMAL
+    retry_on: list[str] | None = None
+    run_at: int | None = None
+    webhook_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Who may write to a run: every write of an attempt is conditional on all three."""
+
+    run_id: str
+    attempt: int
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An entry of `jobs:pending`. A hint: only its `run_id` counts, the row decides.
+
+    `priority` says at which end it comes in; the queue never looks further.
+    """
+
+    run_id: str
+    user_id: str = ""
+    kind: str = ""
+    project: str | None = None
+    type: str | None = None
+    attempt: int = 0
+    enqueued_at: str = ""
+    priority: str = Priority.NORMAL
+
+    @classmethod
+    def of(cls, run: Run, now: int) -> Job:
+        """Make the entry of `run`, enqueued at `now`."""
+        return cls(
+            run.run_id,
+            run.user_id,
+            run.kind,
+            run.project,
+            run.type,
+            run.attempt,
+            format_ts(now),
+            run.priority,
+        )
+
+    def encode(self) -> bytes:
+        """Return the entry as it stands in Redis."""
+        return orjson.dumps(
+            {
+                "run_id": self.run_id,
+                "user_id": self.user_id,
+                "kind": self.kind,
+                "project": self.project,
+                "type": self.type,
+                "attempt": self.attempt,
+                "enqueued_at": self.enqueued_at,
+                "priority": self.priority,
+            },
+        )

@@ -1,0 +1,224 @@
+"""The worker's end of one guard: starts it, speaks its words, hears its reports.
+
+Owns the four pipes between the worker, the guard and the tool, and the guard's process entry,
+and gives all of them back. What the words mean stands in `guard.py`.
+
+What is done where the guard itself was killed: by the kernel short of memory, or by somebody.
+
+The tool's main program dies with its guard, but nobody answers for its descendants any more. They
+are found by what they inherited: the tool's own temporary folder in their environment, a name
+that no other program has. A program that emptied its environment and left the process group
+escapes; only a guard that lives sees that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from struct import error as StructError  # noqa: N812 - `error` says too little here
+from struct import unpack
+from typing import Any
+
+import orjson
+
+from app.execution.limits import NO_LIMITS, ProgramLimits
+from tailrun.process import guard
+from tailrun.process.lines import Stream
+from tailrun.process.pipes import FdPipe
+
+_PIPE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a guard is to run. Times in seconds."""
+
+    argv: tuple[str, ...]
+    cwd: Path
+    env: dict[str, str]
+    tmp: Path
+    lease_s: float
+    grace_s: float
+    limits: ProgramLimits = NO_LIMITS
+
+    def encode(self) -> bytes:
+        """Return the request as the guard reads it."""
+        fields = [str(self.cwd), str(self.lease_s), str(self.grace_s), self.limits.encode()]
+        fields += [str(len(self.argv)), *self.argv]
+        fields += [f"{name}={value}" for name, value in self.env.items()]
+        body = os.fsencode("\0".join(fields))
+        return b"%d\n" % len(body) + body
+
+
+class Guarded:
+    """One tool under its guard. Made by `start`, ended by `close`; `say` may come from any thread."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], control: int, status: int, out: int, err: int
+    ) -> None:
+        self.outputs = {Stream.STDOUT: out, Stream.STDERR: err}
+        self.pipes = {stream: FdPipe(fd) for stream, fd in self.outputs.items()}
+        self.started_at = time.monotonic()
+        self.pid: int | None = None
+        """The tool's process id, once it runs; its process group has the same number."""
+        self.report: dict[str, Any] = {}
+        """What the guard has told so far."""
+        self._process = process
+        self._control: int | None = control
+        self._status = status
+        self._heard = b""
+        self._lock = threading.Lock()
+
+    @classmethod
+    def start(cls, request: Request, name: str) -> Guarded:
+        """Start a guard and hand it the request; blocks for some milliseconds. `name` is for `ps`.
+
+        Raises:
+            OSError: no process or pipe could be made.
+            UnicodeEncodeError: the request holds text that no program can be given.
+        """
+        raw = request.encode()
+        ours, theirs = list[int](), list[int]()
+        try:
+            for end_is_ours in (0, 0, 0, 1):  # stdout, stderr, status: we read; control: we write
+                ends = os.pipe()
+                ours.append(ends[end_is_ours])
+                theirs.append(ends[1 - end_is_ours])
+            out, err, status, control = ours
+            process = subprocess.Popen(  # noqa: S603, RUF100
+                [sys.executable, "-I", "-S", _script(), str(theirs[2]), str(request.tmp), name],
+                stdin=theirs[3],
+                stdout=theirs[0],
+                stderr=theirs[1],
+                pass_fds=(theirs[2],),
+                env={},
+                start_new_session=True,
+            )
+            self = cls(process, control, status, out, err)
+        except BaseException:
+            for fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        self._send_request(raw)
+        return self
+
+    def _send_request(self, raw: bytes) -> None:
+        assert self._control is not None  # noqa: S101 - only `close` takes it away
+        left = memoryview(raw)
+        with contextlib.suppress(BrokenPipeError):  # its status pipe ends without a report
+            while left:
+                left = left[os.write(self._control, left) :]
+        for fd in (self._control, self._status, *self.outputs.values()):
+            os.set_blocking(fd, False)
+        for fd in self.outputs.values():
+            _enlarge(fd)
+
+    def say(self, word: bytes) -> None:
+        """Send one word; never blocks, and says nothing to a guard that is gone."""
+        with self._lock:
+            if self._control is not None:
+                with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                    os.write(self._control, word)
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        """Keep `report` up to date from now on; calls `changed` after each change."""
+        asyncio.get_running_loop().add_reader(self._status, self._hear, changed)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the guard has closed its status pipe: nothing of the tool is left."""
+        return "gone" in self.report
+
+    def _hear(self, changed: Callable[[], None]) -> None:
+        data = os.read(self._status, 4096)
+        if not data:
+            self.report["gone"] = True
+            asyncio.get_running_loop().remove_reader(self._status)
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        for line in lines:
+            self.report.update(orjson.loads(line))
+        changed()
+
+    async def close(self) -> None:
+        """Kill what is left, wait until it is gone, give the pipes and the process entry back."""
+        with self._lock:
+            if self._control is not None:
+                os.close(self._control)
+                self._control = None
+        pause = 0.001
+        while self._process.poll() is None:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.02)
+        asyncio.get_running_loop().remove_reader(self._status)
+        for fd in (self._status, *self.outputs.values()):
+            os.close(fd)
+
+
+def _script() -> str:
+    """The guard's compiled file where there is one: compiling it takes as long as all the rest."""
+    cached = guard.__spec__.cached if guard.__spec__ else None
+    return cached if cached is not None and _is_fresh(Path(cached), Path(guard.__file__)) else guard.__file__
+
+
+def _is_fresh(compiled: Path, source: Path) -> bool:
+    """Whether a compiled file is of this very source: nobody renews it under PYTHONDONTWRITEBYTECODE.
+
+    Its header (PEP 552): magic number, flags, then the source's time and size, or its hash.
+    """
+    try:
+        with compiled.open("rb") as file:
+            _, flags, time, size = unpack("<4sIII", file.read(16))
+        about = source.stat()
+    except (OSError, StructError):
+        return False
+    return flags != 0 or (time, size) == (int(about.st_mtime) & 0xFFFFFFFF, about.st_size & 0xFFFFFFFF)
+
+
+def _enlarge(fd: int) -> None:
+    """Let a pipe hold more than 64 KiB where the system can: fewer wake-ups for the same bytes."""
+    if sys.platform == "linux":
+        import fcntl  # noqa: PLC0415
+
+        with contextlib.suppress(OSError):  # over this user's share of pipe memory
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+_GIVE_UP_S = 2.0
+
+
+def kill_orphans(group: int | None, tmp: Path) -> None:
+    """Kill the process group and all that have `tmp` as TMPDIR, then remove it; blocks for a moment."""
+    if group is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    deadline = time.monotonic() + _GIVE_UP_S
+    while (left := _having(tmp)) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _having(tmp: Path) -> list[int]:
+    """Find the processes with this TMPDIR; none where there is no /proc. The dead have no environment."""
+    mark = b"TMPDIR=" + os.fsencode(tmp)
+    found = list[int]()
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+    return found

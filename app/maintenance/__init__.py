@@ -1,0 +1,1 @@
+"""Periodic work of which one worker at a time is the leader."""

@@ -1,0 +1,71 @@
+"""Removes Jobs of tools whose run has ended, under one leader: what a worker left that died in between.
+
+A Job is deleted by the worker that commits its result. Whatever goes wrong before that (the worker
+dies behind the commit, a run is cancelled while nobody owns it) ends here: a Job whose run is over
+has nobody to work for. Jobs of runs that nobody knows are left to their own time limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+import structlog
+
+from app.core.errors import StorageError
+from app.db.run_store import RunStore
+from app.redis.ticks import Ticks
+
+SWEEP_EVERY_S = 5.0
+_STAGED_S = 86_400.0
+_SWEEPS_A_STAGING = 720
+
+log = structlog.get_logger()
+
+
+class Jobs(Protocol):
+    """What the executor shows of its Jobs."""
+
+    def jobs(self) -> Mapping[str, str]:
+        """Return the run's id of each Job that is there and not being deleted, by the Job's name."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Delete a Job and everything of it."""
+        ...
+
+    async def sweep(self, older_than_s: float) -> None:
+        """Forget staged files that nobody came for."""
+        ...
+
+
+class JobSweeper:
+    """Sweeps for ever."""
+
+    def __init__(self, jobs: Jobs, runs: RunStore, ticks: Ticks, worker_id: str) -> None:
+        self._jobs, self._runs, self._ticks, self._me = jobs, runs, ticks, worker_id
+        self._rounds = 0
+
+    async def run(self) -> None:
+        """Sweep until cancelled; a server that is away only delays it."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            try:
+                if await self._ticks.lead("jobs", self._me, SWEEP_EVERY_S * 3):
+                    await self.sweep()
+            except StorageError as error:
+                log.warning("jobs could not be swept", error=str(error))
+
+    async def sweep(self) -> int:
+        """Remove the Jobs of runs that are over; return how many."""
+        jobs = self._jobs.jobs()
+        heads = await self._runs.heads(sorted(set(jobs.values())))
+        over = [name for name, run_id in jobs.items() if run_id in heads and heads[run_id][1].terminal]
+        for name in over:
+            log.info("job of an ended run removed", job=name, run_id=jobs[name])
+            await self._jobs.remove(name)
+        if self._rounds % _SWEEPS_A_STAGING == 0:
+            await self._jobs.sweep(_STAGED_S)
+        self._rounds += 1
+        return len(over)

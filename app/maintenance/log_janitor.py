@@ -1,0 +1,191 @@
+"""Looks after the logs of runs that have ended, under one leader: pack, archive, delete.
+
+Nothing of it is urgent, so it takes no more than half of the time of the database's writer: after
+each small transaction it rests for as long as that took. Whether the leader is killed, or a frozen
+one comes back, does no harm: see `app.db.log_retention`.
+
+The log of an ended run into its archive, before it is deleted from the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from app.core.errors import StorageError, TailrunError
+from app.core.events import Event
+from app.core.telemetry import LOG_UPKEEP
+from app.db.log_chunks import CHUNK_EVENTS
+from app.db.log_retention import EndedRun, LogUpkeep
+from app.db.log_store import PACKED, LogStore, is_expired
+from app.redis.ticks import Ticks
+from app.storage.log_archive import ARCHIVE_NAME, archive_bytes
+from app.storage.workspace import Workspaces
+
+JANITOR_EVERY_S = 10.0
+_LEAD_S = 30.0
+_ANEW_S = 3600.0
+_PAGE = 500
+_DAY_US = 86_400_000_000
+_S_US = 1_000_000
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class JanitorPolicy:
+    """When what is done: `LOG_PACK_AFTER_S`, `LOG_RETENTION_DAYS` (0: never), `LOG_ARCHIVE`."""
+
+    pack_after_s: float
+    retention_days: float
+    archive: bool
+
+
+class NotLeader(Exception):
+    """Another worker is the janitor."""
+
+
+class Janitor:
+    """Sweeps for ever."""
+
+    def __init__(
+        self,
+        ticks: Ticks,
+        upkeep: LogUpkeep,
+        archiver: LogArchiver,
+        policy: JanitorPolicy,
+        *,
+        clock: Callable[[], int],
+        worker_id: str,
+    ) -> None:
+        self._ticks, self._upkeep, self._archiver = ticks, upkeep, archiver
+        self._policy, self._clock, self._me = policy, clock, worker_id
+        self._led_until = 0.0
+        self._packed_to: EndedRun | None = None
+        self._since = 0
+        self._anew_at = 0.0
+        self._refused: set[str] = set()
+
+    async def run(self) -> None:
+        """Sweep every 10 s while leader, until cancelled; a server that is away only delays it."""
+        while True:
+            await asyncio.sleep(JANITOR_EVERY_S)
+            try:
+                await self.sweep()
+            except StorageError as error:
+                log.warning("janitor stops for now", error=str(error))
+            except NotLeader:
+                self._packed_to, self._anew_at = None, 0.0  # should we lead again, then others did meanwhile
+
+    async def sweep(self) -> None:
+        """Expire what is old, then pack what is left; `NotLeader` when another worker is the janitor."""
+        await self._lead()
+        expired = packed = 0
+        days = self._policy.retention_days
+        cutoff = self._clock() - int(days * _DAY_US) if days else 0
+        for stage in (PACKED, None) if days else ():
+            async for run in self._ended(stage, since=0, before=cutoff):
+                expired += await self._expire(run)
+        before = self._clock() - int(self._policy.pack_after_s * _S_US)
+        self._look_again_now_and_then(before)
+        since = max(cutoff, self._since)
+        async for run in self._ended(None, since=since, before=before, after=self._packed_to):
+            packed += run.log_lines > CHUNK_EVENTS and await self._pack(run)
+            self._packed_to = run
+        if expired or packed:
+            log.info("logs looked after", packed=packed, expired=expired)
+
+    def _look_again_now_and_then(self, before: int) -> None:
+        """Go back by a day once an hour: a run may have been committed long after the time of its end.
+
+        No further: most runs are too small to be packed, and stay as they are for ever.
+        """
+        now = asyncio.get_running_loop().time()
+        if now > self._anew_at:
+            self._since = 0 if self._packed_to is None else min(self._packed_to.ended_at, before) - _DAY_US
+            self._packed_to, self._anew_at = None, now + _ANEW_S
+
+    async def _ended(
+        self, stage: str | None, *, since: int, before: int, after: EndedRun | None = None
+    ) -> AsyncIterator[EndedRun]:
+        while page := await self._upkeep.ended(stage, since=since, before=before, limit=_PAGE, after=after):
+            for run in page:
+                yield run
+            after = page[-1]
+
+    async def _pack(self, run: EndedRun) -> bool:
+        await self._step_by_step(lambda: self._upkeep.pack_next(run))
+        LOG_UPKEEP.labels(work="packed").inc()
+        return True
+
+    async def _expire(self, run: EndedRun) -> bool:
+        """Archive if asked to, then delete; a log that the store refuses stays where it is."""
+        archived = False
+        if self._policy.archive and run.log_lines:
+            await self._lead()
+            try:
+                archived = await self._archiver.archive(run)
+            except TailrunError as error:
+                if run.run_id not in self._refused:
+                    log.warning("log can't be archived, it stays", run_id=run.run_id, error=str(error))
+                    self._refused.add(run.run_id)
+                return False
+            LOG_UPKEEP.labels(work="archived").inc(archived)
+        now = self._clock()
+        await self._step_by_step(lambda: self._upkeep.expire_next(run, now, archived=archived))
+        LOG_UPKEEP.labels(work="expired").inc()
+        return True
+
+    async def _step_by_step(self, step: Callable[[], Awaitable[bool]]) -> None:
+        """Repeat `step` while there is more to do and we lead; rest as long as each one took."""
+        time = asyncio.get_running_loop().time
+        more = True
+        while more:
+            await self._lead()
+            began = time()
+            more = await step()
+            await asyncio.sleep(time() - began)
+
+    async def _lead(self) -> None:
+        """Stay the leader; ask Redis when a third of our time is gone."""
+        now = asyncio.get_running_loop().time()
+        if now < self._led_until - _LEAD_S * 2 / 3:
+            return
+        if not await self._ticks.lead("janitor", self._me, _LEAD_S):
+            raise NotLeader
+        self._led_until = now + _LEAD_S
+
+
+_PAGE_LINES = 500
+_PAGE_BYTES = 1_000_000
+
+
+class LogArchiver:
+    """Writes archives into the workspace store."""
+
+    def __init__(self, logs: LogStore, workspaces: Workspaces) -> None:
+        self._logs, self._workspaces = logs, workspaces
+
+    async def archive(self, run: EndedRun) -> bool:
+        """Write the whole log, whole or not at all; False when some of it is deleted already.
+
+        Whoever began to delete wrote the archive before, if there is to be one. Raises
+        `StorageError` while database or store are away, `TailrunError` if the store refuses.
+        """
+        before_end = await self._logs.page(run.run_id, run.last_seq - 2, 1)
+        if any(map(is_expired, before_end)):
+            return False
+        workspace = self._workspaces.private(run.user_id, run.run_id)
+        await workspace.write(ARCHIVE_NAME, archive_bytes(self._pages(run.run_id)))
+        return True
+
+    async def _pages(self, run_id: str) -> AsyncIterator[list[Event]]:
+        after, limit = 0, _PAGE_LINES
+        while page := await self._logs.page(run_id, after, limit):
+            yield page
+            after = page[-1].seq
+            size = sum(len(event.content or "") for event in page) + 1
+            limit = max(1, min(_PAGE_LINES, len(page) * _PAGE_BYTES // size))

@@ -1,0 +1,157 @@
+"""What a run is made of, as it comes in over HTTP: strict, nothing unknown."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidation
+
+from app.core.clock import parse_ts
+from app.core.errors import Unprocessable
+from app.core.names import check_env
+from app.plan.explain import quote
+from app.plan.steps import StepIn
+from tailrun.process.errors import ErrorCode
+
+MAX_PROMPT = 100_000
+
+
+MAX_ARGV_BYTES = 100_000
+
+
+MAX_ENV_BYTES = 32_000
+
+
+RETRY_CODES = [code.value for code in ErrorCode if code not in {ErrorCode.CANCELLED, ErrorCode.WORKER_LOST}]
+"""What `retry_on` may hold: a cancel is final, and a lost worker has a limit of its own."""
+
+
+RUN_EXAMPLE = "0b5c8a52-5c0e-4a55-9d0c-7f4f3f6e2a11"
+
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not hold a NUL character")
+    return value
+
+
+def _prompt(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+def _argv(value: list[str]) -> list[str]:
+    if not value or not value[0]:
+        raise ValueError("must begin with the name of a program")
+    if sum(len(word.encode()) for word in value) > MAX_ARGV_BYTES:
+        raise ValueError(f"must be at most {MAX_ARGV_BYTES} bytes long in all")
+    return value
+
+
+def _labels(value: dict[str, str]) -> dict[str, str]:
+    for key, text in value.items():
+        if not 1 <= len(key) <= 63 or len(text) > 255 or "\0" in key + text:  # noqa: PLR2004
+            raise ValueError("must have keys of 1 to 63 and values of at most 255 characters, without NUL")
+    return value
+
+
+def _env(value: dict[str, str]) -> dict[str, str]:
+    try:
+        check_env(value)
+    except Unprocessable as error:
+        raise ValueError(error.message.removeprefix("env: ")) from error
+    if sum(len(name) + len(text.encode()) for name, text in value.items()) > MAX_ENV_BYTES:
+        raise ValueError(f"must be at most {MAX_ENV_BYTES} bytes long in all")
+    return value
+
+
+def _retry_on(value: list[str]) -> list[str]:
+    for code in value:
+        if code not in RETRY_CODES:
+            raise ValueError(f"must hold codes of {', '.join(RETRY_CODES)}, not {quote(code)}")
+    return sorted(set(value))
+
+
+def _moment(value: str) -> str:
+    if _RFC_3339.fullmatch(value):
+        with suppress(ValueError, OverflowError):
+            parse_ts(value.upper())
+            return value
+    raise ValueError(f"must be a time with a zone, such as 2026-11-20T12:00:00Z, not {quote(value)}")
+
+
+class Body(BaseModel):
+    """A body that comes in: strict, nothing unknown."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+Text = Annotated[str, AfterValidator(_no_nul)]
+
+
+Name = Annotated[Text, Field(min_length=1, max_length=200)]
+
+
+class RunFields(Body):
+    """What a run is made of: exactly one of `prompt`, `steps`, `type` and `argv`."""
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_prompt)] | None = Field(
+        default=None,
+        description="What to do, in words; or a fenced block of steps in YAML or JSON.",
+    )
+    steps: Annotated[list[StepIn], SkipValidation] | None = Field(
+        default=None, description="What to do, step by step."
+    )
+    argv: Annotated[list[Text], Field(min_length=1, max_length=1000), AfterValidator(_argv)] | None = Field(
+        default=None, description="One program and its arguments, run in the workspace without a shell."
+    )
+    type: Name | None = Field(default=None, description="A task type; GET /v1/task-types lists them.")
+    command: Name | None = Field(default=None, description="With `type`: which command of the task type.")
+    params: dict[str, Any] | None = Field(default=None, description="With `type`: the task's parameters.")
+    project: Name | None = Field(
+        default=None, description="With `type`: whose configuration the program gets; `default` if left out."
+    )
+    labels: Annotated[dict[str, str], Field(max_length=16), AfterValidator(_labels)] = Field(
+        default_factory=dict[str, str],
+        description="At most 16 names and values of your own, 63 and 255 characters long.",
+    )
+    env: Annotated[dict[str, str], Field(max_length=64), AfterValidator(_env)] = Field(
+        default_factory=dict[str, str],
+        description="Environment of the run's programs; never shown again.",
+    )
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that one attempt may take; at most, and if left out, `JOB_TIMEOUT_S`.",
+    )
+    max_attempts: int | None = Field(
+        default=None, ge=1, le=20, description="1 + retries after a failure; left out: `JOB_MAX_ATTEMPTS`."
+    )
+    retry_on: Annotated[list[str], Field(max_length=50), AfterValidator(_retry_on)] | None = Field(
+        default=None,
+        description="Error codes after which the run is tried again, no others; left out: the usual ones.",
+        examples=[["exit_nonzero", "timeout"]],
+    )
+    run_at: Annotated[str, Field(max_length=40), AfterValidator(_moment)] | None = Field(
+        default=None,
+        description="Not before this time (RFC 3339), at most a year ahead; one that is past is at once.",
+        examples=["2026-11-20T12:00:00Z"],
+    )
+    priority: Literal["high", "normal"] = Field(
+        default="normal", description="`high` goes to the front of the queue: it is taken next."
+    )
+    webhook_url: Text | None = Field(
+        default=None,
+        description="Where to POST a signed message once the run has ended; needs `WEBHOOK_SECRET`.",
+        examples=["https://example.com/hooks/tailrun"],
+    )
+    workspace_from: str | None = Field(
+        default=None, description="A run of yours whose files the new run starts with."
+    )

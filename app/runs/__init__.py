@@ -1,0 +1,1 @@
+"""Use cases of runs, without HTTP: submit, cancel, take over."""

@@ -1,0 +1,232 @@
+"""The one way a run comes in and goes off: row first, then the push.
+
+Everything that makes or starts a run (canonical routes, aliases, retries) ends here. Once the
+row is committed the answer is a success: when Redis does not take the entry or the news, the
+reconciler pushes it and watchers read the database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from app.config import Settings
+from app.core.clock import now_us, parse_ts
+from app.core.errors import Conflict, NotFound, StorageError, TooManyRequests, Unprocessable
+from app.core.events import Event
+from app.core.models import Priority, Run, RunKind, RunStatus
+from app.core.telemetry import get_logger
+from app.db.run_store import Created, NewRun
+from app.plan.projects import DEFAULT
+from app.plan.run_fields import RunFields
+from app.plan.steps import parse_steps
+from app.plan.webhook_url import checked
+from app.runs.services import RUN_ID, Principal, Services
+
+_log = get_logger(__name__)
+_KEY_CHARS = 255
+_MAX_DELAY_US = 366 * 24 * 3600 * 1_000_000
+_LATER_FIELDS = {"priority": "normal", "retry_on": None, "run_at": None, "webhook_url": None}
+"""Fields that 0.1.0 had not: left out of the hash at their defaults, so that its keys still repeat."""
+
+
+async def submit(
+    services: Services, user: Principal, body: RunFields, *, start: bool, idempotency_key: str | None = None
+) -> Created:
+    """Make a run of a checked body; with `start` it is queued at once.
+
+    Raises:
+        Unprocessable: a tool, a limit or the combination of fields is wrong.
+        NotFound: `workspace_from` is no run of the caller's.
+        Conflict: the idempotency key was used with another body.
+        TooManyRequests: the caller's backlog is full.
+    """
+    new = await compose(services, user, body, start=start)
+    if idempotency_key is not None:
+        key, request_hash = _key(idempotency_key), _hash(body, start=start)
+        new = replace(new, idempotency_key=key, request_hash=request_hash)
+    return await _create(services, new)
+
+
+async def compose(services: Services, user: Principal, body: RunFields, *, start: bool) -> NewRun:
+    """Check what the body's model cannot, and return the run that it asks for; raises as `submit`."""
+    kind, spec = _spec(body)
+    if kind is RunKind.TASK:
+        await _check_task(services, body)
+    return NewRun(
+        run_id=str(uuid.uuid4()),
+        user_id=user.user_id,
+        kind=kind,
+        spec=spec | ({"env": body.env} if body.env else {}),
+        start=start,
+        max_attempts=body.max_attempts or services.settings.job_max_attempts,
+        timeout_s=_timeout(body, services.settings.job_timeout_s),
+        labels=body.labels,
+        workspace_from=await _source(services, user, body.workspace_from),
+        priority=Priority(body.priority),
+        retry_on=body.retry_on,
+        run_at=_run_at(body.run_at),
+        project=(body.project or DEFAULT) if kind is RunKind.TASK else None,
+        type=body.type,
+        webhook_url=_webhook(body.webhook_url, services.settings),
+    )
+
+
+async def start_run(services: Services, run: Run) -> Run:
+    """Queue a held run; a run that is queued or running already stays as it is."""
+    now = now_us()
+    changed = await services.runs.start(run.run_id, now)  # it has had its place in the backlog
+    if changed.events and await _push(services, changed.run, now):
+        await announce(services, changed.events)
+    return changed.run
+
+
+async def retry_run(services: Services, run: Run, key: str | None = None) -> Run:
+    """Make a new run like one that ended, over the files that it left; the old one stays as it is.
+
+    Two calls with the same `key` make one run.
+    """
+    if not run.status.terminal:
+        raise Conflict(f"Run {run.run_id} is {run.status}; only a finished run can be retried.")
+    began = run.started_at is not None or run.workspace_from is None
+    new = NewRun(
+        run_id=str(uuid.uuid4()),
+        user_id=run.user_id,
+        kind=run.kind,
+        spec=run.spec,
+        start=True,
+        max_attempts=run.max_attempts,
+        timeout_s=run.timeout_s,
+        labels=run.labels,
+        # Its files hold what was uploaded for it; before its first attempt they lack the source's.
+        workspace_from=run.run_id if began else run.workspace_from,
+        retry_of=run.run_id,
+        project=run.project,
+        type=run.type,
+        priority=run.priority,
+        retry_on=run.retry_on,
+        webhook_url=run.webhook_url,
+        idempotency_key=key,
+        request_hash=key,
+    )
+    return (await _create(services, new)).run
+
+
+async def announce(services: Services, events: Sequence[Event]) -> None:
+    """Tell watchers of committed events; without Redis they find them in the database."""
+    try:
+        await services.publisher.announce(events)
+    except StorageError as error:
+        _log.warning("watchers not told, they will read the database", error=str(error))
+
+
+async def _create(services: Services, new: NewRun) -> Created:
+    now = now_us()
+    try:
+        async with services.backlog.place(new.user_id):
+            created = await services.runs.create(new, now)
+    except TooManyRequests:
+        earlier = await services.runs.earlier(new) if new.idempotency_key is not None else None
+        if earlier is None:
+            raise
+        return earlier
+    if created.fresh:
+        _log.info("run created", run_id=new.run_id, user_id=new.user_id, kind=new.kind)
+        if created.run.status is RunStatus.QUEUED:
+            await _push(services, created.run, now)  # and tell nobody: nobody knows the new id yet
+    return created
+
+
+async def _push(services: Services, run: Run, now: int) -> bool:
+    try:
+        await services.queue.push_run(run, now)
+    except StorageError as error:
+        _log.warning("not pushed, the reconciler will", run_id=run.run_id, error=str(error))
+        return False
+    return True
+
+
+def _spec(body: RunFields) -> tuple[RunKind, dict[str, Any]]:
+    given = [name for name in ("prompt", "steps", "argv", "type") if getattr(body, name) is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none of them"
+        raise Unprocessable(f"Send exactly one of prompt, steps, type and argv, not {got}.")
+    if given[0] != "type":
+        _no_task_fields(body)
+    if body.prompt is not None:
+        return RunKind.PROMPT, {"prompt": body.prompt}
+    if body.argv is not None:
+        return RunKind.ARGV, {"argv": body.argv}
+    if body.steps is not None:
+        parse_steps(body.steps)
+        return RunKind.STEPS, {"steps": body.steps}
+    if body.env:
+        raise Unprocessable("env goes with prompt, steps and argv; a task gets its type's and its project's.")
+    fields = {name: getattr(body, name) for name in ("project", "type", "command", "params")}
+    return RunKind.TASK, {name: value for name, value in fields.items() if value is not None}
+
+
+async def _check_task(services: Services, body: RunFields) -> None:
+    """Hold a task to what is declared; its project must be here, unless somebody else keeps projects."""
+    services.task_types.check(str(body.type), body.command, body.params or {})
+    project = body.project or DEFAULT
+    if not services.settings.projects_url and not await services.projects.exists(project):
+        raise Unprocessable(
+            f"There is no project {project[:64]!r}; an admin makes one with PUT /v1/projects/{{id}}.",
+            code="unknown_project",
+        )
+
+
+def _no_task_fields(body: RunFields) -> None:
+    for name in ("command", "params", "project"):
+        if getattr(body, name) is not None:
+            raise Unprocessable(f"{name} goes with type only.")
+
+
+def _timeout(body: RunFields, cap: float) -> float:
+    if body.timeout_s is not None and body.timeout_s > cap:
+        raise Unprocessable(f"timeout_s must be at most {cap:g} (JOB_TIMEOUT_S), not {body.timeout_s:g}.")
+    return body.timeout_s or cap
+
+
+async def _source(services: Services, user: Principal, run_id: str | None) -> str | None:
+    if run_id is None:
+        return None
+    source = await services.runs.get(run_id) if RUN_ID.fullmatch(run_id) else None
+    if source is None or source.user_id != user.user_id:
+        raise NotFound(f"workspace_from: there is no run {run_id[:64]!r} of yours.")
+    return run_id
+
+
+def _key(key: str | None) -> str | None:
+    if key is not None and not (0 < len(key) <= _KEY_CHARS and key.isprintable()):
+        raise Unprocessable(f"Idempotency-Key must be 1 to {_KEY_CHARS} printable characters.")
+    return key
+
+
+def _run_at(time: str | None) -> int | None:
+    if time is None:
+        return None
+    at = parse_ts(time.upper())
+    if at > now_us() + _MAX_DELAY_US:
+        raise Unprocessable("run_at must be at most one year ahead.")
+    return at
+
+
+def _webhook(url: str | None, settings: Settings) -> str | None:
+    if url is None:
+        return None
+    if settings.webhook_secret is None:
+        raise Unprocessable("webhook_url: this server sends no webhooks, for it has no WEBHOOK_SECRET.")
+    return checked(url, allow_private=settings.webhook_allow_private)
+
+
+def _hash(body: RunFields, *, start: bool) -> str:
+    later = {name for name, default in _LATER_FIELDS.items() if getattr(body, name) == default}
+    fields = body.model_dump(exclude={"action", *later}, warnings="none") | {"start": start}
+    return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -1,0 +1,123 @@
+"""Finds any of many texts in one line, in a time that grows with the line and with nothing else.
+
+Texts are known by their first characters (their head). Heads are found by an automaton, or without one by
+`app.stream.literals`, and what stands behind one is compared only where it was found. So a million
+characters of texts cost a search for a few thousand.
+
+Most output holds nothing, so the first look is what counts: one pass for heads and marks (what the
+masker's own patterns need) together. Only where it finds something is it asked what, and where.
+
+Bounded in every direction: a head that too many texts begin with hides as much as the longest of
+them, and a line with too many finds is hidden whole. Nothing is ever shown because there was too much.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from app.stream.literals import Hashed, Literals, all_finds
+from app.stream.secret_forms import Form
+
+_automaton: Callable[[Sequence[str]], Literals] | None = None
+try:
+    from app.stream.automaton import Automaton
+except ImportError:  # no wheel for this machine: the same is found, more slowly
+    pass
+else:
+    _automaton = Automaton
+
+Span = tuple[int, int]
+
+_HEAD = 12
+_MOST_ALIKE = 32
+_MOST_BYTES = 100_000
+"""An automaton is built while nothing else runs: of so much in some 30 ms."""
+_SHORT = 200
+"""A first look at so few characters saves nothing."""
+_SOME_FINDS, _MOST_FINDS = 8, 1000
+
+_BEGUN = re.compile(
+    r"(?:\\[abefnrtv0]|\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|%[0-9a-fA-F]{2}|\x1b\[[0-9;]{0,12}[A-Za-z]|\s-[A-Za-z])\Z",
+)
+"""What ends in a letter or digit and is no part of a word: escapes, colours, an option (`-ppassword`)."""
+_BEGUN_CHARS = 16
+
+
+class KnownValues:
+    """Texts to be found; immutable. `marks` are looked for beside them, and only named."""
+
+    def __init__(self, forms: Iterable[Form], marks: Sequence[str] = ()) -> None:
+        by_head = dict[str, dict[str, bool]]()
+        for text, alone in forms:
+            alike = by_head.setdefault(text[:_HEAD], {})
+            alike[text] = alone and alike.get(text, True)
+        self._forms = [
+            tuple(sorted(alike.items(), key=lambda form: -len(form[0]))) for alike in by_head.values()
+        ]
+        self._marks = tuple(marks)
+        texts = [*marks, *by_head]
+        self._texts = _finder(texts)
+        self._longest_text = max(map(len, texts), default=1)
+
+    def look(self, text: str) -> tuple[bool, set[str]]:
+        """Say whether one of the texts may be in `text`, of any number of lines; if none, which marks are."""
+        if self._texts.missing(text):
+            return False, set()
+        marks = set[str]()
+        for which, _, _ in all_finds(self._texts, text, self._longest_text):
+            if which >= len(self._marks):
+                return True, marks
+            marks.add(self._marks[which])
+        return False, marks
+
+    def spans(self, text: str) -> tuple[list[Span], set[str]]:
+        """Find where the texts are in a line: start and end, in no order, with overlaps; and the marks.
+
+        A line with too many of them is one span.
+        """
+        if len(text) > _SHORT and self._texts.missing(text):
+            return [], set()
+        spans, marks, left = list[Span](), set[str](), min(_MOST_FINDS, _SOME_FINDS + len(text) // 8)
+        first_head = len(self._marks)
+        for which, start, _ in all_finds(self._texts, text, self._longest_text):
+            if which < first_head:
+                marks.add(self._marks[which])
+                continue
+            if left == 0:
+                return [(0, len(text))], set()
+            left -= 1
+            span = self._longest(text, self._forms[which - first_head], start)
+            if span is not None:
+                spans.append(span)
+        return spans, marks
+
+    def _longest(self, text: str, alike: Sequence[tuple[str, bool]], start: int) -> Span | None:
+        if len(alike) > _MOST_ALIKE:
+            return start, min(start + len(alike[0][0]), len(text))
+        for form, alone in alike:
+            if text.startswith(form, start):
+                end = start + len(form)
+                if not alone or _stands_alone(text, start, end):
+                    return start, end
+        return None
+
+
+def _finder(texts: Sequence[str]) -> Literals:
+    """Return the fastest finder of these texts."""
+    if _automaton is not None and len("".join(texts).encode()) <= _MOST_BYTES:
+        return _automaton(texts)
+    return Hashed(texts)
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    if end < len(text) and _goes_on(text[end]) and _goes_on(text[end - 1]):
+        return False
+    if start == 0 or not (_goes_on(text[start - 1]) and _goes_on(text[start])):
+        return True
+    before = text[max(0, start - _BEGUN_CHARS) : start]
+    return _BEGUN.search(before if start > _BEGUN_CHARS else " " + before) is not None
+
+
+def _goes_on(char: str) -> bool:
+    return char.isascii() and char.isalnum()

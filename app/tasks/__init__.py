@@ -1,1 +1,0 @@
-"""Typed tasks: what a `tasks.yaml` declares, and how values are checked against it."""

@@ -1,0 +1,1 @@
+"""The commands of the client: each talks to the HTTP API."""
