@@ -17,7 +17,7 @@ ARG BASE=python:3.13.9-slim-trixie
 FROM ${BASE} AS toolbox
 ARG SNAPSHOTS=
 ARG SNAPSHOT=
-COPY tools/debian_snapshot.sh /tmp/debian_snapshot.sh
+COPY scripts/debian_snapshot.sh /tmp/debian_snapshot.sh
 RUN sh /tmp/debian_snapshot.sh "${SNAPSHOTS}" "${SNAPSHOT}" && rm /tmp/debian_snapshot.sh \
     && apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
@@ -61,7 +61,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 # strip takes the debugging symbols out of the libraries, about 60 MB of them.
 RUN command -v strip >/dev/null \
     || { apt-get update -qq && apt-get install -y -qq --no-install-recommends binutils >/dev/null; }
-COPY tools/slim_packages.py /build/slim_packages.py
+COPY scripts/slim_packages.py /build/slim_packages.py
 # What is imported is compiled now: at run time the file system is read-only.
 RUN /opt/tailrun/bin/python /build/slim_packages.py /opt/tailrun \
     && /opt/tailrun/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/tailrun/lib
@@ -69,8 +69,8 @@ COPY app /app/app
 COPY tailrun /app/tailrun
 COPY examples/agent-cli /app/app/agent_cli
 COPY toolbox /app/toolbox
-COPY LICENSE tools/container_health.py /app/
-COPY tools/container_launcher.sh /opt/tailrun/bin/tailrun
+COPY LICENSE scripts/container_health.py /app/
+COPY scripts/container_launcher.sh /opt/tailrun/bin/tailrun
 RUN /opt/tailrun/bin/python -c 'import sysconfig; open(sysconfig.get_path("purelib") + "/tailrun.pth", "w").write("/app\n")' \
     && /opt/tailrun/bin/python -m compileall -q --invalidation-mode unchecked-hash /app \
     && chmod -R go=u,go-w /app /opt/tailrun && chmod 0755 /opt/tailrun/bin/tailrun

@@ -18,7 +18,7 @@ demo: $(RUNTIME) ## start everything, run one real job, show its lines and files
 	@$(BIN)/tailrun demo
 
 up: $(RUNTIME) ## serve on this machine until Ctrl-C (HOST, PORT, REDIS_PORT, DATA_DIR, API_TOKEN)
-	@$(BIN)/python tools/foreground.py $(BIN)/tailrun up
+	@$(BIN)/python scripts/foreground.py $(BIN)/tailrun up
 
 down: $(RUNTIME) ## stop the `make up` of this folder
 	@$(BIN)/tailrun down
@@ -27,7 +27,7 @@ test: $(DEV) ## run the tests (minutes; nothing to install besides)
 	@$(BIN)/python -m pytest -m "not deep" -n 3 --dist worksteal
 
 test-deep: $(DEV) ## run the long tests; installs the Debian packages they need when missing
-	@sh tools/debian_packages.sh
+	@sh scripts/debian_packages.sh
 	@$(BIN)/python -m pytest -m deep
 
 test-deploy: $(DEV) ## check chart, manifests and compose.yaml (under a minute; also part of make test)
@@ -43,7 +43,7 @@ check: $(DEV) ## lint, format, types, layers, dependencies, locks, documents
 	$(BIN)/lint-imports
 	$(BIN)/deptry app tailrun toolbox
 	$(BIN)/shellcheck *.sh
-	$(BIN)/python tools/lock.py --check
+	$(BIN)/python scripts/lock.py --check
 	$(BIN)/python -m pytest tests/unit/test_docs.py tests/unit/test_repository.py
 
 bench: $(DEV) ## measure latency, runs/s, lines/s and idle cost; writes docs/benchmarks.md
@@ -71,13 +71,13 @@ load: $(DEV) ## load API (with TOKEN), or a stack of its own, with runs and watc
 	@$(BIN)/python bench/load.py
 
 build: ## build the container image (docker or buildah)
-	@sh tools/build_image.sh $(IMAGE)
+	@sh scripts/build_image.sh $(IMAGE)
 
 manifests: $(DEV) ## make k8s/, the chart's schema and its README anew
-	@$(BIN)/python tools/manifests.py
+	@$(BIN)/python scripts/manifests.py
 
 compose-up: ## serve in containers until compose-down: API, worker, Redis, PostgreSQL, S3 (docker compose)
-	@sh tools/build_image.sh $(IMAGE)
+	@sh scripts/build_image.sh $(IMAGE)
 	@docker compose up --detach --wait api worker
 
 compose-down: ## stop them; their data stays
@@ -85,13 +85,13 @@ compose-down: ## stop them; their data stays
 
 clean: ## remove what was built or installed here; data stays
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	@find app tailrun toolbox tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find app tailrun toolbox tests scripts bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock: $(DEV) ## resolve the dependencies of pyproject.toml anew into the requirements files
-	@$(BIN)/python tools/lock.py
+	@$(BIN)/python scripts/lock.py
 
-$(RUNTIME): requirements.txt requirements-embedded.txt requirements-fast.txt tools/setup.sh
-	@sh tools/setup.sh runtime
+$(RUNTIME): requirements.txt requirements-embedded.txt requirements-fast.txt scripts/setup.sh
+	@sh scripts/setup.sh runtime
 
 $(DEV): $(RUNTIME) requirements-dev.txt
-	@sh tools/setup.sh dev
+	@sh scripts/setup.sh dev

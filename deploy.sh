@@ -98,7 +98,7 @@ build_images() {
         each=$IMAGE
         [ $target = app ] || each=$TOOL_IMAGE
         say "Building $each …"
-        (cd "$ROOT" && sh tools/build_image.sh "$each" $target) >"$WORK/build" 2>&1 ||
+        (cd "$ROOT" && sh scripts/build_image.sh "$each" $target) >"$WORK/build" 2>&1 ||
             { tail -n 30 "$WORK/build" >&2 && die "building $each failed"; }
         [ -z "$PUSH" ] || "$with" push "$each" >&2 || die "pushing $each failed: is $with logged in to $PUSH?"
         [ -z "$LOAD" ] || load_image "$with" "$each" || die "loading $each into $LOAD failed"

@@ -24,11 +24,11 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 
 import httpx2  # noqa: E402
 import seeded_runs  # noqa: E402
-from db_world import ended, new_run  # noqa: E402
 from machine import machine, today  # noqa: E402
-from postgres_server import PostgresServer, postgres_database  # noqa: E402
-from seeded_runs import NOW, Seed, run_id  # noqa: E402
-from servers import RedisServer, free_port  # noqa: E402
+from support.postgres_server import PostgresServer, postgres_database  # noqa: E402
+from support.run_rows import ended, new_run  # noqa: E402
+from support.seeded_runs import NOW, Seed, run_id  # noqa: E402
+from support.servers import RedisServer, free_port  # noqa: E402
 
 from app.core.models import Fence  # noqa: E402
 from app.db.engine import Database  # noqa: E402

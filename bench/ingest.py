@@ -28,8 +28,8 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 
 import psycopg  # noqa: E402
 from machine import machine, today  # noqa: E402
-from postgres_server import PostgresServer  # noqa: E402
 from stack import Stack  # noqa: E402
+from support.postgres_server import PostgresServer  # noqa: E402
 from wire import Wire, watch  # noqa: E402
 
 TARGET = ROOT / "docs" / "benchmarks-ingest.md"

@@ -28,7 +28,7 @@ import zstandard
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from postgres_server import PostgresServer  # noqa: E402
+from support.postgres_server import PostgresServer  # noqa: E402
 
 from app.core.events import Event, EventType, LineBatch  # noqa: E402
 from app.db.log_chunks import events_of, pack, unpack  # noqa: E402

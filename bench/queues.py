@@ -21,7 +21,7 @@ import sections  # noqa: E402
 from machine import machine  # noqa: E402
 from queue_measures import Figures, Site, Wrong, idle, p50_p99, redelivery, rounds, waits  # noqa: E402
 from queue_peers import ALL, CACHE, TAILRUN, Agent, Peer, Unavailable  # noqa: E402
-from servers import RedisServer  # noqa: E402
+from support.servers import RedisServer  # noqa: E402
 
 ROUNDS = int(sys.argv[1]) if sys.argv[1:] else 2
 

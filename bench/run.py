@@ -20,8 +20,8 @@ import latency  # noqa: E402
 import lines  # noqa: E402
 import runs  # noqa: E402
 from machine import machine, today  # noqa: E402
-from postgres_server import PostgresServer  # noqa: E402
 from stack import Stack  # noqa: E402
+from support.postgres_server import PostgresServer  # noqa: E402
 
 Rows = list[tuple[str, str]]
 TARGET = ROOT / "docs" / "benchmarks.md"

@@ -115,7 +115,7 @@ async def measure(stack: Stack, database: str) -> list[tuple[str, str]]:
 
 def main() -> None:
     """Measure on PostgreSQL, print, write. Settings may follow as words: `WORKER_CONCURRENCY=20`."""
-    from postgres_server import PostgresServer  # noqa: PLC0415 - tests/ is on the path only here
+    from support.postgres_server import PostgresServer  # noqa: PLC0415 - tests/ is on the path only here
 
     busy, costs = os.getloadavg()[0], []
     server = PostgresServer().start()

@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx2
 import psutil
-from servers import RedisServer, free_port
+from support.servers import RedisServer, free_port
 
 from app.db.migrate import migrate
 
@@ -273,7 +273,7 @@ def install() -> None:
         _try([uv, "pip", "install", "-q", "--no-deps", "--target", str(INSTALLED / "python"), wanted], ROOT)
     if not NCHAN.exists():
         pairs = ("nginx:nginx", f"{NCHAN}:libnginx-mod-nchan")
-        _try(["sh", str(ROOT / "tools" / "debian_packages.sh"), *pairs], ROOT)
+        _try(["sh", str(ROOT / "scripts" / "debian_packages.sh"), *pairs], ROOT)
 
 
 def _try(argv: list[str], cwd: Path) -> None:

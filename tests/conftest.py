@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from postgres_server import PostgresServer, postgres_database
-from servers import RedisServer
+from support.postgres_server import PostgresServer, postgres_database
+from support.servers import RedisServer
 
 from app.db.engine import Database
 from app.db.migrate import migrate

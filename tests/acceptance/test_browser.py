@@ -16,10 +16,10 @@ from typing import Any
 
 import orjson
 import pytest
-from api_server import TOKEN, Api, serving, settings_for
-from live_run import LiveRun, Stores, hub_of, stores_of
-from servers import RedisServer
-from stream_world import until
+from support.api_server import TOKEN, Api, serving, settings_for
+from support.live_run import LiveRun, Stores, hub_of, stores_of
+from support.servers import RedisServer
+from support.stream_fixtures import until
 
 pytestmark = pytest.mark.deep
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from up_process import Up, clean_environment, until
-from up_process import tailrun as run_tailrun
+from support.up_process import Up, clean_environment, until
+from support.up_process import tailrun as run_tailrun
 
 from tailrun import Client
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from up_process import Up, clean_environment, until
+from support.up_process import Up, clean_environment, until
 
 pytestmark = pytest.mark.timeout(600)
 

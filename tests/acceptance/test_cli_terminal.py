@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from up_process import Up
+from support.up_process import Up
 
 from tailrun import Client
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from up_process import clean_environment, tailrun, until
+from support.up_process import clean_environment, tailrun, until
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -16,8 +16,8 @@ from typing import Any
 import httpx2
 import orjson
 import pytest
-from stack import TOKEN, Stack, processes_with, seqs, wait_for
-from task_world import EXAMPLE, operate, post, watched, watching, write_types
+from support.stack import TOKEN, Stack, processes_with, seqs, wait_for
+from support.task_stack import EXAMPLE, operate, post, watched, watching, write_types
 from websockets.exceptions import ConnectionClosedError
 
 QUESTION = "Analyze all MB attributes for Q1"

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from up_process import Up, clean_environment
+from support.up_process import Up, clean_environment
 
 SCRIPT = Path(__file__).resolve().parents[2] / "verify.sh"
 pytestmark = pytest.mark.timeout(600)

@@ -15,8 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from stack import Stack, Watcher, seqs, shell, wait_for
-from tcp_proxy import TcpProxy
+from support.stack import Stack, Watcher, seqs, shell, wait_for
+from support.tcp_proxy import TcpProxy
 
 LINES = 20
 OVERLAP_S = 2.0

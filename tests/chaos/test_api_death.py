@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from stack import Stack, seqs, shell, wait_for
+from support.stack import Stack, seqs, shell, wait_for
 
 
 def test_watchers_resume_after_the_api_was_killed(tmp_path: Path, sqlite_url: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stack import Stack, processes_with, seqs, shell, wait_for
+from support.stack import Stack, processes_with, seqs, shell, wait_for
 
 GRACE_S = 5
 LONG_BACKOFF = {"RETRY_BASE_S": "1000000", "RETRY_MAX_S": "1000000"}

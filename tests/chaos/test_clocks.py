@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import free_port
-from stack import ENTRY, Process, Stack, shell, wait_for
+from support.servers import free_port
+from support.stack import ENTRY, Process, Stack, shell, wait_for
 
 from app.core.clock import parse_ts
 

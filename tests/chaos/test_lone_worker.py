@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 import redis
-from stack import Stack, shell, wait_for
-from up_process import Up
+from support.stack import Stack, shell, wait_for
+from support.up_process import Up
 
 from app.core.clock import parse_ts
 

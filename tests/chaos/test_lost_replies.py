@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from postgres_server import PostgresServer
-from servers import RedisServer
-from stack import Stack, seqs, shell, wait_for
-from tcp_proxy import BehindProxy, Loss, TcpProxy
+from support.postgres_server import PostgresServer
+from support.servers import RedisServer
+from support.stack import Stack, seqs, shell, wait_for
+from support.tcp_proxy import BehindProxy, Loss, TcpProxy
 
 COUNTED = "echo x >> count.txt; echo counted"
 EXCHANGES = 6

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis_drive import all_scripts, drive
-from redis_topologies import Certificates, SentinelSite, TlsServer, cluster_of_one
-from servers import RedisServer
-from stack import Stack, seqs, shell, wait_for
+from support.redis_exercise import all_scripts, drive
+from support.redis_topologies import Certificates, SentinelSite, TlsServer, cluster_of_one
+from support.servers import RedisServer
+from support.stack import Stack, seqs, shell, wait_for
 
 from app.redis.clients import RedisClients
 from app.redis.lease import LeaseClient

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stack import Stack, seqs, shell, wait_for
+from support.stack import Stack, seqs, shell, wait_for
 
 TICKS = 'for i in $(seq 1 60); do echo "tick $i"; sleep 0.15; done'
 

@@ -13,7 +13,7 @@ import anyio
 import pytest
 import redis
 from sqlalchemy import text
-from stack import Stack, wait_for
+from support.stack import Stack, wait_for
 
 from app.core.clock import format_ts, parse_ts
 from app.core.errors import StorageError

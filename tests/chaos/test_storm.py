@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from havoc import storm
-from servers import RedisServer
-from stack import Stack
-from tcp_proxy import BehindProxy, TcpProxy
+from support.servers import RedisServer
+from support.stack import Stack
+from support.tcp_proxy import BehindProxy, TcpProxy
 
 _SETTINGS = {"JOB_MAX_REDELIVERIES": "100", "JOB_MAX_ATTEMPTS": "100", "RETRY_MAX_S": "2", "DRAIN_S": "1"}
 _DROPPED = 0.05

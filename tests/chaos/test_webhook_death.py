@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stack import Stack, shell, wait_for
-from webhook_receiver import SECRET, Receiver, verify
+from support.stack import Stack, shell, wait_for
+from support.webhook_receiver import SECRET, Receiver, verify
 
 
 @pytest.fixture

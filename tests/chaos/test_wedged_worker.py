@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from stack import TOKEN, Process, Stack, free_port, shell, wait_for
+from support.stack import TOKEN, Process, Stack, free_port, shell, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 

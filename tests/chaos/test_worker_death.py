@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stack import Stack, processes_with, seqs, shell, wait_for
+from support.stack import Stack, processes_with, seqs, shell, wait_for
 
 COUNT = 'for i in $(seq 1 {n}); do echo "{name} $i"; sleep {pause}; done'
 

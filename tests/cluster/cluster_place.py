@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from stack import Stack, wait_for
+from support.stack import Stack, wait_for
 
 from app.k8s.client import Absent, Cluster
 from app.k8s.login import find

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from cluster_place import NEEDED, Place
-from stack import Stack
+from support.stack import Stack
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from servers import free_port
-from stack import wait_for
+from support.servers import free_port
+from support.stack import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("KUBECONFIG", "TAILRUN_IMAGE", "TAILRUN_TOOLBOX_IMAGE")

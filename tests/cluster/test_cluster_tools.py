@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cluster_place import Place
-from stack import Stack, seqs, shell, wait_for
+from support.stack import Stack, seqs, shell, wait_for
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(600)]
 WAIT_S = 300

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from deployed import Deployed, need
-from stack import seqs, wait_for
+from support.stack import seqs, wait_for
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(1800)]
 LINES = 30

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from deployed import Deployed, need
-from stack import wait_for
+from support.stack import wait_for
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(1800)]
 FEW, MANY, SLOTS = 1, 5, 4

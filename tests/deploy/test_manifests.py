@@ -24,7 +24,7 @@ KUSTOMIZATIONS = ("base", "overlays/dev", "overlays/prod")
 def test_made_files_are_in_step() -> None:
     """`make manifests` has nothing to write: schema, README, alerts, k8s/."""
     done = subprocess.run(
-        [sys.executable, "tools/manifests.py", "--check"],
+        [sys.executable, "scripts/manifests.py", "--check"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from image_builder import BASE, ImageBuilder, enter, size_mb
-from servers import RedisServer, free_port
-from stack import wait_for
+from support.servers import RedisServer, free_port
+from support.stack import wait_for
 
 from tailrun import VERSION
 

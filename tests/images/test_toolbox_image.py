@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 from image_builder import ImageBuilder, size_mb
-from s3_server import S3Server
-from wrapped import Outcome, decode
+from support.s3_server import S3Server
+from support.wrapped_program import Outcome, decode
 
 from app.config import Settings
 from app.storage.factory import open_staging, open_workspaces

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import boto3
 import pytest
-from api_server import Api
-from live_run import Stores, stores_of
 from moto.server import ThreadedMotoServer
-from workspace_contents import LIMITS
+from support.api_server import Api
+from support.live_run import Stores, stores_of
+from support.workspace_contents import LIMITS
 
 from app.storage.local_workspace import LocalWorkspaces
 from app.storage.s3_workspace import S3Workspaces

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from tool_pod import SyncProcess
+from support.tool_pod import SyncProcess
 
 from app.storage.staging import Offer, Staging
 from app.storage.workspace import Workspace, Workspaces

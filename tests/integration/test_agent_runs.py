@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from agent_place import Place, open_place
+from support.agent_context import Place, open_place
 
 from app.agent.planner import NO_MODEL, plan
 from app.agent.supervisor import Drained, supervise

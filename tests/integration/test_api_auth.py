@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_server import TOKEN, Api, error_of, serving, settings_for
-from servers import RedisServer
+from support.api_server import TOKEN, Api, error_of, serving, settings_for
+from support.servers import RedisServer
 
 from app.core.clock import parse_ts
 from app.routes import auth

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import orjson
 import pytest
-from api_server import Api, serving, settings_for
-from servers import RedisServer
+from support.api_server import Api, serving, settings_for
+from support.servers import RedisServer
 
 from app.core.events import Event, EventType
 from app.core.models import Fence, RunStatus

@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from api_server import TOKEN, Api, error_of, serving, settings_for
-from servers import RedisServer
+from support.api_server import TOKEN, Api, error_of, serving, settings_for
+from support.servers import RedisServer
 
 from app.db.run_store import RunStore
 

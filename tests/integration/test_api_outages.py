@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from api_server import Api, error_of, serving, settings_for
-from servers import RedisServer
+from support.api_server import Api, error_of, serving, settings_for
+from support.servers import RedisServer
 
 from app.db import connect
 

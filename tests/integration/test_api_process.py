@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import orjson
 import pytest
-from servers import RedisServer, free_port
+from support.servers import RedisServer, free_port
 
 from app.db.migrate import migrate
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_server import Api, error_of, serving, settings_for
-from servers import RedisServer
+from support.api_server import Api, error_of, serving, settings_for
+from support.servers import RedisServer
 
 from app.core.clock import parse_ts
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_server import TOKEN, Api, error_of, serving, settings_for
 from pydantic import SecretStr
-from servers import RedisServer
+from support.api_server import TOKEN, Api, error_of, serving, settings_for
+from support.servers import RedisServer
 
 from app.config import Settings
 from app.main import serve

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import websockets
-from api_server import TOKEN, Api, serving, settings_for
-from live_run import PATIENT, LiveRun, stores_of
-from servers import RedisServer
+from support.api_server import TOKEN, Api, serving, settings_for
+from support.live_run import PATIENT, LiveRun, stores_of
+from support.servers import RedisServer
 from websockets.asyncio.client import connect
 
 OURS = "127.0.0.1:{port}"

@@ -18,10 +18,10 @@ import httpx2
 import orjson
 import pytest
 import websockets
-from api_server import TOKEN, Api, error_of, serving, settings_for
 from pydantic import SecretStr
-from servers import RedisServer
 from starlette.routing import WebSocketRoute
+from support.api_server import TOKEN, Api, error_of, serving, settings_for
+from support.servers import RedisServer
 from websockets.sync.client import connect
 
 from app.config import Settings

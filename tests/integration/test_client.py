@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import free_port
+from support.servers import free_port
 
 from tailrun import (
     AsyncClient,

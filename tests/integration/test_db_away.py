@@ -13,11 +13,11 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from db_world import NOW, lines, new_run, running
-from postgres_server import PostgresServer
-from servers import free_port
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from support.postgres_server import PostgresServer
+from support.run_rows import NOW, lines, new_run, running
+from support.servers import free_port
 
 from app.core.errors import StorageError
 from app.db import connect

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from db_world import NOW, ended, line, lines, running, snapshot, step
 from sqlalchemy import text
+from support.run_rows import NOW, ended, line, lines, running, snapshot, step
 
 from app.core.errors import LostOwnership
 from app.core.events import Event, EventType, LineBatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from db_world import NOW, ended, lines, new_run, running
+from support.run_rows import NOW, ended, lines, new_run, running
 
 from app.core.errors import Conflict, LostOwnership
 from app.core.models import RunStatus

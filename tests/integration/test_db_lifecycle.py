@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from db_world import NOW, ended, line, lines, new_run, running, snapshot
+from support.run_rows import NOW, ended, line, lines, new_run, running, snapshot
 
 from app.core.errors import Conflict, InvalidRequest, NotFound
 from app.core.events import Event, EventType

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from db_world import NOW, end, line, running
+from support.run_rows import NOW, end, line, running
 
 from app.core.events import Event, EventType
 from app.db.engine import Database

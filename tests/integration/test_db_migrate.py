@@ -13,7 +13,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
-from stack import wait_for
+from support.stack import wait_for
 
 from app.db.engine import Database
 from app.db.migrate import is_current, migrate

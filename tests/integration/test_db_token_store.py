@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from db_world import NOW
 from sqlalchemy import select
+from support.run_rows import NOW
 
 from app.db.engine import Database
 from app.db.tables import tokens as table

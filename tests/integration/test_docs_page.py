@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from api_server import Api, serving, settings_for
-from servers import RedisServer
+from support.api_server import Api, serving, settings_for
+from support.servers import RedisServer
 
 from app.config import Settings
 from app.main import create_app

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_place import Place, open_place
+from support.agent_context import Place, open_place
 
 from app.core.errors import NotFound, StorageError
 from tailrun.process.errors import ErrorCode

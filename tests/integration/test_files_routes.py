@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from api_server import Api, error_of, serving, settings_for
 from pydantic import SecretStr
-from servers import RedisServer
-from workspace_contents import let_go
+from support.api_server import Api, error_of, serving, settings_for
+from support.servers import RedisServer
+from support.workspace_contents import let_go
 
 LIMITS = {"file_max_bytes": 1_000_000, "workspace_max_bytes": 2_500_000, "workspace_max_files": 20}
 

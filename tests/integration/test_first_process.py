@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from servers import free_port
-from stack import wait_for
+from support.servers import free_port
+from support.stack import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")

@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 import pytest
 import websockets
-from api_server import TOKEN, Api, error_of, serving, settings_for
-from servers import RedisServer
+from support.api_server import TOKEN, Api, error_of, serving, settings_for
+from support.servers import RedisServer
 from websockets.asyncio.client import connect
 
 from app.agent.planner import plan

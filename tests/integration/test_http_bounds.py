@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_server import TOKEN, serving, settings_for
-from servers import RedisServer, free_port
-from stack import wait_for
+from support.api_server import TOKEN, serving, settings_for
+from support.servers import RedisServer, free_port
+from support.stack import wait_for
 
 from app.core.bounded_http import MAX_HEADER_BYTES, MAX_HEADERS, MAX_LINE_BYTES, MAX_TARGET_BYTES, BoundedHttp
 from app.worker.health import HealthServer

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from db_world import NOW
-from ended_runs import ended_run, pack_all, plain_lines, read_all
-from servers import RedisServer
-from stack import Stack, shell, wait_for
+from support.ended_runs import ended_run, pack_all, plain_lines, read_all
+from support.run_rows import NOW
+from support.servers import RedisServer
+from support.stack import Stack, shell, wait_for
 from test_log_upkeep import counts
 
 from app.core.errors import Unprocessable

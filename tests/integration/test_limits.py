@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from agent_place import open_place
 from local_tools import wait_for
+from support.agent_context import open_place
 
 from app.execution.limits import ProgramLimits
 from app.execution.process import LocalExecutor

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from up_process import until
+from support.up_process import until
 
 from app.up.children import ChildSpec, LogTail, Supervisor
 from app.up.parent_death import leashed

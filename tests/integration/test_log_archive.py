@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import zstandard
-from ended_runs import LATER, any_log, ended_run, expire_all, pack_all, plain_lines, read_all, to_keep
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.ended_runs import LATER, any_log, ended_run, expire_all, pack_all, plain_lines, read_all, to_keep
 
 from app.core.errors import NotFound, StorageError, Unprocessable
 from app.core.events import Event, EventType

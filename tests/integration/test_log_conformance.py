@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ended_runs import LATER, TEXT, any_log, ended_run, pack_all, plain_lines, read_all, to_keep
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.ended_runs import LATER, TEXT, any_log, ended_run, pack_all, plain_lines, read_all, to_keep
 
 from app.core.events import Event
 from app.db import log_store

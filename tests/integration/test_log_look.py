@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import anyio
 import pytest
-from api_server import Api, serving, settings_for
-from db_world import NOW
-from ended_runs import ended_run, expire_all, pack_all, plain_lines, to_keep
-from servers import RedisServer
+from support.api_server import Api, serving, settings_for
+from support.ended_runs import ended_run, expire_all, pack_all, plain_lines, to_keep
+from support.run_rows import NOW
+from support.servers import RedisServer
 
 from app.core.events import Event, EventType
 from app.core.models import Run

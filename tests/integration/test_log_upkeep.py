@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from db_world import NOW, lines, running, snapshot
-from ended_runs import LATER, ended_run, expire_all, pack_all, plain_lines, read_all, to_keep
 from sqlalchemy import Connection, func, select
+from support.ended_runs import LATER, ended_run, expire_all, pack_all, plain_lines, read_all, to_keep
+from support.run_rows import NOW, lines, running, snapshot
 
 from app.core.events import Event, EventType
 from app.db.engine import Database

@@ -29,8 +29,8 @@ while True:
 
 def checkout(folder: Path) -> Path:
     """Copy what setting up needs into an empty folder."""
-    (folder / "tools").mkdir(parents=True)
-    shutil.copy(ROOT / "tools/setup.sh", folder / "tools/setup.sh")
+    (folder / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts/setup.sh", folder / "scripts/setup.sh")
     return folder
 
 
@@ -64,7 +64,7 @@ def test_a_python_that_cannot_do_names_the_package(
     """Without a usable Python, set-up prints one line that says what to install."""
     path = fake_python(tmp_path / "bin", version=version, venv=venv)
     done = subprocess.run(
-        ["/bin/sh", str(checkout(tmp_path / "repo") / "tools/setup.sh"), "runtime"],
+        ["/bin/sh", str(checkout(tmp_path / "repo") / "scripts/setup.sh"), "runtime"],
         env={"PATH": str(path)},
         capture_output=True,
         text=True,
@@ -80,7 +80,7 @@ def in_terminal(folder: Path, child: str) -> tuple[int, int]:
     """Start `make up`, as in the Makefile but with another program, in a terminal of its own."""
     (folder / "child.py").write_text(child)
     (folder / "Makefile").write_text(
-        f"up:\n\t@{sys.executable} {ROOT / 'tools/foreground.py'} {sys.executable} child.py\n",
+        f"up:\n\t@{sys.executable} {ROOT / 'scripts/foreground.py'} {sys.executable} child.py\n",
     )
     pid, terminal = pty.fork()
     if pid == 0:
@@ -140,7 +140,7 @@ def test_a_signal_to_make_reaches_the_program(tmp_path: Path) -> None:
     """Without a terminal too, nothing is left running when make's process group is interrupted."""
     (tmp_path / "child.py").write_text(CHILD)
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tools/foreground.py"), sys.executable, "child.py"],
+        [sys.executable, str(ROOT / "scripts/foreground.py"), sys.executable, "child.py"],
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

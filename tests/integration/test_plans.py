@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import seeded_runs
-from db_world import NOW, ended, lines, new_run, running, step
-from postgres_server import postgres_database
-from seeded_runs import Seed, run_id
 from sqlalchemy import Connection, text
-from statement_cost import Cost, measured
+from support import seeded_runs
+from support.postgres_server import postgres_database
+from support.run_rows import NOW, ended, lines, new_run, running, step
+from support.seeded_runs import Seed, run_id
+from support.statement_cost import Cost, measured
 
 from app.core.models import Fence, RunStatus, StepStatus
 from app.db.engine import Database

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_server import Api, serving, settings_for
-from db_world import line
-from servers import RedisServer
 from sqlalchemy import text
+from support.api_server import Api, serving, settings_for
+from support.run_rows import line
+from support.servers import RedisServer
 
 from app.core.clock import format_ts, parse_ts
 from app.core.models import RunStatus

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from servers import RedisServer
+from support.servers import RedisServer
 
 from app.core.models import Job, Priority
 from app.redis.claims import Claims

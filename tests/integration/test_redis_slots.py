@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from redis_drive import all_scripts, drive, monitored
-from redis_topologies import cluster_of_one
+from support.redis_exercise import all_scripts, drive, monitored
+from support.redis_topologies import cluster_of_one
 
 from app.redis.clients import RedisClients
 from app.redis.lease import LeaseClient
@@ -33,7 +33,7 @@ async def test_all_scripts_and_commands_stay_in_one_slot(tmp_path: Path) -> None
             await drive(clients, lease)
         seen = {words[1] for words in monitor.commands if words[0].upper() == "EVALSHA"}
         missing = {name for name, script in all_scripts().items() if script.sha not in seen}
-        assert missing == set(), "a script that tests/redis_drive.py does not drive"
+        assert missing == set(), "a script that tests/support/redis_exercise.py does not drive"
         with server.client() as client:
             keys = {key for words in monitor.commands for key in keys_of(client, words)}
             assert len(keys) > 10

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from redis_topologies import Certificates, SentinelSite, cluster_of_one, tls_front
-from servers import RedisServer
+from support.redis_topologies import Certificates, SentinelSite, cluster_of_one, tls_front
+from support.servers import RedisServer
 
 from app.config import Settings
 from app.core.models import Job

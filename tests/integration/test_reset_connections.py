@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import uvloop
-from servers import RedisServer
 from sqlalchemy import text
+from support.servers import RedisServer
 
 from app.core.errors import StorageError
 from app.db.engine import Database

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from db_world import new_run
-from servers import RedisServer
+from support.run_rows import new_run
+from support.servers import RedisServer
 
 from app.core.errors import Conflict
 from app.core.models import Priority, RunStatus

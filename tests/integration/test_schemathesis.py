@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import schemathesis
 import yaml
-from api_server import TOKEN, Api, serving, settings_for
 from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 from schemathesis.checks import not_a_server_error
-from servers import RedisServer
+from support.api_server import TOKEN, Api, serving, settings_for
+from support.servers import RedisServer
 
 from app.core.events import Event, EventType
 from app.core.models import Fence, RunStatus

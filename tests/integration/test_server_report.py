@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_server import serving, settings_for
-from servers import RedisServer, free_port
-from stack import Process, wait_for
+from support.api_server import serving, settings_for
+from support.servers import RedisServer, free_port
+from support.stack import Process, wait_for
 
 from app.db.migrate import migrate
 from app.redis.clients import RedisClients

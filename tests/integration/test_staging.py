@@ -17,12 +17,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
-from api_server import serving, settings_for
 from pydantic import SecretStr
-from servers import RedisServer
-from stack import wait_for
 from staging_world import KEY, World, manifest, member, packed
-from workspace_contents import content, paths
+from support.api_server import serving, settings_for
+from support.servers import RedisServer
+from support.stack import wait_for
+from support.workspace_contents import content, paths
 
 from app.config import Settings
 from app.core.errors import Conflict, TooLarge, Unprocessable

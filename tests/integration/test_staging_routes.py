@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from api_server import Api, serving, settings_for
-from servers import RedisServer
-from stack import wait_for
+from support.api_server import Api, serving, settings_for
+from support.servers import RedisServer
+from support.stack import wait_for
 
 from app.config import Settings
 from app.main import listen, own_staging_port

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import orjson
 import pytest
-from api_server import Api, error_of, serving, settings_for
-from live_run import LiveRun, Stores, hub_of, stores_of
-from servers import RedisServer
-from stream_world import until
+from support.api_server import Api, error_of, serving, settings_for
+from support.live_run import LiveRun, Stores, hub_of, stores_of
+from support.servers import RedisServer
+from support.stream_fixtures import until
 
 from app.core.models import RunStatus
 from tailrun.process.lines import Level, Stream

@@ -9,10 +9,10 @@ from typing import Any
 
 import orjson
 import pytest
-from api_server import TOKEN, Api, serving, settings_for
-from live_run import PATIENT, LiveRun, Stores, hub_of, now_us
-from servers import RedisServer
-from stream_world import until
+from support.api_server import TOKEN, Api, serving, settings_for
+from support.live_run import PATIENT, LiveRun, Stores, hub_of, now_us
+from support.servers import RedisServer
+from support.stream_fixtures import until
 from websockets.asyncio.client import connect
 
 from app.core.events import Event, EventType

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from servers import RedisServer
-from stream_world import Committed, Writer, end, log, seqs, until
+from support.servers import RedisServer
+from support.stream_fixtures import Committed, Writer, end, log, seqs, until
 
 from app.core.errors import Unavailable
 from app.core.events import Event, EventType

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 from redis.connection import Connection
-from servers import RedisServer
-from tcp_proxy import TcpProxy, reply_end
+from support.servers import RedisServer
+from support.tcp_proxy import TcpProxy, reply_end
 
 
 @pytest.fixture

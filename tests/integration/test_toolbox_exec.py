@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stack import wait_for
-from wrapped import EXEC, decode, finish, joined, python, start, wrapped
+from support.stack import wait_for
+from support.wrapped_program import EXEC, decode, finish, joined, python, start, wrapped
 
 MEGABYTES_10 = 10_000_000
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import trustme
 from archive_server import SECRET, ArchiveServer, serving_archive
-from stack import wait_for
 from staging_world import member, packed
-from tool_pod import SyncProcess
+from support.stack import wait_for
+from support.tool_pod import SyncProcess
 
 DOWN = packed(
     member("workspace/a", b"a" * 5000, mode=0o755),

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from agent_place import Place, open_place
+from support.agent_context import Place, open_place
 
 from app.agent.tools import interpreters
 from app.core.errors import LostOwnership

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import free_port
-from up_process import Up, clean_environment, tailrun, until
+from support.servers import free_port
+from support.up_process import Up, clean_environment, tailrun, until
 
 from app.up.parent_death import OWN_PYTHON, ROOT
 

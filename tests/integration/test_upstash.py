@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_server import serving
 from pydantic import SecretStr
-from redis_drive import EVENT
-from rest_proxy import TOKEN, RestProxy, rest_proxy
-from servers import RedisServer
-from stack import Stack, seqs, shell, wait_for
+from support.api_server import serving
+from support.redis_exercise import EVENT
+from support.servers import RedisServer
+from support.stack import Stack, seqs, shell, wait_for
+from support.upstash_proxy import TOKEN, RestProxy, rest_proxy
 
 from app.config import Settings
 from app.core.events import EventType

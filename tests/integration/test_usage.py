@@ -10,7 +10,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 from prometheus_client import generate_latest
-from servers import RedisServer
+from support.servers import RedisServer
 
 from app.config import Settings
 from app.maintenance.usage import LARGEST, UsageCount, show

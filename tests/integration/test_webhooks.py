@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 from random import Random
 
 import pytest
-from db_world import NOW, end, ended, new_run, running
-from servers import RedisServer
-from stream_world import until
-from webhook_receiver import SECRET, Receiver, verify
+from support.run_rows import NOW, end, ended, new_run, running
+from support.servers import RedisServer
+from support.stream_fixtures import until
+from support.webhook_receiver import SECRET, Receiver, verify
 
 from app.core.models import Fence, RunStatus
 from app.core.periodic import Backoff

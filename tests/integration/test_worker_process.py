@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import free_port
-from stack import Process, Stack, shell, wait_for
+from support.servers import free_port
+from support.stack import Process, Stack, shell, wait_for
 
 from app.db.migrate import migrate
 

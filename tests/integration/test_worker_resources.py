@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stack import Stack, shell, wait_for
+from support.stack import Stack, shell, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="changes the limits of a running process")
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from workspace_contents import LIMITS, content, paths, stream
+from support.workspace_contents import LIMITS, content, paths, stream
 
 from app.core.errors import Conflict, NotFound, TailrunError, TooLarge, Unprocessable
 from app.storage.workspace import FileInfo, Workspace, Workspaces

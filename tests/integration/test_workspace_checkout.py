@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from workspace_contents import LIMITS, content, let_go, paths
+from support.workspace_contents import LIMITS, content, let_go, paths
 
 from app.core.errors import NotFound, TooLarge, Unprocessable
 from app.storage.workspace import Workspace, Workspaces

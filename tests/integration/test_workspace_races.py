@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from workspace_contents import LIMITS, content, let_go, paths, stream
+from support.workspace_contents import LIMITS, content, let_go, paths, stream
 
 from app.core.errors import Conflict, NotFound, StorageError, TooLarge, Unprocessable
 from app.core.names import MAX_PARTS

@@ -10,8 +10,8 @@ from pathlib import Path
 import boto3
 import pytest
 from mypy_boto3_s3 import S3Client
-from servers import free_port
-from workspace_contents import LIMITS, content, paths
+from support.servers import free_port
+from support.workspace_contents import LIMITS, content, paths
 
 from app.core.errors import LostOwnership, StorageError
 from app.storage.s3_workspace import S3Workspaces

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fake_cluster.cluster import FakeCluster
-from stack import Stack
+from support.stack import Stack
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 

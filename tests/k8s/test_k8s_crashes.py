@@ -10,7 +10,7 @@ import pytest
 from fake_cluster.cluster import FakeCluster
 from fake_cluster.faults import Fault
 from fake_cluster.http import refusal
-from stack import Process, Stack, seqs, shell, wait_for
+from support.stack import Process, Stack, seqs, shell, wait_for
 
 LINES = [f"line {n}" for n in range(1, 31)]
 SCRIPT = "for i in $(seq 1 30); do echo line $i; sleep 0.03; done; echo kept > file"

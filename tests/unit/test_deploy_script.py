@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from recording_programs import Recorder
+from support.recording_programs import Recorder
 
 from app.config import Settings
 

@@ -197,7 +197,7 @@ MASKERS = list(maskers())
 
 
 def masked_lines(text: str) -> None:
-    """In one line, and in long and short lines; pieces of a line: tests/unit/test_masking_property.py."""
+    """In one line, and in long and short lines; pieces of a line: test_stream_masking_property.py."""
     for masker in MASKERS:
         for size in (len(text) or 1, 1000, 5):
             parts = [text[at : at + size] for at in range(0, len(text), size)]

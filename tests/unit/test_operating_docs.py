@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from recording_programs import Recorder
+from support.recording_programs import Recorder
 from test_deploy_script import MANIFESTS, SECRETS
 from typer.main import get_command
 

@@ -34,7 +34,7 @@ PYTHON = [path for path in FILES if path.suffix == ".py"]
 OURS = [
     path
     for path in PYTHON
-    if path.relative_to(ROOT).parts[0] in {"app", "tailrun", "toolbox", "bench", "tools"}
+    if path.relative_to(ROOT).parts[0] in {"app", "tailrun", "toolbox", "bench", "scripts"}
 ]
 
 
@@ -113,7 +113,7 @@ def test_names_of_test_files_are_unique() -> None:
 def test_locks_are_in_step_with_pyproject() -> None:
     """Whoever changes a dependency also runs `make lock`."""
     done = subprocess.run(
-        [sys.executable, "tools/lock.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "scripts/lock.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 

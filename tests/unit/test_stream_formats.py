@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stream_world import end, log
+from support.stream_fixtures import end, log
 
 from app.core.events import Event, EventType
 from app.stream.formats import Format, accepted, bare_messages, encoding, messages, verdict

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from stream_world import end, log, seqs
-from virtual_loop import run
+from support.stream_fixtures import end, log, seqs
+from support.virtual_loop import run
 
 from app.core.errors import StorageError
 from app.core.events import Entry, Event

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
-from recorder import Recorder
+from support.recording_log import Recorder
 
 from app.agent.planner import Plan
 from app.agent.supervisor import MAX_ARTIFACTS, Drained, supervise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wrapped import decode, joined
+from support.wrapped_program import decode, joined
 
 from toolbox.frames import FRAME_BYTES, PART_CHARS, Frames, Stream
 

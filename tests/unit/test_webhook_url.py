@@ -6,7 +6,7 @@ import time
 from ipaddress import ip_address
 
 import pytest
-from webhook_receiver import SECRET, verify
+from support.webhook_receiver import SECRET, verify
 
 from app.core.address_ranges import BLOCKED_4, BLOCKED_6, Network, is_public
 from app.core.errors import Unprocessable

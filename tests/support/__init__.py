@@ -1,0 +1,1 @@
+"""What tests of every kind use: real servers, faults, clients that watch, data."""
