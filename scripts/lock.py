@@ -29,14 +29,14 @@ HEADER = "# Made by `make lock` from pyproject.toml; do not edit. Input: "
 def inputs(project: dict[str, Any]) -> dict[str, list[str]]:
     """Return the requirements that each lock file answers, by file name, in locking order."""
     extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
-    runtime: list[str] = [*project["project"]["dependencies"], *extras["agent-cli"]]
+    runtime: list[str] = [*project["project"]["dependencies"], *extras["server"], *extras["agent-cli"]]
     embedded, fast = extras["embedded"], extras["fast"]
     dev: list[str] = project["dependency-groups"]["dev"]
     return {
         "requirements.txt": runtime,
         "requirements-embedded.txt": embedded,
         "requirements-fast.txt": fast,
-        "requirements-dev.txt": [*runtime, *embedded, *fast, *extras["upstash"], *dev],
+        "requirements-dev.txt": [*runtime, *embedded, *fast, *dev],
     }
 
 

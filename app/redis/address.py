@@ -20,7 +20,6 @@ import re
 import ssl
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -139,8 +138,6 @@ class RestAddress:
             raise BadAddress(f"{missing} is missing: URL and token of the REST API belong together")
         if not url.startswith(("https://", "http://")):
             raise BadAddress("UPSTASH_REDIS_REST_URL must begin with https:// (or http://, on this machine)")
-        if find_spec("upstash_redis") is None:
-            raise BadAddress("UPSTASH_REDIS_REST_URL needs a package more: pip install 'tailrun[upstash]'")
         return cls(url.rstrip("/"), token.get_secret_value())
 
 

