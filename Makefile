@@ -7,9 +7,11 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.ready-runtime
 DEV := $(VENV)/.ready-dev
 IMAGE ?= tailrun
+WHAT ?= run
+BENCH_queue := queues
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-deep test-deploy chaos check bench bench-stream bench-ingest bench-queue bench-runs bench-backlog bench-tools load build manifests compose-up compose-down clean lock
+.PHONY: help demo up down test test-deep chaos check bench build manifests compose-up compose-down clean lock
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -30,9 +32,6 @@ test-deep: $(DEV) ## run the long tests; installs the Debian packages they need 
 	@sh scripts/debian_packages.sh
 	@$(BIN)/python -m pytest -m deep
 
-test-deploy: $(DEV) ## check chart, manifests and compose.yaml (under a minute; also part of make test)
-	@$(BIN)/python -m pytest -m "not deep" tests/deploy
-
 chaos: $(DEV) ## a storm of kills, freezes and cuts (CHAOS_SEED, CHAOS_RUNS, CHAOS_SECONDS)
 	@$(BIN)/python -m pytest tests/chaos/test_storm.py -m deep -s
 
@@ -46,29 +45,8 @@ check: $(DEV) ## lint, format, types, layers, dependencies, locks, documents
 	$(BIN)/python scripts/lock.py --check
 	$(BIN)/python -m pytest tests/unit/test_docs.py tests/unit/test_repository.py
 
-bench: $(DEV) ## measure latency, runs/s, lines/s and idle cost; writes docs/benchmarks.md
-	@$(BIN)/python bench/run.py
-
-bench-stream: $(DEV) ## compare the stream with other servers of streams; writes docs/benchmarks-stream.md
-	@$(BIN)/python bench/stream.py
-
-bench-ingest: $(DEV) ## measure from the pipe to database and watcher; writes docs/benchmarks-ingest.md
-	@$(BIN)/python bench/ingest.py
-
-bench-queue: $(DEV) ## compare the queue with raw Redis, BullMQ, saq, taskiq, arq; writes docs/benchmarks-queue.md
-	@$(BIN)/python bench/queues.py
-
-bench-backlog: $(DEV) ## measure with a million runs behind and 100 000 before it; writes docs/benchmarks-backlog.md
-	@$(BIN)/python bench/backlog.py
-
-bench-tools: $(DEV) ## measure tool runs on the cluster of KUBECONFIG; writes docs/benchmarks-tools.md
-	@$(BIN)/python bench/tools.py
-
-bench-runs: $(DEV) ## measure what each process spends on a run; writes docs/benchmarks-queue.md
-	@$(BIN)/python bench/runs.py
-
-load: $(DEV) ## load API (with TOKEN), or a stack of its own, with runs and watchers (LOAD_SECONDS, …)
-	@$(BIN)/python bench/load.py
+bench: $(DEV) ## measure; WHAT=run, queue, runs, stream, ingest, backlog, tools (on a cluster) or load
+	@$(BIN)/python bench/$(or $(BENCH_$(WHAT)),$(WHAT)).py
 
 build: ## build the container image (docker or buildah)
 	@sh scripts/build_image.sh $(IMAGE)

@@ -1,6 +1,7 @@
 """What much history and a long backlog cost: claims and requests on a seeded database, against an empty one.
 
-`make bench-backlog` seeds both databases with a million ended and 100 000 queued runs, by statistics of a
+`make bench WHAT=backlog` seeds both databases with a million ended and 100 000 queued runs, by
+statistics of a
 quieter time, measures and writes docs/benchmarks-backlog.md; two words after it say other numbers. Claims go
 through the store as a worker's do; requests go to an API process. No worker runs, so the backlog stays.
 """
@@ -149,7 +150,8 @@ def document(rows: list[Row], seed: Seed, busy: float) -> str:
     table = "\n".join(f"| {what} | {empty} | {full} |" for what, empty, full in rows)
     return f"""# Benchmarks: history and backlog
 
-`make bench-backlog` measures these on your machine and writes them here: the same work on an empty database,
+`make bench WHAT=backlog` measures these on your machine and writes them here: the same work on an
+empty database,
 and on one with {seed.ended:,} ended and {seed.queued:,} queued runs whose statistics are of a quieter time
 (PostgreSQL: analyzed while empty, autovacuum off). What is kept short, and how:
 [decision record 24](decisions/0024-one-way-to-each-row.md).

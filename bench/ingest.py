@@ -214,7 +214,8 @@ def document(rows: list[list[str]], busy: float) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"""# Benchmark: from the tool's pipe to the database and a watcher
 
-`make bench-ingest` measures this and writes it here: one API, one worker (local executor) and an embedded
+`make bench WHAT=ingest` measures this and writes it here: one API, one worker (local executor) and
+an embedded
 Redis as real processes, {WIDTH}-byte lines, `LOG_MAX_BYTES` raised, `WORKER_CONCURRENCY` as many as there are
 runs. Every run has an SSE watcher. Programs, watchers and database share the machine with them. Absolute
 figures move with the machine; compare what was measured in one go.

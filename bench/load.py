@@ -1,6 +1,7 @@
 """One mixed, bounded workload against a Tailrun: submitters, and watchers that follow runs to the end.
 
-`make load` starts a stack of its own; `make load API=https://… TOKEN=…` loads the one that is there.
+`make bench WHAT=load` starts a stack of its own; `make bench WHAT=load API=https://… TOKEN=…`
+loads the one that is there.
 LOAD_SECONDS (10) is how long runs are submitted, LOAD_SUBMITTERS (8) over how many connections,
 LOAD_WATCHERS (4) how many others submit a run that prints, follow it to its end and begin again.
 Figures of a machine that does something else besides are not comparable; the load generator is one process.

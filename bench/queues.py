@@ -1,7 +1,7 @@
 """Measure Tailrun's queue layer against raw Redis and against its peers; write docs/benchmarks-queue.md.
 
 All in one run on one Redis, in turn, so that ratios mean something on a busy machine; of each rate the best
-round counts. `make bench-queue`; under four minutes once the peers are installed.
+round counts. `make bench WHAT=queue`; under four minutes once the peers are installed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whole runs a second: POST → claimed → one `file_write` step → end committed.
 
-Run as a program (`make bench-runs`) it measures on PostgreSQL and writes its part of the document.
+Run as a program (`make bench WHAT=runs`) it measures on PostgreSQL and writes its part of the document.
 What counts is the CPU of the system alone (API, worker, Redis, PostgreSQL, of /proc): the load generator
 shares the cores with it, and so may other programs, so the wall clock says little on a busy machine.
 """

@@ -177,7 +177,8 @@ def document(rows: list[Row], missing: list[str], busy: float, took: float) -> s
     bars = ", ".join(f"{row.burst[2] / 1000:.0f}" for row in rows)
     return f"""# Benchmark: streams to many watchers
 
-`make bench-stream` measures this and writes it here: each server alone on one core, one after the other in
+`make bench WHAT=stream` measures this and writes it here: each server alone on one core, one after
+the other in
 one run; what feeds it, Redis and the watchers share the rest of the machine. Lines have 200 bytes. Tailrun is
 the real thing: `tailrun api` as a process, a token checked, SQLite and Redis behind it, its lines published
 through `app.redis.publisher` as a worker does it, each inside of an event's JSON (twice the bytes of the

@@ -2,7 +2,7 @@
 
 Needs what tests/cluster needs (its cluster_place.py says what), and kubectl:
 
-    KUBECONFIG=… TAILRUN_TOOLBOX_IMAGE=… TAILRUN_POD_HOST=… make bench-tools
+    KUBECONFIG=… TAILRUN_TOOLBOX_IMAGE=… TAILRUN_POD_HOST=… make bench WHAT=tools
 
 Both run `echo hi` from the same image, with the same limits, in a namespace that enforces `restricted`.
 """
@@ -111,7 +111,8 @@ def document(ours: Sequence[dict[str, float]], theirs: Sequence[float], busy: fl
     peer = median(theirs)
     return f"""# Benchmark: tool runs in a cluster
 
-`make bench-tools` measures this where a cluster is given: `echo hi` as a step of a run, and as a bare Job
+`make bench WHAT=tools` measures this where a cluster is given: `echo hi` as a step of a run, and
+as a bare Job
 made by `kubectl create` and followed by `kubectl logs -f`, in turn, {len(ours)} times each; medians in ms.
 A tool run has a second container, which brings the run's files and takes them back; a bare Job has none.
 

@@ -81,7 +81,7 @@ def test_no_api_is_a_failure() -> None:
 
 
 def test_the_load_generator_finds_nothing_missing(up: Up) -> None:
-    """`make load` against a running server, with the smallest of loads."""
+    """`make bench WHAT=load` against a running server, with the smallest of loads."""
     bounds = {"LOAD_SECONDS": "1", "LOAD_SUBMITTERS": "2", "LOAD_WATCHERS": "1"}
     where = {"API": f"http://127.0.0.1:{up.port}", "TOKEN": up.token}
     done = subprocess.run(
