@@ -18,7 +18,7 @@ from app.agent.tools.router import ToolRouter
 from app.core.errors import LostOwnership
 from app.core.events import EventType
 from app.core.models import Run, Step, StepRecord, StepStatus
-from app.execution.executor import Again
+from app.execution.executor import Resume
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
 from tailrun.process.stop import StopReason, StopToken
@@ -115,16 +115,16 @@ class _Supervision:
             raise failure
         await self.log.say(Level.WARNING, f"{step.id} failed; it may, so the run goes on", step.id)
 
-    async def _again(self, step: Step, earlier: StepRecord | None) -> Again:
+    async def _again(self, step: Step, earlier: StepRecord | None) -> Resume:
         """Say which run of the step this is: where programs outlive workers, an interrupted one goes on."""
         if earlier is None or not self.tools.reattaches(step):
-            return Again()
+            return Resume()
         before = int((earlier.result or {}).get("step_run", 1))
         if earlier.status.finished:
-            return Again(before + 1)
-        return Again(before, resumed=True, cursor=await self.log.source(step.id))
+            return Resume(before + 1)
+        return Resume(before, resumed=True, cursor=await self.log.source(step.id))
 
-    async def _begin(self, idx: int, step: Step, again: Again, earlier: StepRecord | None) -> StepRecord:
+    async def _begin(self, idx: int, step: Step, again: Resume, earlier: StepRecord | None) -> StepRecord:
         record = StepRecord(
             run_id=self.run.run_id,
             step_id=step.id,
@@ -144,7 +144,7 @@ class _Supervision:
         await self.log.save_step(record)
         return record
 
-    async def _call(self, step: Step, again: Again) -> tuple[ToolOutcome, RunFailure | None]:
+    async def _call(self, step: Step, again: Resume) -> tuple[ToolOutcome, RunFailure | None]:
         """Run the tool; return how it ended, and the failure that this means."""
         try:
             outcome = await self.tools.call(step, self.stop, again)

@@ -70,7 +70,7 @@ class StepStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wants:
+class ResourceRequest:
     """Where and with how much a step's program is to run; None: as the deployment says.
 
     `image` is a container image, `cpu` and `memory` are Kubernetes quantities, `network` is
@@ -96,7 +96,7 @@ class Step:
     args: dict[str, Any]
     timeout_s: float | None = None
     continue_on_error: bool = False
-    wants: Wants = field(default_factory=Wants)
+    wants: ResourceRequest = field(default_factory=ResourceRequest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,9 @@ def word(kind: type[Word], value: str) -> Word:
     try:
         return kind(value)
     except ValueError:
-        stranger = str.__new__(kind, value)
-        stranger._name_, stranger._value_ = "STRANGER", str(value)
-        return stranger
+        unknown = str.__new__(kind, value)
+        unknown._name_, unknown._value_ = "UNKNOWN", str(value)
+        return unknown
 
 
 def word_or(fallback: Word, value: str | None) -> Word | None:

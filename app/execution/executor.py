@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from posixpath import join
 from typing import Protocol
 
-from app.core.models import Wants
+from app.core.models import ResourceRequest
 from app.storage.workspace import FileInfo, Workspace
 from tailrun.process.lines import LineSink
 from tailrun.process.stop import ProcessResult, StopToken
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Resume:
     """How a step is run this time: as its `step_run`th fresh start, or (`resumed`) going on with it."""
 
     step_run: int = 1
@@ -56,7 +56,7 @@ class ToolRun:
     timeout_s: float | None = None
     source: Source | None = None
     tool: str = "argv"
-    wants: Wants = field(default_factory=Wants)
+    wants: ResourceRequest = field(default_factory=ResourceRequest)
     run_timeout_s: float = 3600
     step_run: int = 1
     cursor: str | None = None
@@ -119,11 +119,11 @@ class Executor(Protocol):
         """Run `tool` to its end, or go on with it."""
         ...
 
-    def finds(self, program: str, wants: Wants) -> bool:
+    def has_program(self, program: str, wants: ResourceRequest) -> bool:
         """Whether a program can be started by this name; True where nobody can know."""
         ...
 
-    async def settled(self, tool: ToolRun) -> None:
+    async def on_committed(self, tool: ToolRun) -> None:
         """Take note that the result of `tool` is committed: nothing of it is needed any more."""
         ...
 

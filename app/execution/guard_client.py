@@ -60,7 +60,7 @@ class Request:
         return b"%d\n" % len(body) + body
 
 
-class Guarded:
+class GuardClient:
     """One tool under its guard. Made by `start`, ended by `close`; `say` may come from any thread."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Guarded:
         self._lock = threading.Lock()
 
     @classmethod
-    def start(cls, request: Request, name: str) -> Guarded:
+    def start(cls, request: Request, name: str) -> GuardClient:
         """Start a guard and hand it the request; blocks for some milliseconds. `name` is for `ps`.
 
         Raises:

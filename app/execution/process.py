@@ -1,7 +1,7 @@
 """Runs tools as processes of this machine, each under a guard of its own.
 
 `LocalExecutor` is the executor of a laptop and of a worker without a cluster. What holds a tool
-together here: the guard (`guard.py`) answers for every descendant, `Guarded` is the line to it,
+together here: the guard (`guard.py`) answers for every descendant, `GuardClient` is the line to it,
 the pump moves the output, and this module decides: when to stop, when it is over, how it ended.
 """
 
@@ -15,18 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.core.errors import LostOwnership, TailrunError
-from app.core.models import Wants
+from app.core.models import ResourceRequest
 from app.core.private_files import private_folder
 from app.execution.environment import build_env, search_path, source_file
 from app.execution.executor import ToolResult, ToolRun
-from app.execution.guard_client import Guarded, Request, kill_orphans
+from app.execution.guard_client import GuardClient, Request, kill_orphans
 from app.execution.limits import NO_LIMITS, LimitWatch, ProgramLimits
 from app.storage.workspace import FileInfo
 from tailrun.process import errors, guard
-from tailrun.process.aio import to_the_end
+from tailrun.process.aio import run_to_completion
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import LineSink
-from tailrun.process.monitor import Attendance
+from tailrun.process.monitor import ProcessMonitor
 from tailrun.process.stop import ProcessResult, StopReason, StopToken
 
 
@@ -46,7 +46,7 @@ class LocalExecutor:
         self._silence_s = silence_s
         self._grace_s = grace_s
         self._limits = limits
-        self._running: dict[asyncio.Task[ToolResult], Guarded | None] = {}
+        self._running: dict[asyncio.Task[ToolResult], GuardClient | None] = {}
         self._closed = False
 
     async def start(self) -> None:
@@ -59,13 +59,13 @@ class LocalExecutor:
         task = asyncio.create_task(self._run(tool, sink, stop))
         self._running[task] = None
         task.add_done_callback(self._running.pop)
-        return await to_the_end(task, task.cancel)
+        return await run_to_completion(task, task.cancel)
 
-    def finds(self, program: str, wants: Wants) -> bool:
+    def has_program(self, program: str, wants: ResourceRequest) -> bool:
         """Whether this machine has a program of this name where tools look."""
         return shutil.which(program, path=search_path()) is not None
 
-    async def settled(self, tool: ToolRun) -> None:
+    async def on_committed(self, tool: ToolRun) -> None:
         """Nothing of a process is left when its result is there."""
 
     def heartbeat(self) -> None:
@@ -118,7 +118,7 @@ class LocalExecutor:
         assert task is not None  # noqa: S101 - this is a coroutine of one
         self._running[task] = guarded
         try:
-            return await Attendance(guarded, request, sink, stop).run(tool.timeout_s)
+            return await ProcessMonitor(guarded, request, sink, stop).run(tool.timeout_s)
         finally:
             await guarded.close()
             if "done" not in guarded.report and "failed" not in guarded.report:
@@ -135,7 +135,7 @@ class LocalExecutor:
         there = cwd if tool.cwd is None else Path(tool.cwd)
         return Request(argv, there, env, tmp, self._silence_s, self._grace_s, self._limits)
 
-    async def _start(self, request: Request, name: str) -> Guarded:
+    async def _start(self, request: Request, name: str) -> GuardClient:
         """Start the guard in a thread: a fork takes milliseconds that the loop is needed in."""
         starting = asyncio.ensure_future(asyncio.to_thread(self._start_now, request, name))
         try:
@@ -145,10 +145,10 @@ class LocalExecutor:
                 await (await starting).close()
             raise
 
-    def _start_now(self, request: Request, name: str) -> Guarded:
+    def _start_now(self, request: Request, name: str) -> GuardClient:
         try:
             private_folder(self._tmp_dir)
-            return Guarded.start(request, name)
+            return GuardClient.start(request, name)
         except OSError as error:
             raise errors.of_guard(error) from error
         except UnicodeEncodeError:

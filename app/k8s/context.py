@@ -13,13 +13,13 @@ from app.core.clock import parse_ts
 from app.core.telemetry import TOOL_STAGE_SECONDS
 from app.k8s.client import Cluster
 from app.k8s.profile import Profiles
-from app.k8s.spec import SYNC, TOOL, Terms
+from app.k8s.spec import SYNC, TOOL, JobSettings
 from app.k8s.watch import View, Watch
 from app.storage.staging import Staging
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long things may take, in seconds: to find a node, to start, to send files back."""
 
     schedule_s: float
@@ -29,15 +29,15 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class JobContext:
     """The cluster, what is known of it, and the rules. `clock` is in microseconds since the epoch."""
 
     cluster: Cluster
     watch: Watch
-    terms: Terms
+    terms: JobSettings
     profiles: Profiles
     staging: Staging
-    patience: Patience
+    patience: Timeouts
     clock: Callable[[], int]
 
 

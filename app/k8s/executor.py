@@ -18,14 +18,14 @@ import structlog
 
 from app.config import Settings
 from app.core.errors import StorageError
-from app.core.models import Wants
+from app.core.models import ResourceRequest
 from app.execution.executor import CannotRun, ToolResult, ToolRun
 from app.k8s.client import Cluster, ClusterAway, ClusterError
-from app.k8s.context import Crew, Patience
+from app.k8s.context import JobContext, Timeouts
 from app.k8s.login import NoCluster, find
-from app.k8s.monitor import Attendance
+from app.k8s.monitor import JobMonitor
 from app.k8s.profile import Profiles
-from app.k8s.spec import Terms, job_name
+from app.k8s.spec import JobSettings, job_name
 from app.k8s.watch import Watch
 from app.storage.staging import Staging
 from tailrun.process.errors import ErrorCode, RunFailure
@@ -42,7 +42,7 @@ class KubernetesExecutor:
 
     reattaches = True
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: JobContext) -> None:
         self._crew = crew
         self._watching: asyncio.Task[None] | None = None
         self._tidying: set[asyncio.Task[None]] = set()
@@ -61,13 +61,13 @@ class KubernetesExecutor:
         """Run `tool` to its end, or go on with it."""
         if self._closed:
             raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, "The worker is shutting down.")
-        return await Attendance(self._crew, tool, sink, stop).run()
+        return await JobMonitor(self._crew, tool, sink, stop).run()
 
-    def finds(self, program: str, wants: Wants) -> bool:
+    def has_program(self, program: str, wants: ResourceRequest) -> bool:
         """Whether the step's image has such a program, as far as anybody knows."""
-        return self._crew.profiles.finds(program, wants)
+        return self._crew.profiles.has_program(program, wants)
 
-    async def settled(self, tool: ToolRun) -> None:
+    async def on_committed(self, tool: ToolRun) -> None:
         """Delete the Job and its staged files; nobody waits for that."""
         task = asyncio.create_task(self._tidy(job_name(tool)))
         self._tidying.add(task)
@@ -121,7 +121,7 @@ def open_executor(
     except (NoCluster, ValueError) as error:
         raise CannotRun(str(error)) from error
     cluster = Cluster(login, jitter=jitter)
-    terms = Terms(
+    terms = JobSettings(
         namespace=settings.tool_namespace or login.namespace,
         toolbox_image=profiles.toolbox_image,
         grace_s=settings.cancel_grace_s,
@@ -132,11 +132,11 @@ def open_executor(
         user_namespaces=settings.tool_user_namespaces,
         pull_secret=settings.tool_image_pull_secret,
     )
-    patience = Patience(
+    patience = Timeouts(
         settings.tool_schedule_s, settings.tool_start_s, settings.tool_upload_s, settings.cancel_grace_s
     )
     watch = Watch(cluster, terms)
-    return KubernetesExecutor(Crew(cluster, watch, terms, profiles, staging, patience, clock))
+    return KubernetesExecutor(JobContext(cluster, watch, terms, profiles, staging, patience, clock))
 
 
 NEEDED = (

@@ -19,7 +19,7 @@ from app.core.names import check_env
 from app.execution.executor import ToolRun
 from app.k8s import spec
 from app.k8s.client import Absent, ClusterAway, ClusterError, Exists, Invalid, Refused, TooMuch
-from app.k8s.context import Crew
+from app.k8s.context import JobContext
 from app.k8s.profile import Profile
 from app.storage.staging import Offer
 from tailrun.process.errors import ErrorCode, RunFailure
@@ -27,10 +27,10 @@ from tailrun.process.errors import ErrorCode, RunFailure
 _OFFER_SLACK_S = 600.0
 
 
-class Placement:
+class JobLauncher:
     """Creates or finds the Job of one tool run. `found`: it was there already."""
 
-    def __init__(self, crew: Crew, tool: ToolRun, profile: Profile) -> None:
+    def __init__(self, crew: JobContext, tool: ToolRun, profile: Profile) -> None:
         self._crew, self._tool, self._profile = crew, tool, profile
         self.name = spec.job_name(tool)
         self.found = False

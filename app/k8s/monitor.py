@@ -21,10 +21,10 @@ from app.core.errors import LostOwnership, StorageError
 from app.execution.executor import ToolResult, ToolRun
 from app.k8s import spec
 from app.k8s.client import Absent, ClusterAway, ClusterError
-from app.k8s.context import Crew, Stages
+from app.k8s.context import JobContext, Stages
 from app.k8s.follower import Follower
 from app.k8s.frames import Cursor, Exit, Frames, Gap, Item, News, RawLines
-from app.k8s.launcher import Placement
+from app.k8s.launcher import JobLauncher
 from app.k8s.pod_state import State, Verdict, finished, judge
 from app.storage.staging import StagingFailure
 from tailrun.process.errors import ErrorCode, RunFailure
@@ -45,14 +45,14 @@ _WORTH_TELLING = frozenset({"Pulling", "TriggeredScaleUp"})
 log = structlog.get_logger()
 
 
-class Attendance:
+class JobMonitor:
     """One tool run; `run` once."""
 
-    def __init__(self, crew: Crew, tool: ToolRun, sink: LineSink, stop: StopToken) -> None:
+    def __init__(self, crew: JobContext, tool: ToolRun, sink: LineSink, stop: StopToken) -> None:
         self._crew, self._tool, self._sink, self._stop = crew, tool, sink, stop
         self._profile = crew.profiles.of(tool.tool, tool.wants)
         self._limit_s = spec.limit_s(tool, self._profile)
-        self._placement = Placement(crew, tool, self._profile)
+        self._placement = JobLauncher(crew, tool, self._profile)
         self.name = self._placement.name
         self._view = crew.watch.view(self.name)
         self._wake = asyncio.Event()

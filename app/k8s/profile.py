@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from app.config import Settings
-from app.core.models import Wants
+from app.core.models import ResourceRequest
 from tailrun.process.errors import ErrorCode, RunFailure
 
 NETWORKS = ("none", "internet")
@@ -76,7 +76,7 @@ class Profiles:
             settings.tool_network_max,
         )
 
-    def of(self, tool: str, wants: Wants) -> Profile:
+    def of(self, tool: str, wants: ResourceRequest) -> Profile:
         """Return the profile for a step; a `RunFailure` that no retry mends if it wants too much."""
         base = self._tools.get(tool, self._default)
         if not wants:
@@ -99,7 +99,7 @@ class Profiles:
             wrapped=base.wrapped if wants.image in {None, base.image} else wants.image == self.toolbox_image,
         )
 
-    def finds(self, program: str, wants: Wants) -> bool:
+    def has_program(self, program: str, wants: ResourceRequest) -> bool:
         """Whether our image has a program; of other images nobody knows, but bash is not in all."""
         if wants.image not in {None, self.toolbox_image}:
             return program != "bash"

@@ -42,7 +42,7 @@ _NODE_LOST_S = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class JobSettings:
     """What holds for every Job of a deployment. Times in seconds."""
 
     namespace: str
@@ -88,7 +88,7 @@ def limit_s(tool: ToolRun, profile: Profile) -> float | None:
     return profile.timeout_s if tool.timeout_s is None else tool.timeout_s
 
 
-def job(tool: ToolRun, profile: Profile, terms: Terms) -> dict[str, Any]:
+def job(tool: ToolRun, profile: Profile, terms: JobSettings) -> dict[str, Any]:
     """Return the Job for `tool`."""
     name = job_name(tool)
     labels = {
@@ -174,7 +174,7 @@ def variables(tool: ToolRun) -> dict[str, str]:
 # -- the pod --------------------------------------------------------------------------------
 
 
-def _pod(tool: ToolRun, profile: Profile, terms: Terms, name: str) -> dict[str, Any]:
+def _pod(tool: ToolRun, profile: Profile, terms: JobSettings, name: str) -> dict[str, Any]:
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": int(terms.grace_s + terms.upload_s) + 1,
@@ -212,7 +212,7 @@ def _tolerated(taint: str) -> dict[str, Any]:
     return {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _NODE_LOST_S}
 
 
-def _sync(terms: Terms, *, gate: bool) -> dict[str, Any]:
+def _sync(terms: JobSettings, *, gate: bool) -> dict[str, Any]:
     """The side-car that brings the files and takes them back; with `gate` the tool starts after it."""
     container: dict[str, Any] = {
         "name": SYNC,
@@ -243,7 +243,7 @@ def _sync(terms: Terms, *, gate: bool) -> dict[str, Any]:
     return container
 
 
-def _tool(tool: ToolRun, profile: Profile, terms: Terms, name: str) -> dict[str, Any]:
+def _tool(tool: ToolRun, profile: Profile, terms: JobSettings, name: str) -> dict[str, Any]:
     source = "" if tool.source is None else f"{_SHARED}/source/{tool.source.name}"
     command: Sequence[str] = tool.command(source, _WORKSPACE)
     env: list[dict[str, str]] = []

@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 from app.k8s.client import Cluster, ClusterAway, ClusterError
-from app.k8s.spec import JOB, RUN_ID, SELECTOR, Terms
+from app.k8s.spec import JOB, RUN_ID, SELECTOR, JobSettings
 
 WATCH_S = 120
 """A watch is ended by the server after so many seconds, so that a dead one is noticed."""
@@ -72,7 +72,7 @@ class View:
 class Watch:
     """The views of all our Jobs; `run` keeps them, `view` hands one out."""
 
-    def __init__(self, cluster: Cluster, terms: Terms) -> None:
+    def __init__(self, cluster: Cluster, terms: JobSettings) -> None:
         self._cluster, self._terms = cluster, terms
         self._views: dict[str, View] = {}
         self._kinds: Mapping[str, tuple[str, dict[str, str], Callable[..., None]]] = {

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from app.core.errors import Unprocessable
-from app.core.models import Step, Wants
+from app.core.models import ResourceRequest, Step
 from app.core.names import MAX_PATH_BYTES, InvalidPath, normalise, normalise_prefix
 from app.plan.explain import STEP_ID, explain, kind_of, quote, similar
 
@@ -187,9 +187,9 @@ class _ProgramStep(_StepIn):
         None, description="Where the network leads (Kubernetes only)."
     )
 
-    def wants(self) -> Wants:
+    def wants(self) -> ResourceRequest:
         """Return what the step asks for."""
-        return Wants(self.image, self.cpu, self.memory, self.network)
+        return ResourceRequest(self.image, self.cpu, self.memory, self.network)
 
 
 class CodeStep(_ProgramStep):
@@ -318,7 +318,7 @@ def _parse(number: int, item: Any) -> Step:
     except ValidationError as error:
         raise _invalid(f"step {number} ({tool}): {explain(error, model)}") from None
     args = cast("dict[str, Any]", step.model_dump()["args"])
-    wants = step.wants() if isinstance(step, _ProgramStep) else Wants()
+    wants = step.wants() if isinstance(step, _ProgramStep) else ResourceRequest()
     return Step(step.id or f"s{number}", tool, args, step.timeout_s, step.continue_on_error, wants)
 
 

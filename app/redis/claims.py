@@ -42,7 +42,7 @@ return {t[1] .. string.format('%06d', t[2]), taken}
 # KEYS  1 jobs:processing:<worker>  2 jobs:pending
 # ARGV  1 entry
 # Output  1 moved to the right end (runs next), 0 not held any more
-_GIVE_BACK = Script("""
+_REQUEUE = Script("""
 local held = redis.call('LREM', KEYS[1], 1, ARGV[1])
 if held == 1 then redis.call('RPUSH', KEYS[2], ARGV[1]) end
 return held
@@ -60,7 +60,7 @@ return held
 # KEYS  1 jobs:processing:<worker>  2 jobs:dead
 # ARGV  1 entry  2 dead letter  3 most letters to keep
 # Output  1 moved, 0 not held any more
-_BURY = Script("""
+_DEAD_LETTER = Script("""
 local held = redis.call('LREM', KEYS[1], 1, ARGV[1])
 if held == 1 then
   redis.call('LPUSH', KEYS[2], ARGV[2])
@@ -120,10 +120,10 @@ class Claims:
         """Return Redis TIME as counted on from what Redis said last, without asking again."""
         return self._clock.now_us()
 
-    async def give_back(self, entry: bytes) -> bool:
+    async def requeue(self, entry: bytes) -> bool:
         """Put an entry back to where it is taken next; it counts nothing."""
         with guard():
-            return bool(await _GIVE_BACK(self._redis, (self._held, self._keys.pending()), (entry,)))
+            return bool(await _REQUEUE(self._redis, (self._held, self._keys.pending()), (entry,)))
 
     async def delay(self, entry: bytes, again: bytes, due_us: int) -> bool:
         """Exchange an entry for one that comes back at `due_us`."""
@@ -131,15 +131,17 @@ class Claims:
         with guard():
             return bool(await _DELAY(self._redis, keys, (entry, again, due_ms(due_us))))
 
-    async def bury(self, entry: bytes, reason: str, now: int, error: dict[str, Any] | None = None) -> bool:
+    async def dead_letter(
+        self, entry: bytes, reason: str, now: int, error: dict[str, Any] | None = None
+    ) -> bool:
         """Move an entry to the dead letters, with the reason and the raw text."""
         keys = (self._held, self._keys.dead())
         with guard():
             return bool(
-                await _BURY(self._redis, keys, (entry, _letter(entry, reason, now, error), DEAD_LIMIT))
+                await _DEAD_LETTER(self._redis, keys, (entry, _letter(entry, reason, now, error), DEAD_LIMIT))
             )
 
-    async def hold(self, entry: bytes) -> bool:
+    async def reregister(self, entry: bytes) -> bool:
         """Enter an entry into our list again, after Redis lost it or a reaper took it."""
         with guard():
             return bool(await _HOLD(self._redis, (self._held,), (entry,)))

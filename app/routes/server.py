@@ -1,7 +1,7 @@
 """uvicorn's protocols, with one thing added: the app may abort its connection.
 
 ASGI can only end a response, and ending waits until the peer has read what is buffered. A
-viewer that does not read would keep its connection, its memory and the server's shutdown
+reader that does not read would keep its connection, its memory and the server's shutdown
 for ever. `serve` passes these classes to uvicorn; `abort` finds the way back in the scope.
 """
 

@@ -12,7 +12,7 @@ _CHUNK_EVENTS = 1024
 _CHUNK_BYTES = 512_000
 
 
-class Unwritten:
+class WriteBuffer:
     """Events numbered so far that lack one of the two ways, from `seq` on.
 
     `seq` is the last number given, `published` and `committed` how far each way has come, and

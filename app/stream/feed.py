@@ -1,8 +1,8 @@
-"""One run's live events in this process, shared by all of its viewers.
+"""One run's live events in this process, shared by all of its readers.
 
 Owns the run's ring, brings it up to date (`catch_up`) whenever messages may have been missed,
-and wakes the viewers. A viewer is a cursor: waking costs a future each, whatever the number
-of lines, and viewers at the same cursor with the same encoding share one joined payload.
+and wakes the readers. A reader is a cursor: waking costs a future each, whatever the number
+of lines, and readers at the same cursor with the same encoding share one joined payload.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MEMO = 8
 
 @dataclass(frozen=True, slots=True)
 class FeedLimits:
-    """Bounds of one run's ring, and how long in seconds many viewers' wake-ups are put together."""
+    """Bounds of one run's ring, and how long in seconds many readers' wake-ups are put together."""
 
     ring_lines: int = 20_000
     ring_bytes: int = 4_000_000
@@ -43,7 +43,7 @@ class RunFeed:
 
     def __init__(self, run_id: str, backfill: Backfill, limits: FeedLimits) -> None:
         self.run_id = run_id
-        self.viewers = 0
+        self.readers = 0
         self._backfill = backfill
         self._ring = Ring(limits.ring_lines, limits.ring_bytes)
         self._linger_s = limits.linger_s
@@ -89,7 +89,7 @@ class RunFeed:
             self.wake()
 
     def ended(self, cursor: int) -> bool:
-        """Whether a viewer at `cursor` has all that this run will ever have."""
+        """Whether a reader at `cursor` has all that this run will ever have."""
         end = self._ring.end_seq or self._ended_at
         return end is not None and cursor >= end
 
@@ -98,7 +98,7 @@ class RunFeed:
         return self._ring.last is not None and self._ring.last > cursor
 
     def serves(self, cursor: int) -> bool:
-        """Whether a viewer at `cursor` can read on from the ring."""
+        """Whether a reader at `cursor` can read on from the ring."""
         return self._ring.last is not None and cursor >= self._ring.floor
 
     def take(self, cursor: int, encode: Encode) -> tuple[int, Any]:
@@ -122,7 +122,7 @@ class RunFeed:
             self._waiting.discard(poked)
 
     def wake(self) -> None:
-        """Wake every waiting viewer."""
+        """Wake every waiting reader."""
         self._wake_later = None
         self._woken_at = self._loop.time()
         waiting, self._waiting = self._waiting, set()
@@ -166,13 +166,13 @@ class RunFeed:
             self._grown()
 
     def _grown(self) -> None:
-        """Let viewers know: at once, but many of them at most every `linger_s`."""
+        """Let readers know: at once, but many of them at most every `linger_s`."""
         now = self._grown_at = self._loop.time()
         self._memo.clear()
         if self._wake_later is not None:
             return
         wait = self._woken_at + self._linger_s - now
-        if self._linger_s and wait > 0 and self.viewers >= _CROWD:
+        if self._linger_s and wait > 0 and self.readers >= _CROWD:
             self._wake_later = self._loop.call_later(wait, self.wake)
         else:
             self.wake()

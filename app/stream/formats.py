@@ -1,7 +1,7 @@
 """The encodings of a stream: SSE frames, ndjson, bare text, WebSocket messages; and its filters.
 
 An encoding makes one payload of many events. Equal requests share one object (`encoding`
-is cached), so that the hub joins a batch once for all viewers who want it the same way.
+is cached), so that the hub joins a batch once for all readers who want it the same way.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _PAGE_KEPT_S = 10.0
 
 
 class Backfill:
-    """Reads history for feeds and viewers.
+    """Reads history for feeds and readers.
 
     A hole that both the tail and the database show for 3 s is a loss, and becomes a `gap`.
     """
@@ -65,7 +65,7 @@ class Backfill:
         return max(found[0] if found else 0, tail if isinstance(tail, int) else 0)
 
     async def page(self, run_id: str, after: int, limit: int) -> list[Entry]:
-        """Do `fetch` for a viewer: few at a time, and once for all who come back at once.
+        """Do `fetch` for a reader: few at a time, and once for all who come back at once.
 
         What follows `after` stays the same, so a page is right for a while; not for ever, for logs expire.
         """

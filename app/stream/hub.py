@@ -3,7 +3,7 @@
 Subscribe → history (tail, then database) → drop what was seen → on a hole, fetch it. The hub
 owns the feeds and makes sure that none hangs: every second, feeds that were silent are
 compared with `runs.last_seq` and with the tail's top, each on its own clock, so that neither
-a frozen Redis nor a locked database stops the other. Nothing is left when the last viewer goes.
+a frozen Redis nor a locked database stops the other. Nothing is left when the last reader goes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from app.redis.subscriber import NoSubscriptions, Subscriptions
 from app.redis.tail import Tail
 from app.stream.feed import Encode, FeedLimits, RunFeed
 from app.stream.history import Backfill, Heads, History
-from app.stream.reader import Reader, Replay, Viewer
+from app.stream.reader import LiveReader, Reader, Replay
 
 __all__ = ["Heads", "History", "StreamHub"]
 
@@ -86,14 +86,14 @@ class StreamHub:
         """Open a reader that follows the run from `after` to its `end`."""
         self._start()
         feed = self._feed(run_id)
-        feed.viewers += 1
-        viewer = Viewer(feed, self._backfill, after, encode)
+        feed.readers += 1
+        reader = LiveReader(feed, self._backfill, after, encode)
         try:
-            with self._counted(viewer):
-                yield viewer
+            with self._counted(reader):
+                yield reader
         finally:
-            feed.viewers -= 1
-            if not feed.viewers:
+            feed.readers -= 1
+            if not feed.readers:
                 asyncio.get_running_loop().call_later(_KEEP_FEED_S, self._let_go, feed)
 
     @contextmanager
@@ -135,7 +135,7 @@ class StreamHub:
             WATCHERS.set(len(self._readers))
 
     def _feed(self, run_id: str) -> RunFeed:
-        """Return the run's feed; two first viewers share one, for nothing is awaited here."""
+        """Return the run's feed; two first readers share one, for nothing is awaited here."""
         feed = self._feeds.get(run_id)
         if feed is None:
             feed = self._feeds[run_id] = RunFeed(run_id, self._backfill, self._limits)
@@ -144,7 +144,7 @@ class StreamHub:
         return feed
 
     def _let_go(self, feed: RunFeed) -> None:
-        if not feed.viewers and self._feeds.get(feed.run_id) is feed:
+        if not feed.readers and self._feeds.get(feed.run_id) is feed:
             del self._feeds[feed.run_id]
             self.subscriptions.drop(self._keys.logs(feed.run_id))
             feed.close()

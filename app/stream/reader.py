@@ -1,8 +1,8 @@
 """Those who read a run's stream: a cursor each, and nothing else.
 
-`Viewer` follows a run that goes on: from history while it stands below the ring, then from
+`LiveReader` follows a run that goes on: from history while it stands below the ring, then from
 the ring, then it waits. `Replay` reads what is there and ends. Both hand out payloads, one
-`next()` at a time, so that a viewer who is slow holds one payload and nobody up.
+`next()` at a time, so that a reader who is slow holds one payload and nobody up.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _Pages:
         return chunk
 
 
-class Viewer:
+class LiveReader:
     """Follows a run through its feed."""
 
     def __init__(self, feed: RunFeed, backfill: Backfill, after: int, encode: Encode) -> None:

@@ -3,7 +3,7 @@
 Pure: no I/O and no clock, so that a property test can drive it through any interleaving.
 `Ring.offer` takes what pub/sub brought, `Ring.fill` what was read from tail or database;
 both append only what follows `last` directly. A message beyond a hole waits in the stash
-until the hole is filled. Viewers are cursors: whoever stands at `floor` or above reads on
+until the hole is filled. Readers are cursors: whoever stands at `floor` or above reads on
 from here, whoever stands below pages from history first.
 """
 

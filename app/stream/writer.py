@@ -26,7 +26,7 @@ from app.db.run_store import Batch, Outcome, RunStore
 from app.db.text import stored_bytes
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
-from app.stream.buffer import Unwritten
+from app.stream.buffer import WriteBuffer
 from app.stream.cap import LogCap
 from app.stream.fenced_tail import FencedTail
 from app.stream.masking import LineMasker, Masker
@@ -79,7 +79,7 @@ class LogWriter:
         self._masker = masker
         self._masked_step: tuple[str | None, LineMasker] = (None, LineMasker(masker))
         self._cap = LogCap(policy.max_bytes, run.last_seq)
-        self._left = Unwritten(run.last_seq)
+        self._left = WriteBuffer(run.last_seq)
         self._steps: dict[str, StepRecord] = {}
         self._planner: str | None = None
         self._usage: dict[str, Any] = {}

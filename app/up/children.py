@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from app.up.parent_death import ROOT, ignore, leashed, tie
+from app.up.parent_death import ROOT, bound_to_parent, ignore, tie
 
 HEALTHY_S = 10.0
 """A child that ran so long has recovered: its next restart is quick again."""
@@ -74,12 +74,12 @@ class Supervisor:
     children: list[Child] = field(default_factory=list[Child])
     stops: int = 0
     _wake: tuple[int, int] = (-1, -1)
-    _leash: tuple[int, int] = (-1, -1)
+    _parent_pipe: tuple[int, int] = (-1, -1)
     _handlers: dict[int, object] = field(default_factory=dict[int, object])
 
     def __enter__(self) -> Self:
         self._wake = os.pipe()
-        self._leash = os.pipe()
+        self._parent_pipe = os.pipe()
         os.set_blocking(self._wake[1], False)
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -94,7 +94,7 @@ class Supervisor:
         for signum, handler in self._handlers.items():
             asked = self.stops and signum != signal.SIGCHLD  # one more signal must not spoil the exit code
             signal.signal(signum, signal.SIG_IGN if asked else handler)  # pyright: ignore[reportArgumentType]
-        for fd in (*self._wake, *self._leash):
+        for fd in (*self._wake, *self._parent_pipe):
             os.close(fd)
 
     def start(self, spec: ChildSpec, *, keep: bool = True) -> Child:
@@ -170,7 +170,10 @@ class Supervisor:
         if sys.platform == "linux":
             tie_to_me = tie(spec.death_signal)
         else:
-            argv, inherit = leashed(argv, spec.death_signal, self._leash[0]), (*inherit, self._leash[0])
+            argv, inherit = (
+                bound_to_parent(argv, spec.death_signal, self._parent_pipe[0]),
+                (*inherit, self._parent_pipe[0]),
+            )
         log = None if spec.log is None else os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             return subprocess.Popen(

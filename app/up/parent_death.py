@@ -45,7 +45,7 @@ def tie(signum: signal.Signals) -> Callable[[], None]:
     return in_child
 
 
-def leashed(argv: Sequence[str], signum: signal.Signals, pipe: int) -> list[str]:
+def bound_to_parent(argv: Sequence[str], signum: signal.Signals, pipe: int) -> list[str]:
     """Return the command that runs `argv` until the pipe, inherited as fd `pipe`, closes."""
     return [*OWN_PYTHON, "app.up.parent_death", str(pipe), str(int(signum)), *argv]
 

@@ -50,7 +50,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class AttemptContext:
     """What every attempt of a worker works with."""
 
     worker_id: str
@@ -72,7 +72,7 @@ class Bench:
 class JobProcessor:
     """Sees one attempt through."""
 
-    def __init__(self, bench: Bench, attempt: Attempt, failure: RunFailure | None = None) -> None:
+    def __init__(self, bench: AttemptContext, attempt: Attempt, failure: RunFailure | None = None) -> None:
         self._bench, self._attempt, self._failure = bench, attempt, failure
         self._run: Run = attempt.run
         self._stop: StopToken = attempt.stop
@@ -198,7 +198,7 @@ class JobProcessor:
             FAILURES.labels(result.code).inc()
             end = failed(run, result, now, self._bench.backoff)
         else:
-            end = given_back() if isinstance(result, Drained) else succeeded(result)
+            end = requeued() if isinstance(result, Drained) else succeeded(result)
         cancel_requested = await self._write(end)
         ATTEMPTS.labels(end.status).inc()
         self._log_end(end)
@@ -225,14 +225,14 @@ class JobProcessor:
             if reason is None:
                 queue.ack(entry)
             else:
-                await queue.bury(entry, reason, self._bench.clock(), self._writer.hide(end.error))
+                await queue.dead_letter(entry, reason, self._bench.clock(), self._writer.hide(end.error))
         elif cancel_requested:
             await queue.end_cancelled(run.run_id, entry, self._bench.clock())
         elif end.next_attempt_at is not None:
             RETRIES.inc()
             await queue.retry(run, entry, end.next_attempt_at)
         else:
-            await queue.give_back([entry])
+            await queue.requeue([entry])
 
     def _log_end(self, end: Outcome) -> None:
         what = "run ended" if end.status.terminal else "run back in the queue"
@@ -251,7 +251,7 @@ def succeeded(exit_code: int | None) -> Outcome:
     return Outcome(RunStatus.SUCCEEDED, exit_code=exit_code)
 
 
-def given_back() -> Outcome:
+def requeued() -> Outcome:
     """The worker is going away; the run goes on elsewhere, and nothing is counted."""
     return Outcome(RunStatus.QUEUED)
 

@@ -97,7 +97,7 @@ class JobQueue:
     async def adopt(self, seen: Run, now: int) -> Claimed | None:
         """Take over a run that is ours by its row but has no entry and no task: a reply was lost."""
         entry = Job.of(seen, now).encode()
-        await self._claims.hold(entry)
+        await self._claims.reregister(entry)
         return await self._settle(seen.run_id, entry, now)
 
     async def _admit(self, claim: Claim) -> list[Claimed]:
@@ -109,7 +109,7 @@ class JobQueue:
                 list(entries), self._me, claim.now, redelivered_below=self._alone_from
             )
         except StorageError:
-            await self.give_back(entries.values())
+            await self.requeue(entries.values())
             raise
         claimed = [Claimed(run, entries.pop(run.run_id)) for run in runs]
         return await self._settle_all(entries, claim.now, claimed)
@@ -122,13 +122,13 @@ class JobQueue:
                 one = await self._settle(run_id, entry, now, beside=len(claimed))
             except StorageError as error:
                 log.warning("entries given back", count=len(entries), error=str(error))
-                await self.give_back(entries.values())
+                await self.requeue(entries.values())
                 break
             del entries[run_id]
             if one is not None:
                 claimed.append(one)
             if self._in_flight.aside is not None or (one is not None and one.alone):
-                await self.give_back(entries.values())
+                await self.requeue(entries.values())
                 break
         return claimed
 
@@ -138,7 +138,7 @@ class JobQueue:
         for entry in claim.entries:
             run_id = run_id_of(entry)
             if run_id is None:
-                await self.bury(entry, "malformed", claim.now)
+                await self.dead_letter(entry, "malformed", claim.now)
             elif run_id in entries or run_id in self._in_flight:
                 self.ack(entry)
             else:
@@ -158,7 +158,7 @@ class JobQueue:
             max_redeliveries=self._max_redeliveries,
         )
         if run is None or verdict is Verdict.UNKNOWN:
-            await self.bury(entry, "unknown_run", now)
+            await self.dead_letter(entry, "unknown_run", now)
         elif verdict is Verdict.DROP:
             self.ack(entry)
         elif verdict is Verdict.DELAY:
@@ -203,17 +203,19 @@ class JobQueue:
         """Let the run come back at `due_us`."""
         await self._claims.delay(entry, delayed_job(run, due_us).encode(), due_us)
 
-    async def bury(self, entry: bytes, reason: str, now: int, error: dict[str, Any] | None = None) -> None:
+    async def dead_letter(
+        self, entry: bytes, reason: str, now: int, error: dict[str, Any] | None = None
+    ) -> None:
         """Keep the entry as a dead letter."""
-        if await self._claims.bury(entry, reason, now, error):
+        if await self._claims.dead_letter(entry, reason, now, error):
             DEAD_LETTERS.labels(reason).inc()
             log.warning("dead letter", reason=reason, raw=entry[:200].decode(errors="replace"))
 
-    async def give_back(self, entries: Iterable[bytes]) -> None:
+    async def requeue(self, entries: Iterable[bytes]) -> None:
         """Put entries back to where they are taken next; a reaper does it where Redis is away."""
         try:
             for entry in entries:
-                await self._claims.give_back(entry)
+                await self._claims.requeue(entry)
         except StorageError as error:
             log.warning("entries could not be given back", error=str(error))
 
@@ -223,9 +225,9 @@ class JobQueue:
         self.ack(entry)
         await self._publisher.announce(changed.events)
 
-    async def hold(self, entry: bytes) -> None:
+    async def reregister(self, entry: bytes) -> None:
         """Enter an entry of ours again that our list in Redis has lost."""
-        await self._claims.hold(entry)
+        await self._claims.reregister(entry)
 
     async def flush(self) -> None:
         """Send the acks that wait, if Redis answers."""

@@ -29,7 +29,7 @@ from app.worker.health import HealthServer
 from app.worker.lease import Lease
 from app.worker.ownership import Ownership, Watch
 from app.worker.slots import Slots
-from app.worker.wiring import Parts, Periodic
+from app.worker.wiring import Periodic, Wiring
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class Worker:
         self._settings = settings
         self._id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._draining = asyncio.Event()
-        self._parts = parts = Parts(settings, self._id)
+        self._parts = parts = Wiring(settings, self._id)
         self._in_flight, self._readiness = parts.in_flight, parts.readiness
         self._slots = Slots(parts.bench, parts.in_flight, parts.resources, parts.readiness, self._draining)
 

@@ -25,7 +25,7 @@ from app.worker.in_flight import Attempt, InFlight
 from app.worker.job_queue import JobQueue
 from tailrun.process.stop import StopReason
 
-STRANGER_AFTER_S = BLOCK_S + 2 + 1
+UNKNOWN_AFTER_S = BLOCK_S + 2 + 1
 """An unknown entry is a stranger after the longest block, its socket timeout and a margin, in seconds."""
 
 CHECK_EVERY_S = 1.0
@@ -57,7 +57,7 @@ class Ownership:
         self._in_flight, self._queue, self._runs = in_flight, queue, runs
         self._me, self._watch = worker_id, watch
         self._orphans: set[str] = set()
-        self._strangers: dict[bytes, float] = {}
+        self._unknown_entries: dict[bytes, float] = {}
         self._missing: set[str] = set()
         self._confirmed_at = time.monotonic()
 
@@ -65,8 +65,8 @@ class Ownership:
         """Take note of what our list in Redis holds (after each renewal)."""
         self._confirmed_at = time.monotonic()
         ours = self._in_flight.entries
-        seen = self._strangers
-        self._strangers = {e: seen.get(e, self._confirmed_at) for e in entries if e not in ours}
+        seen = self._unknown_entries
+        self._unknown_entries = {e: seen.get(e, self._confirmed_at) for e in entries if e not in ours}
         held = set(entries)
         self._missing = {a.run.run_id for a in self._in_flight if a.entry not in held}
 
@@ -86,7 +86,7 @@ class Ownership:
         redis_away = self._watch.lease_age_s() > self._watch.lease_s / 3
         if len(self._in_flight) and (redis_away or self._missing):
             await self._ask_database(redis_away=redis_away)
-        await self._return_strangers()
+        await self._requeue_unknown_entries()
 
     async def reread(self) -> None:
         """Ask for cancel requests whose signal was lost, and for runs that are not ours any more."""
@@ -109,7 +109,7 @@ class Ownership:
         for attempt in self._in_flight:
             if attempt.run.run_id in missing and self._mine(attempt, owners):
                 log.warning("entry was gone from redis, run is still ours", run_id=attempt.run.run_id)
-                await self._queue.hold(attempt.entry)
+                await self._queue.reregister(attempt.entry)
 
     async def _owners(self) -> Mapping[str, Owner]:
         attempts = list(self._in_flight)
@@ -140,9 +140,9 @@ class Ownership:
             log.warning("run was ours without our knowing", run_id=run.run_id)
             await self._watch.adopt(run)
 
-    async def _return_strangers(self) -> None:
+    async def _requeue_unknown_entries(self) -> None:
         now = time.monotonic()
-        old = [entry for entry, since in self._strangers.items() if now - since > STRANGER_AFTER_S]
+        old = [entry for entry, since in self._unknown_entries.items() if now - since > UNKNOWN_AFTER_S]
         if old:
             log.warning("unknown entries in our list, given back", count=len(old))
-            await self._queue.give_back(old)
+            await self._queue.requeue(old)

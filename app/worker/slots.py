@@ -13,7 +13,7 @@ from app.core.models import Run
 from app.core.telemetry import SLOTS_BUSY
 from app.worker.health import Readiness
 from app.worker.in_flight import Attempt, InFlight
-from app.worker.job_processor import Bench, JobProcessor
+from app.worker.job_processor import AttemptContext, JobProcessor
 from app.worker.job_queue import Claimed
 from app.worker.resources import FRESH_S, Resources
 from tailrun.process.stop import StopReason
@@ -31,7 +31,7 @@ class Slots:
 
     def __init__(
         self,
-        bench: Bench,
+        bench: AttemptContext,
         in_flight: InFlight,
         resources: Resources,
         readiness: Readiness,
@@ -82,7 +82,7 @@ class Slots:
         if not claimed:
             entry = await self._unless_draining(self._queue.wait())
             if entry is not None and self._resources.lack():
-                await self._queue.give_back([entry])
+                await self._queue.requeue([entry])
                 return
             claimed = await self._queue.admit(entry) if entry is not None else []
         self._start(claimed)

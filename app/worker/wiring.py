@@ -35,7 +35,7 @@ from app.storage.scratch import Scratch
 from app.stream.writer import LogPolicy
 from app.worker.health import Readiness
 from app.worker.in_flight import InFlight
-from app.worker.job_processor import Bench
+from app.worker.job_processor import AttemptContext
 from app.worker.job_queue import JobQueue
 from app.worker.project_source import ProjectSource, Secrets
 from app.worker.resources import Resources, open_executor
@@ -44,7 +44,7 @@ Periodic = Callable[[], Awaitable[None]]
 """Work that goes on until it is cancelled."""
 
 
-class Parts:
+class Wiring:
     """The parts of one worker. Raises what makes a start impossible: bad settings, a bad tasks file."""
 
     def __init__(self, settings: Settings, worker_id: str) -> None:
@@ -76,9 +76,9 @@ class Parts:
         )
         self.bench = self._bench()
 
-    def _bench(self) -> Bench:
+    def _bench(self) -> AttemptContext:
         settings = self.settings
-        return Bench(
+        return AttemptContext(
             worker_id=self.worker_id,
             runs=self.runs,
             queue=self.queue,

@@ -16,7 +16,7 @@ from tailrun.capture.process import DirectCommand, inherited_env, run_direct
 from tailrun.capture.registry import RunRegistry, RunStatus
 from tailrun.capture.resources import ResourceManager
 from tailrun.errors import TailrunError
-from tailrun.process.aio import to_the_end
+from tailrun.process.aio import run_to_completion
 from tailrun.process.errors import RunFailure
 from tailrun.process.lines import Level, Line, Stream
 from tailrun.process.stop import ProcessResult, StopReason, StopToken
@@ -72,7 +72,7 @@ async def execute_long_running_task(
             with _obeying(token, stop):
                 work = run_direct(command, sink, stop, grace_s=grace_s, timeout_s=timeout_s)
                 running = asyncio.create_task(work)
-                result = await to_the_end(running, lambda: stop.stop(StopReason.CANCEL))
+                result = await run_to_completion(running, lambda: stop.stop(StopReason.CANCEL))
         return _exit_code(result, timeout_s)
     except RunFailure as failure:
         error = failure

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from tailrun.process import errors, guard
 from tailrun.process.lines import LineSink, Stream
-from tailrun.process.monitor import Attendance
+from tailrun.process.monitor import ProcessMonitor
 from tailrun.process.pipes import DeliveredPipe
 from tailrun.process.stop import ProcessResult, StopToken
 
@@ -60,7 +60,7 @@ async def run_direct(
     """
     program = await _Direct.start(command, grace_s)
     try:
-        return await Attendance(program, command, sink, stop).run(timeout_s)
+        return await ProcessMonitor(program, command, sink, stop).run(timeout_s)
     finally:
         await program.close()
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def to_the_end(task: asyncio.Task[T], on_cancel: Callable[[], object]) -> T:
+async def run_to_completion(task: asyncio.Task[T], on_cancel: Callable[[], object]) -> T:
     """Return the result of `task`. A caller that is cancelled asks it to end and waits on for that.
 
     `on_cancel` is called once, however often the caller is cancelled; the task's clean-up runs

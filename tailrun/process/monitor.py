@@ -54,7 +54,7 @@ class Program(Protocol):
         ...
 
 
-class Attendance:
+class ProcessMonitor:
     """Stands by one program. `command` is what was started, for the words of a failure."""
 
     def __init__(self, program: Program, command: errors.Command, sink: LineSink, stop: StopToken) -> None:

@@ -36,7 +36,7 @@ def fail(api: Api, run_id: str) -> None:
     api.store(work)
 
 
-def bury(
+def dead_letter(
     redis: RedisServer, run_id: str, user_id: str | None = None, reason: str = "retries exhausted"
 ) -> None:
     entry = {"run_id": run_id} | ({"user_id": user_id} if user_id else {})
@@ -60,7 +60,7 @@ def test_the_queue_is_shown_as_redis_has_it(api: Api, redis_server: RedisServer)
     """Depth, what is held, delayed and dead, the oldest age, and each worker's lease."""
     api.admin.post("/v1/runs", json=PROMPT)
     api.admin.post("/v1/runs", json=PROMPT)
-    bury(redis_server, "x")
+    dead_letter(redis_server, "x")
     with redis_server.client() as client:
         client.zadd("jobs:workers", {"w1": (time.time() + 60) * 1000, "w2": (time.time() - 60) * 1000})
         client.lpush("jobs:processing:w1", "a", "b", "c")
@@ -97,13 +97,13 @@ def test_users_see_their_own_dead_letters(api: Api, redis_server: RedisServer) -
     ada, bob = api.user("ada"), api.user("bob")
     mine = [ada.post("/v1/runs", json=PROMPT).json()["run_id"] for _ in range(3)]
     theirs = bob.post("/v1/runs", json=PROMPT).json()["run_id"]
-    bury(redis_server, mine[0], "ada")
-    bury(redis_server, theirs, "ada")  # a forged entry
-    bury(redis_server, mine[1])
-    bury(redis_server, "no-run")
+    dead_letter(redis_server, mine[0], "ada")
+    dead_letter(redis_server, theirs, "ada")  # a forged entry
+    dead_letter(redis_server, mine[1])
+    dead_letter(redis_server, "no-run")
     with redis_server.client() as client:
         client.lpush("jobs:dead", "garbage")
-    bury(redis_server, mine[2], "ada")
+    dead_letter(redis_server, mine[2], "ada")
     assert dead(ada) == [mine[2], mine[1], mine[0]]
     assert dead(bob) == []
     page = api.admin.get("/v1/dead", params={"limit": 4}).json()
@@ -120,7 +120,7 @@ def test_a_dead_run_is_retried_as_a_new_one(api: Api, redis_server: RedisServer)
     run_id = ada.post("/v1/runs", json=PROMPT).json()["run_id"]
     fail(api, run_id)
     assert error_of(ada.post(f"/v1/dead/{run_id}/retry")) == (404, "not_found")
-    bury(redis_server, run_id, "ada")
+    dead_letter(redis_server, run_id, "ada")
     response = ada.post(f"/v1/dead/{run_id}/retry")
     assert (response.status_code, response.json()["retry_of"]) == (201, run_id)
     assert dead(ada) == []
@@ -130,8 +130,8 @@ def test_a_dead_letter_is_dropped(api: Api, redis_server: RedisServer) -> None:
     """By its user, or by an admin also where the run never existed."""
     ada, bob = api.user("ada"), api.user("bob")
     run_id = ada.post("/v1/runs", json=PROMPT).json()["run_id"]
-    bury(redis_server, run_id, "ada")
-    bury(redis_server, "no-run")
+    dead_letter(redis_server, run_id, "ada")
+    dead_letter(redis_server, "no-run")
     assert error_of(bob.delete(f"/v1/dead/{run_id}"))[0] == 404
     assert error_of(ada.delete("/v1/dead/no-run"))[0] == 404
     assert ada.delete(f"/v1/dead/{run_id}").status_code == 204

@@ -107,8 +107,8 @@ async def test_a_run_given_back_with_a_cancel_pending_is_not_claimed_but_ended(s
     run, fence = await running(store)
     await store.request_cancel(run.run_id, NOW + 5)
     status = Event(3, EventType.STATUS, NOW + 6, run.run_id, 1, data={"status": "queued"})
-    given_back = Batch(events=[status], outcome=Outcome(RunStatus.QUEUED))
-    assert (await store.commit(fence, 2, given_back)).cancel_requested_at == NOW + 5
+    requeued = Batch(events=[status], outcome=Outcome(RunStatus.QUEUED))
+    assert (await store.commit(fence, 2, requeued)).cancel_requested_at == NOW + 5
     assert await store.claim([run.run_id], "w2", NOW + 7) == []
     ended_run = (await store.request_cancel(run.run_id, NOW + 8)).run
     assert (ended_run.status, ended_run.cancel_requested_at) == (RunStatus.CANCELLED, NOW + 5)

@@ -18,7 +18,7 @@ import pytest
 from executor_conformance import IGNORES_SIGTERM, Recorder, ended, shell, stopped_at, tool
 from local_tools import beating, executor_at, programs_of, wait_for
 
-from app.execution.guard_client import Guarded, Request
+from app.execution.guard_client import GuardClient, Request
 from app.execution.process import LocalExecutor
 from tailrun.process import guard
 from tailrun.process.errors import ErrorCode, RunFailure
@@ -141,7 +141,7 @@ async def test_the_grace_is_counted_by_the_guard_whatever_becomes_of_the_worker(
 ) -> None:
     argv = (sys.executable, "-c", IGNORES_SIGTERM)
     request = Request(argv, tmp_path, {}, tmp_path / "tmp", lease_s=30, grace_s=0.5)
-    guarded, ended = Guarded.start(request, "grace/s"), asyncio.Event()
+    guarded, ended = GuardClient.start(request, "grace/s"), asyncio.Event()
     guarded.listen(lambda: ended.set() if guarded.gone else None)
     wait_for(lambda: _readable(guarded.outputs[Stream.STDOUT]), within_s=60)
     began = time.monotonic()

@@ -35,7 +35,7 @@ DAY = 86_400_000_000
 PACK = """
 import asyncio, sys
 from app.db.engine import Database
-from app.db.log_upkeep import LogUpkeep
+from app.db.log_retention import LogUpkeep
 
 async def main():
     upkeep = LogUpkeep(Database(sys.argv[1]))

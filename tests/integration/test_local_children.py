@@ -14,7 +14,7 @@ import pytest
 from support.up_process import until
 
 from app.up.children import ChildSpec, LogTail, Supervisor
-from app.up.parent_death import leashed
+from app.up.parent_death import bound_to_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,7 +132,7 @@ def test_a_higher_stage_is_stopped_first_and_a_stubborn_child_is_killed(tmp_path
 
 PARENT = """
     import os, signal, sys
-    from app.embedded.children import ChildSpec, Supervisor
+    from app.up.children import ChildSpec, Supervisor
     if sys.argv[1] == "leash":
         sys.platform = "darwin"
     with Supervisor(print) as supervisor:
@@ -161,7 +161,7 @@ def test_a_leash_passes_signals_on_and_has_the_childs_exit_code() -> None:
     )
     reading, writing = os.pipe()
     try:
-        argv = leashed(python(script), signal.SIGKILL, reading)
+        argv = bound_to_parent(python(script), signal.SIGKILL, reading)
         with subprocess.Popen(argv, pass_fds=(reading,), stdout=subprocess.PIPE, cwd=ROOT) as process:
             assert process.stdout
             assert process.stdout.readline() == b"up\n"

@@ -44,13 +44,13 @@ def dead_run(api: Api, redis: RedisServer, client: httpx2.Client) -> str:
         await store.commit(Fence(run_id, 1, "w1"), top, batch)
 
     api.store(work)
-    bury(redis, {"run_id": run_id, "entry": {"run_id": run_id}})
+    dead_letter(redis, {"run_id": run_id, "entry": {"run_id": run_id}})
     with redis.client() as redis_client:
         redis_client.delete("jobs:pending")
     return run_id
 
 
-def bury(redis: RedisServer, letter: dict[str, Any]) -> None:
+def dead_letter(redis: RedisServer, letter: dict[str, Any]) -> None:
     body = {"run_id": None, "reason": "retries_exhausted", "error": ERROR, "at": "t", "raw": ""} | letter
     with redis.client() as client:
         client.lpush("jobs:dead", orjson.dumps(body))
@@ -77,7 +77,7 @@ def test_a_letter_is_shown_with_its_run_and_the_end_of_its_log(api: Api, redis_s
 
 def test_a_malformed_letter_has_an_id(api: Api, redis_server: RedisServer) -> None:
     """An admin sees and drops it by that; there is nothing to retry."""
-    bury(redis_server, {"reason": "malformed", "error": None, "raw": "}{"})
+    dead_letter(redis_server, {"reason": "malformed", "error": None, "raw": "}{"})
     with redis_server.client() as client:
         client.lpush("jobs:dead", "not even a letter")
     [unreadable, malformed] = listed(api.admin)
@@ -100,7 +100,7 @@ def test_many_are_retried_at_once(api: Api, redis_server: RedisServer) -> None:
     mine = [dead_run(api, redis_server, ada) for _ in range(3)]
     theirs = dead_run(api, redis_server, bob)
     running = ada.post("/v1/runs", json=PROMPT).json()["run_id"]
-    bury(redis_server, {"run_id": running})
+    dead_letter(redis_server, {"run_id": running})
     answer = ada.post("/v1/dead/retry", json={"run_ids": [mine[0], mine[1], theirs, running]}).json()
     assert {item["run_id"] for item in answer["items"]} == set(mine[:2])
     assert {item["run_id"] for item in answer["refused"]} == {theirs, running}
@@ -114,7 +114,7 @@ def test_all_are_retried_by_user_or_by_admin(api: Api, redis_server: RedisServer
     """A user's `all` are their own; a retried run stays its user's, whoever asked."""
     ada, bob = api.user("ada"), api.user("bob")
     mine, theirs = dead_run(api, redis_server, ada), dead_run(api, redis_server, bob)
-    bury(redis_server, {"run_id": "no-run", "reason": "unknown_run"})
+    dead_letter(redis_server, {"run_id": "no-run", "reason": "unknown_run"})
     assert [item["run_id"] for item in ada.post("/v1/dead/retry", json={"all": True}).json()["items"]] == [
         mine
     ]
@@ -160,6 +160,6 @@ def test_many_are_dropped_at_once(api: Api, redis_server: RedisServer) -> None:
     assert ada.delete("/v1/dead", params=chosen).json() == {"dropped": 2}
     assert ada.delete("/v1/dead", params={"all": "1"}).json() == {"dropped": 1}
     assert [letter["run_id"] for letter in listed(api.admin)] == [theirs]
-    bury(redis_server, {"reason": "malformed"})
+    dead_letter(redis_server, {"reason": "malformed"})
     assert api.admin.delete("/v1/dead", params={"all": "1"}).json() == {"dropped": 2}
     assert error_of(ada.delete("/v1/dead"))[0] == 422

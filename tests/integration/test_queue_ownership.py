@@ -97,7 +97,7 @@ async def test_a_stranger_is_given_back(worker: Worker, monkeypatch: pytest.Monk
     worker.ownership.held(await worker.held())
     await worker.ownership.check()
     assert await worker.held() == [entry], "it may still be on its way to us"
-    monkeypatch.setattr(ownership, "STRANGER_AFTER_S", -1.0)
+    monkeypatch.setattr(ownership, "UNKNOWN_AFTER_S", -1.0)
     await worker.ownership.check()
     assert await worker.held() == []
     [claimed] = await worker.queue.claim(1)
@@ -106,7 +106,7 @@ async def test_a_stranger_is_given_back(worker: Worker, monkeypatch: pytest.Monk
 
 async def test_what_is_in_flight_is_no_stranger(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt = await worker.start_one()
-    monkeypatch.setattr(ownership, "STRANGER_AFTER_S", -1.0)
+    monkeypatch.setattr(ownership, "UNKNOWN_AFTER_S", -1.0)
     worker.ownership.held(await worker.held())
     await worker.ownership.check()
     assert await worker.held() == [attempt.entry]
@@ -228,7 +228,7 @@ async def test_a_run_that_lost_two_workers_waits_until_it_is_alone(
     assert await worker.queue.claim(5) == []
     assert worker.in_flight.aside is not None
     assert (await worker.runs.get(seen.run_id)) == seen
-    monkeypatch.setattr(ownership, "STRANGER_AFTER_S", -1.0)
+    monkeypatch.setattr(ownership, "UNKNOWN_AFTER_S", -1.0)
     worker.ownership.held(await worker.held())
     await worker.ownership.check()
     assert len(await worker.held()) == 2
@@ -260,7 +260,7 @@ async def test_a_retry_of_a_run_that_runs_alone_runs_alone(worker: Worker) -> No
     """The fast claim, of many at once, leaves it out."""
     await worker.start_one()
     seen = await suspected(worker, deaths=3)
-    given_back = Batch(outcome=Outcome(RunStatus.QUEUED, at=NOW))
-    await worker.runs.commit(Fence(seen.run_id, seen.attempt, str(seen.worker_id)), seen.last_seq, given_back)
+    requeued = Batch(outcome=Outcome(RunStatus.QUEUED, at=NOW))
+    await worker.runs.commit(Fence(seen.run_id, seen.attempt, str(seen.worker_id)), seen.last_seq, requeued)
     assert await worker.queue.claim(5) == []
     assert worker.in_flight.aside is not None

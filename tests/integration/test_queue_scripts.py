@@ -118,9 +118,12 @@ async def test_letting_go_acts_only_while_held(clients: RedisClients) -> None:
     for n in range(3):
         await queue.push(job(n), 0)
     a, b, c = (await claims.claim(3)).entries
-    assert [await claims.give_back(a), await claims.give_back(a)] == [True, False]
+    assert [await claims.requeue(a), await claims.requeue(a)] == [True, False]
     assert [await claims.delay(b, b, 1), await claims.delay(b, b, 1)] == [True, False]
-    assert [await claims.bury(c, "poison", 0), await claims.bury(c, "poison", 0)] == [True, False]
+    assert [await claims.dead_letter(c, "poison", 0), await claims.dead_letter(c, "poison", 0)] == [
+        True,
+        False,
+    ]
     depth = await queue.depth()
     assert (depth.pending, depth.delayed, depth.dead) == (1, 1, 1)
 
@@ -130,7 +133,7 @@ async def test_what_is_given_back_runs_next(clients: RedisClients) -> None:
     for n in range(3):
         await queue.push(job(n), 0)
     [first] = (await claims.claim(1)).entries
-    await claims.give_back(first)
+    await claims.requeue(first)
     assert (await claims.claim(1)).entries == [first]
 
 
@@ -138,7 +141,7 @@ async def test_a_dead_letter_says_why_and_keeps_the_raw_text(clients: RedisClien
     claims = Claims(clients, "w1", LEASE_S)
     await clients.commands.lpush("jobs:pending", b"\xff not json")
     [garbage] = (await claims.claim(1)).entries
-    await claims.bury(garbage, "malformed", 0)
+    await claims.dead_letter(garbage, "malformed", 0)
     letter = (await DeadLetters(clients).page(0, 10))[0].body
     assert (letter["reason"], letter["raw"], letter["run_id"]) == ("malformed", "� not json", None)
 
@@ -149,7 +152,7 @@ async def test_dead_letters_of_a_run_can_be_dropped(clients: RedisClients) -> No
         await queue.push(job(n), n)
         await queue.push(job(n), n + 10)
     for entry in (await claims.claim(10)).entries:
-        await claims.bury(entry, "poison", 0)
+        await claims.dead_letter(entry, "poison", 0)
     dead = DeadLetters(clients)
     assert await dead.remove(await dead.named("run-1")) == 2
     assert {letter.run_id for letter in await dead.page(0, 10)} == {"run-2"}

@@ -67,7 +67,7 @@ async def test_every_short_command_answers_as_the_redis_protocol_does(
     assert not await Queue(rest).push(Job("r0"), 0), "the mark is there"
     await Queue(rest).push_delayed(Job("late"), 99_000_000)
     first, second = (await claims.claim(2)).entries
-    await claims.bury(first, "malformed", 1, {"message": "schön \u2028 'quoted' \\"})
+    await claims.dead_letter(first, "malformed", 1, {"message": "schön \u2028 'quoted' \\"})
     publisher = Publisher(direct)
     await publisher.append("r1", 1, 1, [EVENT.encode()] * 3, keep_from=0, may_raise=True)
 

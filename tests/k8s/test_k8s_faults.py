@@ -14,9 +14,9 @@ from fake_cluster.cluster import FakeCluster
 from fake_cluster.faults import Fault
 from fake_cluster.http import refusal
 
-from app.core.models import Wants
+from app.core.models import ResourceRequest
 from app.execution.executor import CannotRun, ToolRun
-from app.k8s.context import Patience
+from app.k8s.context import Timeouts
 from app.k8s.profile import Profiles
 from app.k8s.spec import job_name
 from tailrun.process.errors import ErrorCode, RunFailure
@@ -29,7 +29,7 @@ BAD_GATEWAY = 502
 @pytest.fixture
 def hurried(executor: Any) -> Any:
     """An executor without much patience."""
-    executor._crew = replace(executor._crew, patience=Patience(0.5, 0.5, 5, 1))
+    executor._crew = replace(executor._crew, patience=Timeouts(0.5, 0.5, 5, 1))
     return executor
 
 
@@ -227,7 +227,8 @@ async def test_an_image_without_our_wrapper_runs_raw(executor: Any, cwd: Path, c
     executor._crew = replace(executor._crew, profiles=Profiles(allowed))
     (cwd / "in").write_text("here")
     what = replace(
-        shell(cwd, "cat in; echo; echo err >&2; echo out > f; exit 4"), wants=Wants(image="python:3")
+        shell(cwd, "cat in; echo; echo err >&2; echo out > f; exit 4"),
+        wants=ResourceRequest(image="python:3"),
     )
     result, sink = await ended(executor, what)
     assert (result.exit_code, sink.of(Stream.STDOUT)) == (4, ["here", "err"])
@@ -236,21 +237,21 @@ async def test_an_image_without_our_wrapper_runs_raw(executor: Any, cwd: Path, c
     assert (again.exit_code, sink.of(Stream.STDOUT)) == (4, ["err"])
     result, _ = await stopped_at(
         executor,
-        replace(shell(cwd, "echo ready; exec sleep 60"), wants=Wants(image="python:3")),
+        replace(shell(cwd, "echo ready; exec sleep 60"), wants=ResourceRequest(image="python:3")),
         "ready",
         StopReason.CANCEL,
     )
     assert (result.exit_code, result.stopped) == (143, StopReason.CANCEL)
-    silent = replace(tool(cwd, "sleep", "60", timeout_s=0.3), wants=Wants(image="python:3"))
+    silent = replace(tool(cwd, "sleep", "60", timeout_s=0.3), wants=ResourceRequest(image="python:3"))
     assert (await ended(executor, silent))[0].stopped is StopReason.TIMEOUT
 
 
 async def test_what_a_step_may_not_have_is_refused(executor: Any, cwd: Path) -> None:
     for wants in (
-        Wants(image="evil:latest"),
-        Wants(cpu="64"),
-        Wants(memory="1Ti"),
-        Wants(network="internet"),
+        ResourceRequest(image="evil:latest"),
+        ResourceRequest(cpu="64"),
+        ResourceRequest(memory="1Ti"),
+        ResourceRequest(network="internet"),
     ):
         found = await failure(executor, replace(shell(cwd, "true"), wants=wants))
         assert (found.code, found.retried) == (ErrorCode.START_FAILED, False)
@@ -274,7 +275,7 @@ async def test_nothing_is_left_when_the_result_is_kept(
     what = shell(cwd, "true", COLOUR="a-secret-value")
     await ended(executor, what)
     assert all(b"a-secret-value" not in r.body for r in cluster.requests if r.path.endswith("/jobs"))
-    await executor.settled(what)
+    await executor.on_committed(what)
     async with asyncio.timeout(60):
         while cluster.of("jobs") or cluster.of("pods") or cluster.of("secrets"):
             await asyncio.sleep(0.01)

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from app.config import Settings
-from app.core.models import Wants
+from app.core.models import ResourceRequest
 from app.execution.executor import Source, ToolRun
 from app.k8s import spec
 from app.k8s.profile import Profiles
-from app.k8s.spec import Terms
+from app.k8s.spec import JobSettings
 from app.storage.local_workspace import LocalWorkspaces
 from app.storage.workspace import UNLIMITED
 
 FILES = LocalWorkspaces(Path("nowhere"), UNLIMITED).open("u", "r")
-TERMS = Terms("tools", "box:1", 5, 30, 600, 3600, "2Gi", True, "pull")
+TERMS = JobSettings("tools", "box:1", 5, 30, 600, 3600, "2Gi", True, "pull")
 TOOL = ToolRun(
     "run-1",
     2,
@@ -36,8 +36,8 @@ def profiles(**more: Any) -> Profiles:
     return Profiles(Settings(tool_image="box:1", **more))
 
 
-def made(tool: ToolRun = TOOL, wants: Wants | None = None, **more: Any) -> dict[str, Any]:
-    return spec.job(tool, profiles(**more).of(tool.tool, wants or Wants()), TERMS)
+def made(tool: ToolRun = TOOL, wants: ResourceRequest | None = None, **more: Any) -> dict[str, Any]:
+    return spec.job(tool, profiles(**more).of(tool.tool, wants or ResourceRequest()), TERMS)
 
 
 def pod(**more: Any) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_our_image_is_wrapped_and_another_one_is_gated() -> None:
     assert tool["command"][:6] == ["python", "-I", "-m", "toolbox", "exec", "--"]
     assert tool["command"][-1] == "echo $$HOME $$$$ $$(date)"
     assert "startupProbe" not in sync
-    sync, tool = containers(wants=Wants(image="other:1"), tool_images_allowed="other:*")
+    sync, tool = containers(wants=ResourceRequest(image="other:1"), tool_images_allowed="other:*")
     assert (tool["image"], tool["command"][0], sync["image"]) == ("other:1", "bash", "box:1")
     assert sync["startupProbe"]["exec"]["command"][-1] == "ready"
 
@@ -135,7 +135,7 @@ def test_a_source_is_a_file_beside_the_runs_files() -> None:
 
 def test_a_tool_has_its_own_profile_and_a_step_its_wishes() -> None:
     more = {"tool_profiles": '{"shell": {"cpu": "250m", "network": "internet", "runtime_class": "gvisor"}}'}
-    [_, tool] = containers(**more, wants=Wants(memory="64Mi"))
+    [_, tool] = containers(**more, wants=ResourceRequest(memory="64Mi"))
     assert tool["resources"]["limits"] == {"cpu": "250m", "memory": "64Mi", "ephemeral-storage": "2Gi"}
     assert pod(**more)["runtimeClassName"] == "gvisor"
     assert made(**more)["spec"]["template"]["metadata"]["labels"]["tailrun/network"] == "internet"

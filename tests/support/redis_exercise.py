@@ -66,12 +66,12 @@ async def _drive_queue(clients: RedisClients, lease: LeaseClient) -> None:
     taken = [await claims.wait(), *(await claims.claim(4)).entries]
     first, second, third, fourth, fifth = [entry for entry in taken if entry is not None]
     assert len(await asyncio.to_thread(lease.renew)) == 5
-    await claims.give_back(first)
+    await claims.requeue(first)
     await claims.delay(second, second, 1)
-    await claims.bury(third, "malformed", 1)
+    await claims.dead_letter(third, "malformed", 1)
     await claims.claim(0, [fourth])
-    await claims.hold(fourth)
-    await claims.hold(fifth)
+    await claims.reregister(fourth)
+    await claims.reregister(fifth)
     await queue.depth()
     await queue.worker_alive("w1")
     await queue.worker_gone("w1")

@@ -17,7 +17,7 @@ import app.worker.main
 from app.config import Settings
 from app.execution.executor import CannotRun
 from app.storage.factory import open_workspaces
-from app.worker.tool_place import open_executor
+from app.worker.resources import open_executor
 
 settings = Settings()
 try:

@@ -67,7 +67,7 @@ def test_without_the_library_masking_does_the_same() -> None:
     program = """
 import sys
 sys.modules["ahocorasick_rs"] = None
-from app.execution.masking import Masker
+from app.stream.masking import Masker
 print(Masker(["hunter22-x"]).text("is hunter22-x or AKIAIOSFODNN7EXAMPLE."))
 print("app.stream.automaton" in sys.modules)
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -180,3 +181,35 @@ def test_ci_runs_check_and_test() -> None:
     assert script.stat().st_mode & 0o111
     assert "make check" in script.read_text()
     assert "make test" in script.read_text()
+
+
+RETIRED = {
+    "attendance": "monitor",
+    "bury": "dead_letter",
+    "give_back": "requeue",
+    "given_back": "requeued",
+    "leash": "parent_death",
+    "stranger": "unknown_entry",
+    "to_the_end": "run_to_completion",
+    "undisturbed": "run_to_completion",
+    "viewer": "reader",
+}
+"""Words that were used once, and what the field says (docs/glossary.md)."""
+
+
+def test_no_retired_word_comes_back_in_a_name() -> None:
+    """Names of modules, classes, functions and variables; documents and messages may use plain English."""
+    found = set[tuple[str, str]]()
+    for path in PYTHON:
+        if path.relative_to(ROOT).parts[0] not in {"app", "tailrun", "toolbox"}:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {path.stem}
+        for node in ast.walk(tree):
+            names |= {getattr(node, field, None) or "" for field in ("name", "id", "attr", "arg")}
+        found |= {
+            (str(path.relative_to(ROOT)), name)
+            for name in names
+            if isinstance(name, str) and any(word in name.lower() for word in RETIRED)
+        }
+    assert found == set()

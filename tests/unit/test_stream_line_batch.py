@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from app.core.events import Event, LineBatch, first_seq
 from app.db.log_rows import line_arrays, weigh
 from app.db.log_weight import blocks_of
-from app.stream.buffer import Unwritten
+from app.stream.buffer import WriteBuffer
 from tailrun.process.lines import Level, Line, Stream
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -54,7 +54,7 @@ def test_a_batch_weighs_what_its_events_weigh(batch: LineBatch) -> None:
 @given(st.lists(batches, min_size=1, max_size=5), st.integers(1, 60))
 def test_what_is_held_is_handed_out_once_and_in_order(parts: list[LineBatch], limit: int) -> None:
     """Chunks for Redis and batches for the database each go through all of it."""
-    left, seq = Unwritten(0), 0
+    left, seq = WriteBuffer(0), 0
     events: list[Event] = []
     for part in parts:
         batch = LineBatch(seq + 1, part.ts, part.run_id, part.attempt, part.step, part.lines)

@@ -20,7 +20,7 @@ from app.core.events import Entry, Event
 from app.core.models import RunStatus
 from app.stream.feed import FeedLimits, RunFeed
 from app.stream.history import Backfill
-from app.stream.reader import Viewer
+from app.stream.reader import LiveReader
 
 RUN = "r"
 
@@ -92,7 +92,7 @@ class World:
         self.write(*(log(RUN, top + 1 + index) for index in range(count)))
 
 
-class HistoryFirst(Viewer):
+class HistoryFirst(LiveReader):
     """A broken join: history once, then live from wherever the subscription happens to begin."""
 
     _joined = False
@@ -127,12 +127,12 @@ class DatabaseFirst(Backfill):
 class Play:
     """One example: a feed, its viewers, and the operations on the world around them."""
 
-    def __init__(self, viewer: type[Viewer], backfill: type[Backfill]) -> None:
+    def __init__(self, viewer: type[LiveReader], backfill: type[Backfill]) -> None:
         self.world = World()
         self.backfill = backfill(self.world, self.world.history, self.world.heads)  # pyright: ignore[reportArgumentType]
         self.feed = RunFeed(RUN, self.backfill, FeedLimits(ring_lines=4, ring_bytes=3_000))
         self.viewer = viewer
-        self.viewers: list[tuple[int, asyncio.Task[list[int]]]] = []
+        self.readers: list[tuple[int, asyncio.Task[list[int]]]] = []
 
     async def play(self, ops: list[Op]) -> None:
         self.feed.catch_up()
@@ -200,7 +200,7 @@ class Play:
             assert viewer.finished
             return got
 
-        self.viewers.append((after, asyncio.ensure_future(watch())))
+        self.readers.append((after, asyncio.ensure_future(watch())))
 
     async def tick(self, number: int) -> None:
         """What the hub does every second; from now on answers take `number` turns."""
@@ -218,15 +218,15 @@ class Play:
         world.committed = len(world.events)
         ticking = asyncio.ensure_future(self._tick_on())
         try:
-            for after, viewer in self.viewers:
+            for after, viewer in self.readers:
                 got = await asyncio.wait_for(viewer, 60)
                 assert got == list(range(after + 1, len(world.events) + 1))
         finally:
             ticking.cancel()
-            for _, viewer in self.viewers:
+            for _, viewer in self.readers:
                 viewer.cancel()
             self.feed.close()
-            await asyncio.gather(ticking, *(task for _, task in self.viewers), return_exceptions=True)
+            await asyncio.gather(ticking, *(task for _, task in self.readers), return_exceptions=True)
 
     async def _tick_on(self) -> None:
         while True:
@@ -235,7 +235,7 @@ class Play:
 
 
 def streams_are_whole(
-    viewer: type[Viewer],
+    viewer: type[LiveReader],
     backfill: type[Backfill],
     strategy: st.SearchStrategy[list[Op]],
     examples: int,
@@ -255,16 +255,16 @@ def streams_are_whole(
 @pytest.mark.parametrize("strategy", [OPS, CLOSE_OPS], ids=["all", "close"])
 def test_each_viewer_gets_each_event_once_in_order(strategy: st.SearchStrategy[list[Op]]) -> None:
     """The property."""
-    streams_are_whole(Viewer, Backfill, strategy, 200)()
+    streams_are_whole(LiveReader, Backfill, strategy, 200)()
 
 
 @pytest.mark.parametrize(
     ("viewer", "backfill", "strategy"),
-    [(HistoryFirst, Backfill, OPS), (Viewer, DatabaseFirst, CLOSE_OPS)],
+    [(HistoryFirst, Backfill, OPS), (LiveReader, DatabaseFirst, CLOSE_OPS)],
     ids=["join", "order of reading"],
 )
 def test_a_broken_join_is_found(
-    viewer: type[Viewer], backfill: type[Backfill], strategy: st.SearchStrategy[list[Op]]
+    viewer: type[LiveReader], backfill: type[Backfill], strategy: st.SearchStrategy[list[Op]]
 ) -> None:
     """The property can fail: history before subscribe, or the database before the tail, loses lines."""
     with pytest.raises(AssertionError):

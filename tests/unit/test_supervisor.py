@@ -17,7 +17,7 @@ from app.agent.tools.router import ToolRouter
 from app.core.errors import LostOwnership
 from app.core.events import EventType
 from app.core.models import Run, RunKind, RunStatus, Step, StepRecord, StepStatus
-from app.execution.executor import Again
+from app.execution.executor import Resume
 from app.plan.steps import ARGV
 from app.storage.workspace import FileInfo
 from tailrun.process.errors import ErrorCode, RunFailure
@@ -39,7 +39,7 @@ class Tools:
     def reattaches(self, step: Step) -> bool:
         return False
 
-    async def call(self, step: Step, stop: StopToken, again: Again | None = None) -> ToolOutcome:
+    async def call(self, step: Step, stop: StopToken, again: Resume | None = None) -> ToolOutcome:
         self.called.append(step.id)
         answer = self.answers.get(step.id, ToolOutcome(exit_code=0))
         if isinstance(answer, Exception):

@@ -6,7 +6,7 @@ import base64
 import codecs
 from collections.abc import Sequence
 
-from app.agent.tools.program import Bench, ToolOutcome
+from app.agent.tools.program import ToolContext, ToolOutcome
 from app.core.models import Step
 from app.plan.steps import decode_content
 from app.storage.workspace import FileInfo
@@ -19,14 +19,14 @@ _BATCH = 500
 _BASE64_LINE_BYTES = 57  # 76 characters, as base64(1) and MIME print
 
 
-async def write_file(bench: Bench, step: Step) -> ToolOutcome:
+async def write_file(bench: ToolContext, step: Step) -> ToolOutcome:
     """Store a file, whole or not at all."""
     content = decode_content(step.args["content"], step.args["encoding"])
     file = await bench.workspace.write(step.args["path"], content)
     return ToolOutcome(result=_describe(file), files=(file,))
 
 
-async def read_file(bench: Bench, step: Step) -> ToolOutcome:
+async def read_file(bench: ToolContext, step: Step) -> ToolOutcome:
     """Print a file line by line: as text, or in base64 if it is none."""
     file = await bench.workspace.stat(step.args["path"])
     head = b"".join([piece async for piece in bench.workspace.read(file.path, 0, SHOWN_BYTES)])
@@ -38,13 +38,13 @@ async def read_file(bench: Bench, step: Step) -> ToolOutcome:
     return ToolOutcome(result={**_describe(file), "encoding": "base64" if text is None else "utf-8"})
 
 
-async def delete_file(bench: Bench, step: Step) -> ToolOutcome:
+async def delete_file(bench: ToolContext, step: Step) -> ToolOutcome:
     """Remove a file."""
     await bench.workspace.delete(step.args["path"])
     return ToolOutcome(result={"path": step.args["path"]})
 
 
-async def list_files(bench: Bench, step: Step) -> ToolOutcome:
+async def list_files(bench: ToolContext, step: Step) -> ToolOutcome:
     """Print size and path of each file."""
     files = await bench.workspace.list(step.args["prefix"])
     await _print(bench, step, [f"{file.size:>12}  {file.path}" for file in files])
@@ -75,6 +75,6 @@ def _base64_lines(content: bytes) -> list[str]:
     return [base64.b64encode(content[at : at + _BASE64_LINE_BYTES]).decode() for at in pieces]
 
 
-async def _print(bench: Bench, step: Step, lines: Sequence[str]) -> None:
+async def _print(bench: ToolContext, step: Step, lines: Sequence[str]) -> None:
     for at in range(0, len(lines), _BATCH):
         await bench.log.lines([Line(Stream.STDOUT, text) for text in lines[at : at + _BATCH]], step.id)

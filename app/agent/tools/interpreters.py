@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.agent.tools.program import Bench, ToolOutcome, run_program
+from app.agent.tools.program import ToolContext, ToolOutcome, run_program
 from app.core.models import Step
 from app.execution.executor import Source
 from tailrun.process.errors import ErrorCode, RunFailure
@@ -30,7 +30,7 @@ _SEES_WORKSPACE = {"PYTHONPATH": "."}
 """A script's own folder comes first on Python's path, and that is not the workspace."""
 
 
-async def run_code(bench: Bench, step: Step, stop: StopToken) -> ToolOutcome:
+async def run_code(bench: ToolContext, step: Step, stop: StopToken) -> ToolOutcome:
     """Run a source text with its interpreter, in the run's files."""
     language = _LANGUAGES[step.args["language"]]
     _require(language.interpreter[0], bench, step)
@@ -38,8 +38,8 @@ async def run_code(bench: Bench, step: Step, stop: StopToken) -> ToolOutcome:
     return await run_program(bench, step, language.interpreter, stop, env=_SEES_WORKSPACE, source=source)
 
 
-def _require(program: str, bench: Bench, step: Step) -> None:
-    if not bench.executor.finds(program, step.wants):
+def _require(program: str, bench: ToolContext, step: Step) -> None:
+    if not bench.executor.has_program(program, step.wants):
         raise RunFailure(
             ErrorCode.START_FAILED,
             f"{program} is not installed where this worker runs its programs: "
@@ -48,12 +48,12 @@ def _require(program: str, bench: Bench, step: Step) -> None:
         )
 
 
-async def run_shell(bench: Bench, step: Step, stop: StopToken) -> ToolOutcome:
+async def run_shell(bench: ToolContext, step: Step, stop: StopToken) -> ToolOutcome:
     """Run a command line with bash, or with sh where there is no bash."""
-    shell = "bash" if bench.executor.finds("bash", step.wants) else "sh"
+    shell = "bash" if bench.executor.has_program("bash", step.wants) else "sh"
     return await run_program(bench, step, [shell, "-c", step.args["command"]], stop)
 
 
-async def run_argv(bench: Bench, step: Step, stop: StopToken) -> ToolOutcome:
+async def run_argv(bench: ToolContext, step: Step, stop: StopToken) -> ToolOutcome:
     """Run a program as it was given, without a shell in between."""
     return await run_program(bench, step, step.args["argv"], stop)

@@ -14,7 +14,7 @@ from app.agent.run_log import RunLog
 from app.core.errors import LostOwnership
 from app.core.events import EventType
 from app.core.models import Run, Step
-from app.execution.executor import Again, Executor, Source, ToolResult, ToolRun
+from app.execution.executor import Executor, Resume, Source, ToolResult, ToolRun
 from app.storage.workspace import FileInfo, Workspace
 from tailrun.process.lines import Level, Line
 from tailrun.process.stop import StopReason, StopToken, Usage
@@ -23,14 +23,14 @@ _NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class ToolContext:
     """What the tools of one run work with."""
 
     run: Run
     workspace: Workspace
     executor: Executor
     log: RunLog
-    again: Again = field(default_factory=Again)
+    again: Resume = field(default_factory=Resume)
     unsettled: list[ToolRun] = field(default_factory=list[ToolRun])
     """Programs whose result is not committed yet."""
 
@@ -68,7 +68,7 @@ class _Sink:
 
 
 async def run_program(
-    bench: Bench,
+    bench: ToolContext,
     step: Step,
     argv: Sequence[str],
     stop: StopToken,
@@ -111,7 +111,7 @@ async def run_program(
     return _outcome(ended)
 
 
-async def _tell_skipped(bench: Bench, step: Step, skipped: Sequence[str]) -> None:
+async def _tell_skipped(bench: ToolContext, step: Step, skipped: Sequence[str]) -> None:
     if skipped:
         names = ", ".join(repr(name) for name in sorted(skipped)[:_NAMED])
         more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""

@@ -10,22 +10,22 @@ from typing import Any
 from app.agent.run_log import RunLog
 from app.agent.tools.files import delete_file, list_files, read_file, write_file
 from app.agent.tools.interpreters import run_argv, run_code, run_shell
-from app.agent.tools.program import Bench, ToolOutcome
+from app.agent.tools.program import ToolContext, ToolOutcome
 from app.agent.tools.task import TaskProgram, run_task
 from app.core.errors import StorageError, TailrunError, TooLarge, Unprocessable
 from app.core.models import Run, Step
-from app.execution.executor import Again, Executor
+from app.execution.executor import Executor, Resume
 from app.plan.steps import ARGV, TASK
 from app.storage.workspace import Workspace
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.stop import StopReason, StopToken
 
-_PROGRAMS: dict[str, Callable[[Bench, Step, StopToken], Awaitable[ToolOutcome]]] = {
+_PROGRAMS: dict[str, Callable[[ToolContext, Step, StopToken], Awaitable[ToolOutcome]]] = {
     "shell": run_shell,
     "code": run_code,
     ARGV: run_argv,
 }
-_FILE_TOOLS: dict[str, Callable[[Bench, Step], Coroutine[Any, Any, ToolOutcome]]] = {
+_FILE_TOOLS: dict[str, Callable[[ToolContext, Step], Coroutine[Any, Any, ToolOutcome]]] = {
     "file_write": write_file,
     "file_read": read_file,
     "file_delete": delete_file,
@@ -44,7 +44,7 @@ class ToolRouter:
         log: RunLog,
         task: TaskProgram | None = None,
     ) -> None:
-        self._bench = Bench(run, workspace, executor, log)
+        self._bench = ToolContext(run, workspace, executor, log)
         self._task = task
 
     @property
@@ -59,9 +59,9 @@ class ToolRouter:
     async def settle(self) -> None:
         """Take note that the records of all steps so far are committed."""
         while self._bench.unsettled:
-            await self._bench.executor.settled(self._bench.unsettled.pop())
+            await self._bench.executor.on_committed(self._bench.unsettled.pop())
 
-    async def call(self, step: Step, stop: StopToken, again: Again | None = None) -> ToolOutcome:
+    async def call(self, step: Step, stop: StopToken, again: Resume | None = None) -> ToolOutcome:
         """Run one step's tool to its end; a request to stop it shows in the outcome.
 
         Raises:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from app.agent.tools.program import Bench, ToolOutcome, run_program
+from app.agent.tools.program import ToolContext, ToolOutcome, run_program
 from app.core.errors import Unprocessable
-from app.core.models import Run, Step, Wants
+from app.core.models import ResourceRequest, Run, Step
 from app.plan.cli_builder import build, environment, folder
 from app.plan.projects import ProjectConfig
 from app.plan.task_types import Task, TaskTypes
@@ -30,7 +30,7 @@ class TaskProgram:
     files: frozenset[int]
     env: dict[str, str]
     cwd: str | None
-    wants: Wants
+    wants: ResourceRequest
 
 
 def prepare(run: Run, types: TaskTypes, project: ProjectConfig, *, images: bool) -> TaskProgram:
@@ -48,13 +48,13 @@ def prepare(run: Run, types: TaskTypes, project: ProjectConfig, *, images: bool)
     except Unprocessable as error:
         raise RunFailure(ErrorCode.INVALID_PLAN, error.message) from error
     files = frozenset(n for n, words in enumerate(zip(argv, elsewhere, strict=True)) if words[0] != words[1])
-    wants = Wants(image=task.type.image) if images else Wants()
+    wants = ResourceRequest(image=task.type.image) if images else ResourceRequest()
     return TaskProgram(task, tuple(argv), files, env, cwd, wants)
 
 
-async def run_task(bench: Bench, step: Step, stop: StopToken, program: TaskProgram) -> ToolOutcome:
+async def run_task(bench: ToolContext, step: Step, stop: StopToken, program: TaskProgram) -> ToolOutcome:
     """Run the program to its end."""
     argv = list(program.argv)
-    if argv[0] == _PYTHON and not bench.executor.finds(_PYTHON, step.wants):
+    if argv[0] == _PYTHON and not bench.executor.has_program(_PYTHON, step.wants):
         argv[0] = sys.executable
     return await run_program(bench, step, argv, stop, env=program.env, cwd=program.cwd, files=program.files)
