@@ -1,19 +1,20 @@
-"""The client for programs with asyncio: the same methods as `client`, awaited."""
+"""The client for programs with asyncio. `client` is generated from this file by `scripts/sync_client.py`."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, BinaryIO, Self, cast
 
 import httpx2
 
 from tailrun import calls
-from tailrun.client import PIECE_BYTES, Items, Json, Page, check, read_json, unreachable
+from tailrun.bodies import PIECE_BYTES, Content, Items, Json, Page, bytes_left, check, read_json, unreachable
 from tailrun.errors import TailrunError
 from tailrun.events import Event
 from tailrun.follow import SILENCE_S, Filters, Follower, OnReconnect
@@ -35,7 +36,7 @@ class AsyncClient:
         )
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -166,12 +167,15 @@ class AsyncClient:
         """List a run's files: `path`, `size` and so on."""
         return await self._items(calls.files(run_id, prefix))
 
-    async def upload(self, run_id: str, path: str, content: bytes | Path) -> Json:
-        """Store a file in the run's workspace."""
-        call = calls.file("PUT", run_id, path)
+    async def upload(self, run_id: str, path: str, content: Content) -> Json:
+        """Store a file in the run's workspace; a binary file is sent from its position on."""
         if isinstance(content, Path):
-            return await self._json(call, content=_pieces(content))
-        return await self._json(call, content=content)
+            with await asyncio.to_thread(content.open, "rb") as file:
+                return await self.upload(run_id, path, file)
+        if isinstance(content, bytes):
+            return await self._json(calls.upload(run_id, path, len(content)), content)
+        size = bytes_left(content)
+        return await self._json(calls.upload(run_id, path, size), _pieces(content, size))
 
     async def download(self, run_id: str, path: str) -> AsyncGenerator[bytes]:
         """Yield a file's bytes in pieces."""
@@ -218,7 +222,8 @@ class AsyncClient:
 
     async def dead_drop_many(self, names: Sequence[str] | None = None) -> int:
         """Remove the dead letters with these ids (theirs or their runs'), or all; return how many."""
-        return (await self._json(calls.dead_drop_many(None if names is None else [*names])))["dropped"]
+        answer = await self._json(calls.dead_drop_many(None if names is None else [*names]))
+        return answer["dropped"]
 
     async def schedules(
         self, *, limit: int | None = None, cursor: str | None = None, all_users: bool = False
@@ -249,10 +254,12 @@ class AsyncClient:
     # Sending
 
     async def _json(self, call: calls.Call, content: bytes | AsyncIterator[bytes] | None = None) -> Json:
-        return read_json(self.url, (await self._send(call, content)).content)
+        response = await self._send(call, content)
+        return read_json(self.url, response.content)
 
     async def _items(self, call: calls.Call) -> Items:
-        return cast("Items", (await self._json(call))["items"])
+        answer = await self._json(call)
+        return cast("Items", answer["items"])
 
     async def _send(
         self, call: calls.Call, content: bytes | AsyncIterator[bytes] | None = None
@@ -286,7 +293,9 @@ class AsyncClient:
             raise unreachable(self.url, error) from error
 
 
-async def _pieces(path: Path) -> AsyncIterator[bytes]:
-    with await asyncio.to_thread(path.open, "rb") as file:
-        while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
-            yield piece
+async def _pieces(file: BinaryIO, size: int | None) -> AsyncIterator[bytes]:
+    """Read the `size` bytes that were announced, although the file may grow; without a size, all."""
+    left = sys.maxsize if size is None else size
+    while piece := await asyncio.to_thread(file.read, min(left, PIECE_BYTES)):
+        left -= len(piece)
+        yield piece

@@ -77,8 +77,14 @@ def files(run_id: str, prefix: str | None) -> Call:
 
 
 def file(method: str, run_id: str, path: str) -> Call:
-    """Get, put or delete one file."""
+    """Get or delete one file."""
     return Call(method, _run(run_id, f"/files/{quote(path, safe='/')}"))
+
+
+def upload(run_id: str, path: str, size: int | None) -> Call:
+    """Put one file; with its size given, the server refuses one that is too large before reading it."""
+    headers = {} if size is None else {"Content-Length": str(size)}
+    return Call("PUT", _run(run_id, f"/files/{quote(path, safe='/')}"), headers=headers)
 
 
 def task_types() -> Call:

@@ -1,11 +1,14 @@
-"""The client for programs without asyncio. `async_client` is its twin."""
+"""The client for programs without asyncio.
+
+Generated from `async_client.py` by `scripts/sync_client.py`: change that one, then run the script.
+"""
 
 from __future__ import annotations
 
-import json
+import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
@@ -13,15 +16,10 @@ from typing import Any, BinaryIO, Self, cast
 import httpx2
 
 from tailrun import calls
-from tailrun.errors import TailrunError, Unreachable, error_of
+from tailrun.bodies import PIECE_BYTES, Content, Items, Json, Page, bytes_left, check, read_json, unreachable
+from tailrun.errors import TailrunError
 from tailrun.events import Event
 from tailrun.follow import SILENCE_S, Filters, Follower, OnReconnect
-
-Json = dict[str, Any]
-Items = list[Json]
-Page = tuple[list[Event], int | None]
-Content = bytes | Path | BinaryIO
-PIECE_BYTES = 256 * 1024
 
 
 class Client:
@@ -40,7 +38,7 @@ class Client:
         )
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -142,12 +140,14 @@ class Client:
         """Yield the events above `after` as they happen, up to and with `end`.
 
         Connects again by itself; raises `Unreachable` after `patience_s` without a server.
+        Leave the loop early only inside `contextlib.closing`, which closes the connection.
         """
         follower = Follower(run_id, after, Filters(level, stream, tail), patience_s, on_reconnect)
         while not follower.ended:
             error = None
             try:
-                yield from self._connection(follower)
+                with closing(self._connection(follower)) as events:
+                    yield from events
             except TailrunError as caught:
                 error = caught
             if not follower.ended:
@@ -168,12 +168,14 @@ class Client:
         return self._items(calls.files(run_id, prefix))
 
     def upload(self, run_id: str, path: str, content: Content) -> Json:
-        """Store a file in the run's workspace."""
-        call = calls.file("PUT", run_id, path)
+        """Store a file in the run's workspace; a binary file is sent from its position on."""
         if isinstance(content, Path):
             with content.open("rb") as file:
-                return self._json(call, content=file)
-        return self._json(call, content=content)
+                return self.upload(run_id, path, file)
+        if isinstance(content, bytes):
+            return self._json(calls.upload(run_id, path, len(content)), content)
+        size = bytes_left(content)
+        return self._json(calls.upload(run_id, path, size), _pieces(content, size))
 
     def download(self, run_id: str, path: str) -> Generator[bytes]:
         """Yield a file's bytes in pieces."""
@@ -219,7 +221,8 @@ class Client:
 
     def dead_drop_many(self, names: Sequence[str] | None = None) -> int:
         """Remove the dead letters with these ids (theirs or their runs'), or all; return how many."""
-        return (self._json(calls.dead_drop_many(None if names is None else [*names])))["dropped"]
+        answer = self._json(calls.dead_drop_many(None if names is None else [*names]))
+        return answer["dropped"]
 
     def schedules(
         self, *, limit: int | None = None, cursor: str | None = None, all_users: bool = False
@@ -249,13 +252,15 @@ class Client:
 
     # Sending
 
-    def _json(self, call: calls.Call, content: bytes | BinaryIO | None = None) -> Json:
-        return read_json(self.url, self._send(call, content).content)
+    def _json(self, call: calls.Call, content: bytes | Iterator[bytes] | None = None) -> Json:
+        response = self._send(call, content)
+        return read_json(self.url, response.content)
 
     def _items(self, call: calls.Call) -> Items:
-        return cast("Items", self._json(call)["items"])
+        answer = self._json(call)
+        return cast("Items", answer["items"])
 
-    def _send(self, call: calls.Call, content: bytes | BinaryIO | None = None) -> httpx2.Response:
+    def _send(self, call: calls.Call, content: bytes | Iterator[bytes] | None = None) -> httpx2.Response:
         try:
             response = self._http.request(
                 call.method,
@@ -285,22 +290,9 @@ class Client:
             raise unreachable(self.url, error) from error
 
 
-def unreachable(url: str, error: Exception) -> Unreachable:
-    """Say which server did not answer, and why."""
-    return Unreachable(f"{url} does not answer ({error or type(error).__name__})")
-
-
-def check(status: int, body: bytes, headers: Mapping[str, str]) -> None:
-    """Raise the error of an answer that is one."""
-    if status >= 400:  # noqa: PLR2004
-        raise error_of(status, body, headers)
-
-
-def read_json(url: str, body: bytes) -> Json:
-    """Read an answer; an empty one is an empty object, one that is no JSON comes from a stranger."""
-    if not body:
-        return {}
-    try:
-        return cast("Json", json.loads(body))
-    except ValueError as error:
-        raise Unreachable(f"{url} answers, but not as Tailrun does: check the URL") from error
+def _pieces(file: BinaryIO, size: int | None) -> Iterator[bytes]:
+    """Read the `size` bytes that were announced, although the file may grow; without a size, all."""
+    left = sys.maxsize if size is None else size
+    while piece := file.read(min(left, PIECE_BYTES)):
+        left -= len(piece)
+        yield piece

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, closing, nullcontext
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from support.servers import free_port
@@ -257,12 +259,83 @@ def test_file_paths_are_quoted(api: FakeAPI, client: Client, tmp_path: Path) -> 
     assert [request.body for request in api.seen] == [b"from a file", b"bytes"]
 
 
-async def test_the_async_client_streams_an_upload_from_disk(api: FakeAPI, tmp_path: Path) -> None:
-    source = tmp_path / "big"
-    source.write_bytes(b"x" * 600_000)
+CONTENT = bytes(range(256)) * 3000
+
+
+def in_a_file(folder: Path) -> Path:
+    source = folder / "big"
+    source.write_bytes(CONTENT)
+    return source
+
+
+def behind_its_start(folder: Path) -> BinaryIO:
+    file = in_a_file(folder).open("rb")
+    file.seek(256)
+    return file
+
+
+def pipe(_: Path) -> BinaryIO:
+    reader, writer = os.pipe()
+    os.write(writer, b"from a pipe")
+    os.close(writer)
+    return os.fdopen(reader, "rb")
+
+
+class Growing(BytesIO):
+    """A log that somebody writes: longer at each read than it was before."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        position = self.tell()
+        self.seek(0, os.SEEK_END)
+        self.write(b"more")
+        self.seek(position)
+        return super().read(size)
+
+
+UPLOADS: dict[str, tuple[Callable[[Path], bytes | Path | BinaryIO], bytes, int | None]] = {
+    "bytes": (lambda _: CONTENT, CONTENT, len(CONTENT)),
+    "no bytes": (lambda _: b"", b"", 0),
+    "a path": (in_a_file, CONTENT, len(CONTENT)),
+    "an empty file": (lambda _: Path(os.devnull), b"", None),
+    "a file from its position on": (behind_its_start, CONTENT[256:], len(CONTENT) - 256),
+    "a file in memory": (lambda _: BytesIO(CONTENT), CONTENT, len(CONTENT)),
+    "a pipe": (pipe, b"from a pipe", None),
+    "a file that grows": (lambda _: Growing(CONTENT), CONTENT, len(CONTENT)),
+}
+"""What is uploaded, what arrives, and the size that is announced."""
+
+
+def arrived(api: FakeAPI) -> tuple[bytes, int | None]:
+    [request] = api.seen
+    announced = request.headers.get("content-length")
+    assert (announced is None) == (request.headers.get("transfer-encoding") == "chunked")
+    return request.body, None if announced is None else int(announced)
+
+
+@pytest.mark.parametrize("kind", UPLOADS)
+def test_an_upload_arrives_whole(api: FakeAPI, client: Client, tmp_path: Path, kind: str) -> None:
+    source, *expected = UPLOADS[kind]
+    content = source(tmp_path)
+    with nullcontext() if isinstance(content, bytes | Path) else content:
+        client.upload(RUN, "f", content)
+    assert arrived(api) == tuple(expected)
+
+
+@pytest.mark.parametrize("kind", UPLOADS)
+async def test_an_upload_of_the_async_client_arrives_whole(api: FakeAPI, tmp_path: Path, kind: str) -> None:
+    source, *expected = UPLOADS[kind]
+    content = source(tmp_path)
     async with AsyncClient(api.url, "secret") as client:
-        await client.upload(RUN, "big", source)
-    assert len(api.seen[0].body) == 600_000
+        with nullcontext() if isinstance(content, bytes | Path) else content:
+            await client.upload(RUN, "f", content)
+    assert arrived(api) == tuple(expected)
+
+
+def test_a_stream_can_be_left_early(api: FakeAPI, client: Client) -> None:
+    api.script = lambda _: (200, {}, STREAM)
+    with closing(client.stream(RUN)) as events:
+        assert next(events).seq == 1
+    assert seqs(list(client.stream(RUN))) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_download_comes_in_pieces(api: FakeAPI, client: Client) -> None:
@@ -287,10 +360,3 @@ def test_logs_are_paged(api: FakeAPI, client: Client) -> None:
 def test_an_event_keeps_fields_that_it_does_not_know() -> None:
     body = {"seq": 1, "type": "new", "ts": "t", "run_id": RUN, "attempt": 0, "colour": "blue"}
     assert Event.of(body).as_dict() == body
-
-
-def test_both_clients_have_the_same_methods() -> None:
-    def names(kind: type) -> set[str]:
-        return {name for name in vars(kind) if not name.startswith("_")}
-
-    assert names(Client) == names(AsyncClient)
