@@ -1,11 +1,10 @@
-"""Changes of a run's state from outside of an attempt: start, cancel, the end of an orphan, rescue.
+"""Changes of a run's state from outside of an attempt: start and cancel.
 
 Each locks the run's row first, so that the events it writes get the next sequence numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,7 @@ from sqlalchemy import Connection, select, update
 from app.core.errors import Conflict, NotFound
 from app.core.events import Event, EventType
 from app.core.models import Run, RunStatus
-from app.db.log_rows import insert_lines, weigh
-from app.db.run_claim import as_seen, close_lost_attempt
+from app.db.log_rows import insert_lines
 from app.db.run_rows import WHOLE_RUN, to_run
 from app.db.tables import runs
 from app.db.text import to_json
@@ -75,39 +73,6 @@ def request_cancel(connection: Connection, run_id: str, now: int) -> Changed:
     if run.cancel_requested_at is not None:
         return Changed(run, [])
     return Changed(_set(connection, run_id, cancel_requested_at=at), [])
-
-
-def end_orphan(
-    connection: Connection,
-    seen: Run,
-    status: RunStatus,
-    error: dict[str, Any],
-    now: int,
-) -> Changed | None:
-    """End a running run whose owner's lease is dead, if the row is still as `seen`."""
-    row = connection.execute(select(*WHOLE_RUN).where(*as_seen(seen)).with_for_update()).first()
-    if row is None or seen.status is not RunStatus.RUNNING:
-        return None
-    close_lost_attempt(connection, seen, now)
-    return _end(connection, to_run(row), status, error, now)
-
-
-def rescue(connection: Connection, run_id: str, attempt_seen: int, events: Sequence[Event]) -> int:
-    """Insert those of `events` that are not committed, if the attempt is still `attempt_seen`."""
-    run = _locked(connection, run_id)
-    missing = [event for event in events if event.seq > run.last_seq]
-    if run.attempt != attempt_seen or run.status.terminal or not missing:
-        return run.last_seq
-    insert_lines(connection, missing)
-    lines, size = weigh(missing)
-    after = _set(
-        connection,
-        run_id,
-        last_seq=missing[-1].seq,
-        log_lines=runs.c.log_lines + lines,
-        log_size=runs.c.log_size + size,
-    )
-    return after.last_seq
 
 
 def _locked(connection: Connection, run_id: str) -> Run:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Executable, func, select
 
-from app.core.events import SRC, Event, EventType
+from app.core.events import SRC, EventType
 from app.core.models import Fence, Run, RunStatus, StepRecord
 from app.db import log_weight, run_change, run_claim, run_commit, run_create, run_queries
 from app.db.engine import Database
@@ -88,27 +88,6 @@ class RunStore:
     async def request_cancel(self, run_id: str, now: int) -> Changed:
         """Ask for the end: at once when nobody owns the run, else a timestamp. Unknown: NotFound."""
         return await self._db.write(lambda connection: run_change.request_cancel(connection, run_id, now))
-
-    async def end_orphan(
-        self,
-        seen: Run,
-        status: RunStatus,
-        error: dict[str, Any],
-        now: int,
-    ) -> Changed | None:
-        """End a running run whose owner's lease is dead. None: the row is not as `seen` any more.
-
-        The caller has saved the tail's lines with `rescue`.
-        """
-        return await self._db.write(
-            lambda connection: run_change.end_orphan(connection, seen, status, error, now),
-        )
-
-    async def rescue(self, run_id: str, attempt_seen: int, events: Sequence[Event]) -> int:
-        """Insert the events of a tail that the database lacks; return the run's last sequence number."""
-        return await self._db.write(
-            lambda connection: run_change.rescue(connection, run_id, attempt_seen, events),
-        )
 
     async def claim(
         self, run_ids: Sequence[str], worker_id: str, now: int, *, redelivered_below: int = run_claim.EVER

@@ -79,6 +79,7 @@ class JobMonitor:
         finally:
             hearing.cancel()
             self._view.listeners.discard(self._wake.set)
+            self._crew.watch.forget(self.name)
 
     async def _hear(self) -> None:
         """Wake up for a request to stop; LOST may come after another one."""

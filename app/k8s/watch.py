@@ -100,7 +100,10 @@ class Watch:
         return self._views[name]
 
     def forget(self, name: str) -> None:
-        """Let go of a view that nobody listens to."""
+        """Drop a view that nobody listens to and whose Job is not there.
+
+        Called by whatever may be the last to need it: the Job's end, its pod's, and a listener's.
+        """
         view = self._views.get(name)
         if view is not None and not view.listeners and (view.job is None or view.job_gone):
             del self._views[name]

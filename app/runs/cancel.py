@@ -6,13 +6,15 @@ faster. A run whose owner is dead has nobody to obey, so it is ended here, in th
 
 from __future__ import annotations
 
+import contextlib
+
 from app.core.clock import now_us
-from app.core.errors import NotFound, StorageError
-from app.core.events import Event
+from app.core.errors import LostOwnership, NotFound, StorageError
 from app.core.models import Run, RunStatus
 from app.core.telemetry import get_logger
 from app.runs.services import Services
 from app.runs.submit import announce
+from app.runs.take_over import OrphanEnd
 from tailrun.process.errors import ErrorCode, RunFailure
 
 _log = get_logger(__name__)
@@ -43,17 +45,15 @@ async def request_cancel(services: Services, run_id: str) -> Run:
 
 
 async def _end_orphan(services: Services, seen: Run) -> Run:
-    """End a run whose owner's lease is dead: fence off, save its last lines, then the end."""
-    await services.publisher.raise_fence(seen.run_id, seen.attempt + 1)
-    tail = await services.tail.read(seen.run_id, seen.last_seq)
-    await services.runs.rescue(seen.run_id, seen.attempt, [Event.decode(raw) for _, raw in tail])
-    error = RunFailure(ErrorCode.CANCELLED, "Cancelled; its worker was gone.").as_dict()
-    ended = await services.runs.end_orphan(seen, RunStatus.CANCELLED, error, now_us())
-    if ended is None:  # somebody took it over meanwhile, and has read the request
-        return await _again(services, seen.run_id)
-    _log.info("run cancelled for a dead worker", run_id=seen.run_id, worker_id=seen.worker_id)
-    await announce(services, ended.events)
-    return ended.run
+    """End a run whose owner's lease is dead; whoever took it over meanwhile has read the request."""
+    failure = RunFailure(ErrorCode.CANCELLED, "Cancelled; its worker was gone.")
+    orphans = OrphanEnd(services.runs, services.publisher, services.tail)
+    with contextlib.suppress(LostOwnership):
+        events = await orphans.end(seen, RunStatus.CANCELLED, failure, now_us())
+        if events is not None:
+            _log.info("run cancelled for a dead worker", run_id=seen.run_id, worker_id=seen.worker_id)
+            await announce(services, events)
+    return await _again(services, seen.run_id)
 
 
 async def _forget(services: Services, seen: Run | None) -> None:

@@ -1,4 +1,8 @@
-"""What becomes of an entry, decided by the run's row alone. Pure.
+"""What becomes of an entry, decided by the run's row alone, and the end of a run that nobody works on.
+
+A take-over has one order: (1) the row, attempt + 1; (2) the fence; (3) the tail's uncommitted lines into
+the database; (4) the next `seq`. (1) is `RunStore.take_over`, (2) to (4) are `FencedTail.inherit`. A worker
+does (1) when it claims and the rest when it opens the stream; `OrphanEnd` does all of it at once.
 
 An entry is a hint: it may be early, late, doubled, forged or left over from a crash. The
 row says whether the run may be taken, by whom it is held, and since when.
@@ -6,9 +10,16 @@ row says whether the run may be taken, by whom it is held, and since when.
 
 from __future__ import annotations
 
+import uuid
 from enum import Enum, auto
 
-from app.core.models import Run, RunStatus
+from app.core.events import Event, EventType
+from app.core.models import Fence, Run, RunStatus
+from app.db.run_store import Batch, Outcome, RunStore
+from app.redis.publisher import Publisher
+from app.redis.tail import Tail
+from app.stream.fenced_tail import FencedTail
+from tailrun.process.errors import RunFailure
 
 
 def alone_from(max_redeliveries: int) -> int:
@@ -59,3 +70,30 @@ def judge(
     elif not running and run.next_attempt_at is not None and run.next_attempt_at > now:
         verdict = Verdict.DELAY
     return verdict
+
+
+class OrphanEnd:
+    """Ends runs whose owner's lease is dead, without a worker."""
+
+    def __init__(self, runs: RunStore, publisher: Publisher, tail: Tail) -> None:
+        self._runs, self._publisher, self._tail = runs, publisher, tail
+
+    async def end(self, seen: Run, status: RunStatus, failure: RunFailure, now: int) -> list[Event] | None:
+        """Take the run over and end it; return the events to announce. None: the row is not as `seen`.
+
+        The owner's name has no lease, so whoever finds the run after a crash in here may take it over.
+
+        Raises:
+            LostOwnership: somebody did so already.
+            StorageError: Redis or the database is away; the run is left to the next one.
+        """
+        run = await self._runs.take_over(seen, f"end-{uuid.uuid4()}", now)
+        if run is None:
+            return None
+        fence = Fence(run.run_id, run.attempt, str(run.worker_id))
+        last = await FencedTail(fence, self._publisher, self._tail, self._runs).inherit(run.last_seq, now)
+        error = failure.as_dict()
+        data = {"status": status.value, "exit_code": None, "error": error}
+        end = Event(last + 1, EventType.END, now, run.run_id, run.attempt, data=data)
+        await self._runs.commit(fence, last, Batch(events=[end], outcome=Outcome(status, error=error)))
+        return [end]

@@ -152,6 +152,11 @@ class LocalWorkspace:
         async with checked_out(checkout, lambda: self._run(self._settle, before, checkout)):
             yield checkout
 
+    @contextlib.asynccontextmanager
+    async def read_only(self) -> AsyncGenerator[Path]:
+        """Give out the directory itself; it is not made where there is none."""
+        yield self._home.root / self._key
+
     async def take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
         """Move files in from a folder of the same disk."""
         await self._run(self._take_in, checkout, removed)

@@ -159,17 +159,28 @@ class S3Workspace:
     @contextlib.asynccontextmanager
     async def checkout(self) -> AsyncGenerator[Checkout]:
         """Bring the files down to a temporary directory; take back what changed."""
-        async with self._threads.opened(self._folder, purge) as folder:
-            stop = threading.Event()
-            transfer = Transfer(self._bucket, self._prefix, folder, self._home.transfers, stop)
-            await self._run(lambda: transfer.download(self._files()), on_cancel=stop.set)
-            checkout = Checkout(folder, [])
+        async with self._downloaded() as transfer:
+            checkout = Checkout(transfer.folder, [])
 
             async def write_back() -> None:
                 await self._run(lambda: transfer.upload(checkout, self._limits, self._files()))
 
             async with checked_out(checkout, write_back):
                 yield checkout
+
+    @contextlib.asynccontextmanager
+    async def read_only(self) -> AsyncGenerator[Path]:
+        """Bring the files down to a temporary directory."""
+        async with self._downloaded() as transfer:
+            yield transfer.folder
+
+    @contextlib.asynccontextmanager
+    async def _downloaded(self) -> AsyncGenerator[Transfer]:
+        async with self._threads.opened(self._folder, purge) as folder:
+            stop = threading.Event()
+            transfer = Transfer(self._bucket, self._prefix, folder, self._home.transfers, stop)
+            await self._run(lambda: transfer.download(self._files()), on_cancel=stop.set)
+            yield transfer
 
     async def take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
         """Store what is in a folder, eight files at a time."""
@@ -259,7 +270,7 @@ class Transfer:
     ) -> None:
         self._bucket = bucket
         self._prefix = prefix
-        self._folder = folder
+        self.folder = folder
         self._pool = pool
         self._stop = stop
         self._before = Snapshot()
@@ -274,7 +285,7 @@ class Transfer:
         folders = {folder for file in files for folder in parents(file.path)}
         self._shadowed = folders & {file.path for file in files}
         self._each(self._fetch, [file for file in files if file.path not in self._shadowed])
-        self._before = snapshot(self._folder)
+        self._before = snapshot(self.folder)
 
     def expect(self, paths: Iterable[str]) -> None:
         """Take it that `paths` were downloaded: those that are not in the folder are gone."""
@@ -287,7 +298,7 @@ class Transfer:
             TooLarge, Conflict: something is over a limit, or a file that came over HTTP meanwhile
             is in the way; the rest was stored all the same.
         """
-        after = snapshot(self._folder)
+        after = snapshot(self.folder)
         removed = {*self._before.removed(after), *self._shadowed}
         budget = Budget(limits, stored)
         budget.release(removed)
@@ -303,7 +314,7 @@ class Transfer:
 
     def _fetch(self, file: FileInfo) -> None:
         key = self._prefix + file.path
-        target = self._folder / file.path
+        target = self.folder / file.path
         private_folder(target.parent)
         content = self._bucket.get(key)
         try:
@@ -318,7 +329,7 @@ class Transfer:
 
     def _store(self, path: str, *, executable: bool) -> None:
         *folders, name = path.split("/")
-        with opened_folder(self._folder, folders) as folder:
+        with opened_folder(self.folder, folders) as folder:
             fd = open_file(folder, name)
         with os.fdopen(fd, "rb") as file:
             self._bucket.put(self._prefix + path, file, executable=executable)

@@ -68,8 +68,8 @@ class Archives:
         """Write the archive for a pod to `out`; raises as `Staging.offer`."""
         named = {normalise(name): content for name, content in source.items()}
         stop = threading.Event()
-        async with workspace.checkout() as checkout:
-            await self.threads.run(_pack, checkout.path, named, out, stop, on_cancel=stop.set)
+        async with workspace.read_only() as folder:
+            await self.threads.run(_pack, folder, named, out, stop, on_cancel=stop.set)
 
     async def take_in(self, read: Read, workspace: Workspace) -> Collected:
         """Unpack what `read` gives, whole and verified, then hand it to `workspace`."""

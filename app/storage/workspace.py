@@ -114,6 +114,13 @@ class Workspace(Protocol):
         """
         ...
 
+    def read_only(self) -> AbstractAsyncContextManager[Path]:
+        """Give out a directory with the files, only to be read: nothing is written back or deleted.
+
+        A run that has no files may have no directory either.
+        """
+        ...
+
     async def take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
         """Take the files below `checkout.path` from a tool that worked elsewhere; delete `removed`.
 

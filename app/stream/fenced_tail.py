@@ -8,7 +8,7 @@ from app.core.errors import LostOwnership
 from app.core.events import Event, EventType
 from app.core.models import Fence
 from app.core.telemetry import LOG_GAPS
-from app.db.run_store import RunStore
+from app.db.run_store import Batch, RunStore
 from app.redis.publisher import Publisher
 from app.redis.tail import Tail
 
@@ -21,15 +21,20 @@ class FencedTail:
         self._publisher, self._tail, self._runs = publisher, tail, runs
         self._may_raise = True
 
-    async def inherit(self, after: int, now: int) -> list[Event]:
-        """Shut earlier attempts out, then return what they published above `after` and did not commit.
+    async def inherit(self, after: int, now: int) -> int:
+        """Shut earlier attempts out, then commit what they published above `after`; return the last `seq`.
 
-        A hole, where lines went down with their worker and Redis together, becomes a `gap` event.
+        Steps 2 to 4 of a take-over; step 1 is `RunStore.take_over`. Repeatable. A hole, where lines went
+        down with their worker and Redis together, becomes a `gap` event.
         """
         await self._publisher.raise_fence(self._fence.run_id, self._fence.attempt)
         self._may_raise = False
         found = [Event.decode(raw) for _, raw in await self._tail.read(self._fence.run_id, after)]
-        return list(self._with_gaps(found, after, now))
+        missing = list(self._with_gaps(found, after, now))
+        if not missing:
+            return after
+        await self._runs.commit(self._fence, after, Batch(events=missing))
+        return missing[-1].seq
 
     async def append(
         self, events: Sequence[bytes], first_seq: int, committed: int, *, ended: bool = False

@@ -372,10 +372,9 @@ class LogWriter:
         return committed.cancel_requested_at
 
     async def _rescue(self) -> None:
-        found = await self._redis.inherit(self._left.committed, self._clock())
-        if found:
-            await self._runs.commit(self._fence, self._left.committed, Batch(events=found))
-            self._left.start(found[-1].seq)
+        last = await self._redis.inherit(self._left.committed, self._clock())
+        if last > self._left.committed:
+            self._left.start(last)
 
     async def _until_stored(self, write: Callable[[], Awaitable[T]]) -> T:
         """Repeat `write` until the store takes it: nothing that was printed is dropped."""

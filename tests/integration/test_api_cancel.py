@@ -10,11 +10,13 @@ import pytest
 from support.api_server import Api, serving, settings_for
 from support.servers import RedisServer
 
+from app.core.errors import StorageError
 from app.core.events import Event, EventType
 from app.core.models import Fence, RunStatus
 from app.db.run_store import Batch, Outcome, RunStore
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
+from app.redis.tail import Tail
 from tailrun.process.lines import Level, Stream
 
 PROMPT = {"prompt": "x"}
@@ -110,10 +112,7 @@ def test_a_run_of_a_dead_worker_is_ended_with_its_last_lines(
 ) -> None:
     """Lines that only the tail has are saved; the dead worker can neither write nor publish any more."""
     run_id = running(api)
-    with redis_server.client() as client:
-        seconds, _ = client.time()  # pyright: ignore[reportGeneralTypeIssues]
-        # The API ticks itself. Without an earlier tick nobody is dead for certain: Redis was away.
-        client.set("jobs:tick", f"{seconds * 1000} 1")
+    _dead_for_certain(redis_server)
     if left_ms is not None:
         lease(redis_server, left_ms)
 
@@ -139,6 +138,60 @@ def test_a_run_of_a_dead_worker_is_ended_with_its_last_lines(
 
     refused = api.redis(publish_late)
     assert refused is not None
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Publisher, "raise_fence"),
+        (Tail, "read"),
+        (RunStore, "commit"),
+        (RunStore, "commit after the tail's lines"),
+    ],
+)
+def test_an_end_that_broke_off_is_finished_by_the_next(
+    api: Api, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """After each step of the take-over another one can do it all again; a hole in the tail is told."""
+    run_id = running(api)
+    _dead_for_certain(redis_server)
+
+    async def publish(clients: RedisClients) -> None:
+        lines = [line(run_id, seq).encode() for seq in (6, 7)]
+        await Publisher(clients).append(run_id, 1, 6, lines, keep_from=0, may_raise=True)
+
+    api.redis(publish)
+    method, _, later = name.partition(" ")
+    whole, calls = getattr(owner, method), 0
+
+    async def breaks_off(*args: object, **more: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 1 + bool(later):
+            raise StorageError("gone")
+        return await whole(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, breaks_off)
+        run = api.admin.post(f"/v1/runs/{run_id}/cancel").json()
+        assert run["status"] == "running"
+    between = api.admin.get(f"/v1/runs/{run_id}").json()
+    assert (between["status"], between["attempt"]) == ("running", 2)
+    run = api.admin.post(f"/v1/runs/{run_id}/cancel").json()
+    assert (run["status"], run["attempt"], run["last_seq"]) == ("cancelled", 3, 8)
+    assert [(event["seq"], event["type"]) for event in events(api, run_id)][-4:] == [
+        (5, "gap"),
+        (6, "log"),
+        (7, "log"),
+        (8, "end"),
+    ]
+
+
+def _dead_for_certain(redis_server: RedisServer) -> None:
+    """The API ticks itself. Without an earlier tick nobody is dead for certain: Redis was away."""
+    with redis_server.client() as client:
+        seconds, _ = client.time()  # pyright: ignore[reportGeneralTypeIssues]
+        client.set("jobs:tick", f"{seconds * 1000} 1")
 
 
 def test_watchers_see_a_cancelled_run_end(api: Api) -> None:

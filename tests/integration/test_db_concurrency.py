@@ -8,7 +8,7 @@ from collections import Counter
 from support.run_rows import NOW, ended, lines, new_run, running
 
 from app.core.errors import Conflict, LostOwnership
-from app.core.models import RunStatus
+from app.core.models import Fence, RunStatus
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.run_store import Batch, RunStore
@@ -59,7 +59,7 @@ async def test_a_claim_and_a_cancel_at_once_leave_one_truth(database: Database) 
 
 
 async def test_the_owner_and_its_successor_write_one_sequence(database: Database) -> None:
-    """However a commit, a rescue and a take-over interleave, no line is doubled or overwritten."""
+    """However a commit and a take-over interleave, no line is doubled or overwritten."""
     store, logs = RunStore(database), LogStore(database)
     for _ in range(ROUNDS):
         seen, fence = await running(store)
@@ -68,7 +68,8 @@ async def test_the_owner_and_its_successor_write_one_sequence(database: Database
         async def succeed(seen: object = seen, run_id: str = seen.run_id) -> None:
             after = await store.take_over(seen, "w2", NOW + 2)  # pyright: ignore[reportArgumentType]
             assert after
-            await store.rescue(run_id, after.attempt, lines(run_id, 3, 50))
+            inherited = lines(run_id, after.last_seq + 1, 50)
+            await store.commit(Fence(run_id, after.attempt, "w2"), after.last_seq, Batch(events=inherited))
 
         results = await asyncio.gather(store.commit(fence, 2, batch), succeed(), return_exceptions=True)
         assert [error for error in results if isinstance(error, BaseException)] in ([], [results[0]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.run_rows import NOW, ended, line, lines, new_run, running, snapshot
+from support.run_rows import NOW, ended, line, new_run, running, snapshot
 
 from app.core.errors import Conflict, InvalidRequest, NotFound
 from app.core.events import Event, EventType
@@ -160,26 +160,6 @@ async def test_take_over_of_a_waiting_run_is_no_redelivery(store: RunStore) -> N
     done = await store.get(fence.run_id)
     assert done
     assert await store.take_over(done, "w2", NOW) is None
-
-
-async def test_an_orphan_ends_after_its_rescued_lines(store: RunStore, database: Database) -> None:
-    run, fence = await running(store)
-    await store.commit(fence, 2, Batch(events=lines(run.run_id, 3, 5)))
-    tail = lines(run.run_id, 4, 8)
-    assert await store.rescue(run.run_id, 9, tail) == 5
-    assert await store.rescue(run.run_id, 1, tail) == 8
-    assert await store.rescue(run.run_id, 1, tail) == 8
-    error = {"code": "worker_lost", "message": "gone"}
-    assert await store.end_orphan(replace(run, attempt=7), RunStatus.FAILED, error, NOW + 9) is None
-    changed = await store.end_orphan(run, RunStatus.FAILED, error, NOW + 9)
-    assert changed
-    assert (changed.run.status, changed.run.attempt, changed.run.error) == (RunStatus.FAILED, 2, error)
-    assert (changed.run.log_lines, changed.run.log_size) == (6, 36)
-    assert await store.end_orphan(run, RunStatus.FAILED, error, NOW + 9) is None
-    events = await LogStore(database).page(run.run_id, 2, 100)
-    assert [event.seq for event in events] == list(range(3, 10))
-    assert events[-1] == changed.events[0]
-    assert await store.rescue(run.run_id, 2, lines(run.run_id, 10, 11)) == 9
 
 
 async def test_lists_page_newest_first_with_filters(store: RunStore) -> None:

@@ -139,7 +139,7 @@ async def _live(runs: Any, logs: Any, hooks: Any) -> None:
     fence = Fence(new.run_id, run.attempt, "w-2")
     record = step(new.run_id, status=StepStatus.SUCCEEDED)
     await runs.commit(fence, 2, Batch(events=lines(new.run_id, 3, 40), steps=[record], usage={"a": 1}))
-    await runs.rescue(new.run_id, run.attempt, lines(new.run_id, 41, 50))
+    await runs.commit(fence, 40, Batch(events=lines(new.run_id, 41, 50)))
     for ask in (runs.get, runs.owner, runs.steps, runs.kept):
         assert await ask(new.run_id)
     for ask in (runs.owners, runs.heads, runs.users, runs.many):
@@ -155,7 +155,7 @@ async def _live(runs: Any, logs: Any, hooks: Any) -> None:
     await runs.start(held.run_id, NOW)
     await runs.request_cancel(held.run_id, NOW)
     lost = await runs.get(run_id(SEED.numbers()["running"][5]))
-    assert await runs.end_orphan(lost, RunStatus.FAILED, {"code": "x"}, NOW)
+    assert await runs.take_over(lost, "w-2", NOW)
 
 
 async def _deliver(hooks: Any, run_id: str) -> None:
@@ -196,9 +196,8 @@ async def test_a_log_batch_writes_to_no_index(database: Database) -> None:
         pytest.skip("SQLite writes to the indexes of changed columns only")
     store = RunStore(database)
     run, fence = await running(store)
-    for at in range(5):
+    for at in range(6):
         await store.commit(fence, 2 + at, Batch(events=lines(run.run_id, 3 + at, 3 + at)))
-    await store.rescue(run.run_id, run.attempt, lines(run.run_id, 8, 9))
     hot = text(
         "SELECT n_tup_upd - n_tup_hot_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'runs'"
     )

@@ -13,10 +13,11 @@ from support.run_rows import line
 from support.servers import RedisServer
 
 from app.core.clock import format_ts, parse_ts
-from app.core.models import RunStatus
+from app.core.events import Event, EventType
+from app.core.models import Fence, RunStatus
 from app.db.engine import Database
 from app.db.log_retention import LogUpkeep
-from app.db.run_store import RunStore
+from app.db.run_store import Batch, Outcome, RunStore
 from app.db.schedule_store import ScheduleStore
 from app.maintenance.leadership import Leadership
 from app.maintenance.reaper import Reconciler
@@ -147,8 +148,16 @@ def test_a_poisoned_line_hides_no_other(tmp_path: Path, redis_server: RedisServe
         client = api.user("ann")
         run_id = client.post("/v1/runs", json={"argv": ["true"], "start": False}).json()["run_id"]
         rows = [line(run_id, seq) for seq in range(2, 300)]
-        api.store(lambda runs: runs.rescue(run_id, 0, rows))
-        client.post(f"/v1/runs/{run_id}/cancel")
+
+        async def write(runs: RunStore) -> None:
+            seen = await runs.get(run_id)
+            assert seen
+            assert await runs.take_over(seen, "w1", 5)
+            end = Event(300, EventType.END, 6, run_id, 1, data={"status": "succeeded"})
+            batch = Batch(events=[*rows, end], outcome=Outcome(RunStatus.SUCCEEDED, exit_code=0))
+            await runs.commit(Fence(run_id, 1, "w1"), 1, batch)
+
+        api.store(write)
         bad = {"type": "chart", "level": "loud", "stream": "radio", "ts": INT64 - 1, "data": "{"}
         poison(api, "log_lines", "seq = 5 AND run_id", run_id, bad)
         for _ in range(2):

@@ -96,9 +96,6 @@ async def test_the_row_comes_with_the_end_and_only_then(database: Database, tick
     waiting = await runs.create(new_run(webhook_url="https://example.com/"), NOW)
     await runs.request_cancel(waiting.run.run_id, NOW + 4)
     assert await store.get(waiting.run.run_id)
-    orphan, _ = await running(runs, webhook_url="https://example.com/")
-    await runs.end_orphan(orphan, RunStatus.FAILED, {"code": "worker_lost", "message": "x"}, NOW + 5)
-    assert await store.get(orphan.run_id)
     assert await store.get(await finished(database, None)) is None
 
 

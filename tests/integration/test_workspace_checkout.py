@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import socket
+import tarfile
 from pathlib import Path
 
 import pytest
 from support.workspace_contents import LIMITS, content, let_go, paths
 
 from app.core.errors import NotFound, TooLarge, Unprocessable
+from app.storage.local_workspace import LocalWorkspaces
+from app.storage.staging_archive import Archives
 from app.storage.workspace import Workspace, Workspaces
 
 
@@ -35,6 +39,41 @@ async def test_a_checkout_of_nothing_is_an_empty_directory(workspace: Workspace)
     async with workspace.checkout() as checkout:
         assert list(checkout.path.iterdir()) == []
     assert checkout.changed == []
+
+
+async def test_a_read_only_folder_holds_the_files_and_leaves_them_as_they_are(workspace: Workspace) -> None:
+    """What comes and goes over HTTP meanwhile is neither taken back nor counted."""
+    for path in ("keep/same", "removed"):
+        await workspace.write(path, b"old")
+    before = await workspace.stat("keep/same")
+    async with workspace.read_only() as folder:
+        assert (folder / "keep/same").read_bytes() == b"old"
+        await workspace.delete("removed")
+        await workspace.write("uploaded", b"new")
+    assert await paths(workspace) == ["keep/same", "uploaded"]
+    assert await workspace.stat("keep/same") == before
+
+
+@pytest.mark.parametrize("written", [[], ["folder/file"]])
+async def test_packing_for_a_pod_changes_nothing_on_the_disk(tmp_path: Path, written: list[str]) -> None:
+    """Of a run without files not even a folder is made."""
+    workspaces = LocalWorkspaces(tmp_path / "root", LIMITS)
+    workspace = workspaces.open("ann", "run-1")
+    for path in written:
+        await workspace.write(path, b"x")
+
+    def on_disk() -> dict[Path, tuple[int, int]]:
+        found = {path: path.stat() for path in (tmp_path / "root").rglob("users/**/*")}
+        return {path: (status.st_ino, status.st_mtime_ns) for path, status in found.items()}
+
+    before, packed = on_disk(), io.BytesIO()
+    await Archives(workspaces.scratch, workspaces.threads, workspaces.limits).pack(workspace, {}, packed)
+    after = on_disk()
+    assert after == before
+    packed.seek(0)
+    with tarfile.open(fileobj=packed) as archive:
+        assert archive.getnames() == [f"workspace/{path}" for path in written]
+    await workspaces.close()
 
 
 async def test_a_change_that_keeps_size_and_is_at_once_is_seen(workspace: Workspace) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
+import tarfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from support.workspace_contents import LIMITS, content, paths
 
 from app.core.errors import LostOwnership, StorageError
 from app.storage.s3_workspace import S3Workspaces
+from app.storage.staging_archive import Archives
 from app.storage.workspace import Limits, Workspace
 
 PREFIX = "users/ann/runs/run/"
@@ -78,6 +82,42 @@ async def test_a_file_where_a_folder_stands_gives_way(run: Workspace, client: S3
     async with run.checkout() as checkout:
         assert (checkout.path / "a/b").read_bytes() == b"x"
     assert await paths(run) == ["a/b"]
+
+
+async def test_packing_for_a_pod_reads_only(
+    store: S3Workspaces, run: Workspace, client: S3Client, bucket: str, tmp_path: Path
+) -> None:
+    """No tool has run, so every object stays: also the one that a checkout would delete at its end."""
+    for key in ("a", "a/b", "c", "a//b"):
+        client.put_object(Bucket=bucket, Key=PREFIX + key, Body=b"x")
+    before = client.list_objects_v2(Bucket=bucket)["Contents"]
+    asked: list[str] = []
+    store.bucket._client.meta.events.register(
+        "before-call.s3", lambda model, **_: asked.append(str(model.name))
+    )
+    packed = io.BytesIO()
+    await Archives(store.scratch, store.threads, store.limits).pack(run, {"main.py": b"print()"}, packed)
+    assert sorted(asked) == ["GetObject", "GetObject", "ListObjectsV2"]
+    assert client.list_objects_v2(Bucket=bucket)["Contents"] == before
+    packed.seek(0)
+    with tarfile.open(fileobj=packed) as archive:
+        assert archive.getnames() == ["workspace/a/b", "workspace/c", "source/main.py"]
+    assert list((tmp_path / "tmp/workspaces").glob("*/tmp*")) == []
+
+
+async def test_what_is_done_in_a_read_only_folder_stays_there(run: Workspace) -> None:
+    """Whether its reader ends well or not."""
+    await run.write("a", b"old")
+    for error in (None, ZeroDivisionError):
+        with contextlib.suppress(ZeroDivisionError):
+            async with run.read_only() as folder:
+                (folder / "a").write_bytes(b"changed")
+                (folder / "made").write_bytes(b"new")
+                if error is not None:
+                    raise error
+        assert not folder.exists()
+        assert await paths(run) == ["a"]
+        assert await content(run, "a") == b"old"
 
 
 async def test_a_run_that_was_lost_writes_nothing_back(run: Workspace, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from tailrun.process.lines import Stream
 from tailrun.process.stop import StopReason, StopToken
 
 BAD_GATEWAY = 502
+FORBIDDEN = 403
 
 
 @pytest.fixture
@@ -278,4 +280,38 @@ async def test_nothing_is_left_when_the_result_is_kept(
     await executor.on_committed(what)
     async with asyncio.timeout(60):
         while cluster.of("jobs") or cluster.of("pods") or cluster.of("secrets"):
+            await asyncio.sleep(0.01)
+
+
+async def test_no_view_is_left_of_the_jobs_that_are_gone(
+    executor: Any, cwd: Path, cluster: FakeCluster
+) -> None:
+    """However a tool run ends: its Job was refused, deleted while followed, or deleted afterwards."""
+    views = executor._crew.watch._views
+
+    async def refused(what: ToolRun) -> None:
+        cluster.faults.append(Fault("POST", r"/jobs$", lambda: refusal(FORBIDDEN, "not here")))
+        assert (await failure(executor, what)).code is ErrorCode.EXECUTOR_UNAVAILABLE
+
+    async def deleted(what: ToolRun) -> None:
+        def delete() -> None:
+            (job,) = (job for job in cluster.of("jobs") if job["metadata"]["name"] == job_name(what))
+            cluster.do(cluster.delete_job(job))
+
+        task = await at_line(executor, what, "ready", delete)
+        with contextlib.suppress(RunFailure):
+            async with asyncio.timeout(60):
+                await task
+
+    async def kept(what: ToolRun) -> None:
+        await ended(executor, what)
+        assert job_name(what) in views  # its Job is there
+        await executor.settled(what)
+
+    for n in range(3):
+        for end in (refused, deleted, kept):
+            what = shell(cwd, "echo ready; sleep 60" if end is deleted else "true")
+            await end(replace(what, run_id=f"{end.__name__}-{n}"))
+    async with asyncio.timeout(60):
+        while cluster.of("jobs") or cluster.of("pods") or views:
             await asyncio.sleep(0.01)
