@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(600)
 SILENT_S = 3
 WEDGE = f"""
 import re, sys
-from app import loop_guard
+from app.core import loop_guard
 from app.config import Settings
 loop_guard.SILENT_S = {SILENT_S}
 
@@ -33,7 +33,7 @@ def wedging(look, mark):
     return look_at
 """
 WORKER = f"""{WEDGE}
-from app.execution import output
+from tailrun.process import output
 from app.worker.main import serve
 output.level_of = wedging(output.level_of, "WEDGE worker")
 sys.exit(serve(Settings()))

@@ -270,7 +270,7 @@ READERS = {
     "bodies": Reader(
         bodies,
         (
-            "app/routes/schemas.py:_RFC_3339",
+            "app/plan/run_fields.py:_RFC_3339",
             "app/routes/schemas.py:_USER",
             "app/core/names.py:_NAME",
             "app/k8s/profile.py:_QUANTITY",
@@ -289,7 +289,7 @@ READERS = {
 BOUNDED = {
     "app/db/lenient.py:_CURSOR": "a cursor of the query string, which the server bounds",
     "app/routes/access.py:_REQUEST_ID": "at most 128 characters match",
-    "app/routes/auth.py:RUN_ID": "of one length",
+    "app/runs/services.py:RUN_ID": "of one length",
     "app/routes/docs_page.py:_curl": "paths of our own routes",
     "app/routes/docs_page.py:anchor": "paths of our own routes",
     "app/routes/auth.py:_AUTHORITY": "at most 253 characters match",
