@@ -122,10 +122,10 @@ def api(
 ) -> None:
     """Serve the HTTP API."""
     chosen = settings()
-    _private_data_dir(chosen)
     if not with_worker:
         from app.main import serve  # noqa: PLC0415 - the web framework, only here
 
+        _private_data_dir(chosen, "api")
         raise typer.Exit(serve(chosen))
     from app.up.children import ChildSpec, Supervisor  # noqa: PLC0415
     from app.up.parent_death import OWN_PYTHON  # noqa: PLC0415
@@ -138,16 +138,21 @@ def api(
         supervisor.run()
 
 
-def _private_data_dir(chosen: Settings) -> None:
-    """Make the data folder before anything else would, and say so if others get at one that was there."""
+def _private_data_dir(chosen: Settings, process: str) -> None:
+    """Make the data folder before anything else would, and log it if others get at one that was there."""
     from app.core.private_files import is_open_to_others, private_folder  # noqa: PLC0415 - as above
+    from app.core.telemetry import configure_logging, get_logger  # noqa: PLC0415 - as above
 
     try:
         private_folder(chosen.data_dir)
     except OSError:
         return  # where files are in S3 nothing may be needed there; what is, says so itself
     if is_open_to_others(chosen.data_dir):
-        say(f"Warning: others get at the runs' files in {chosen.data_dir}: chmod 700 {chosen.data_dir}")
+        configure_logging(chosen, process)
+        folder = str(chosen.data_dir)
+        get_logger(__name__).warning(
+            "others get at the runs' files", folder=folder, mend=f"chmod 700 {folder}"
+        )
 
 
 def worker() -> None:
@@ -155,7 +160,7 @@ def worker() -> None:
     from app.worker.main import serve  # noqa: PLC0415 - everything a run needs, only here
 
     chosen = settings()
-    _private_data_dir(chosen)
+    _private_data_dir(chosen, "worker")
     raise typer.Exit(serve(chosen))
 
 
@@ -166,7 +171,7 @@ def migrate() -> None:
 
     chosen = settings()
     if chosen.database_url is None:
-        _private_data_dir(chosen)
+        _private_data_dir(chosen, "migrate")
     try:
         upgrade(chosen.effective_database_url)
     except StorageError as error:
