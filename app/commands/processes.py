@@ -141,13 +141,14 @@ def api(
 def _private_data_dir(chosen: Settings, process: str) -> None:
     """Make the data folder before anything else would, and log it if others get at one that was there."""
     from app.core.private_files import is_open_to_others, private_folder  # noqa: PLC0415 - as above
-    from app.core.telemetry import configure_logging, get_logger  # noqa: PLC0415 - as above
 
     try:
         private_folder(chosen.data_dir)
     except OSError:
         return  # where files are in S3 nothing may be needed there; what is, says so itself
     if is_open_to_others(chosen.data_dir):
+        from app.core.telemetry import configure_logging, get_logger  # noqa: PLC0415 - only to warn
+
         configure_logging(chosen, process)
         folder = str(chosen.data_dir)
         get_logger(__name__).warning(
