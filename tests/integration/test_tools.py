@@ -44,7 +44,7 @@ async def test_a_command_line_is_bash_where_there_is_bash(place: Place) -> None:
 
 
 async def test_without_bash_a_command_line_is_for_sh(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place.executor, "finds", lambda name, _: name != "bash")
+    monkeypatch.setattr(place.executor, "has_program", lambda name, _: name != "bash")
     await place.call("shell", command="echo $0")
     assert place.log.stdout == ["sh"]
 

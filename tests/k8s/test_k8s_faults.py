@@ -306,7 +306,7 @@ async def test_no_view_is_left_of_the_jobs_that_are_gone(
     async def kept(what: ToolRun) -> None:
         await ended(executor, what)
         assert job_name(what) in views  # its Job is there
-        await executor.settled(what)
+        await executor.on_committed(what)
 
     for n in range(3):
         for end in (refused, deleted, kept):
