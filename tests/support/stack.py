@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import httpx2
 
 from app.db.migrate import migrate
+from support.forked import ForkedProcess, start_forked
 from support.servers import RedisServer, free_port
 
 TOKEN = "test-admin-token"
@@ -36,13 +37,14 @@ class Process:
         self.start()
 
     def start(self) -> None:
-        with self.log.open("ab") as out:
+        code = self._entry.replace("{}", self._module)
+        self.popen: ForkedProcess | subprocess.Popen[bytes]
+        if self._entry == ENTRY:
+            self.popen = start_forked(code, self._env, self.log)
+            return
+        with self.log.open("ab") as out:  # it changes something before Tailrun is imported
             self.popen = subprocess.Popen(
-                [sys.executable, "-c", self._entry.replace("{}", self._module)],
-                env=self._env,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
+                [sys.executable, "-c", code], env=self._env, stdout=out, stderr=out, start_new_session=True
             )
 
     def get(self, path: str) -> httpx2.Response:

@@ -58,7 +58,7 @@ SHORT, FACTOR = 2_000, 8
 MOST_GROWTH = 3 * FACTOR
 """Linear is `FACTOR`, quadratic `FACTOR` squared."""
 LEAST_S = 0.0005
-LEAST_BYTES = 400_000
+LEAST_BYTES = 200_000
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -183,14 +183,13 @@ def client(text: str) -> None:
 
 
 def maskers() -> Iterator[Masker]:
-    """Yield what hides secrets that hostile output nearly holds: with an automaton, and without."""
+    """Yield what hides secrets that hostile output nearly holds: many with an automaton, and few without."""
     secrets = ["a1b2", "aaaa", "A.A-" * 9, "://a:b@c", "tr_secret", "}{}{", "k=v k=v k=w", "../" * 20 + "x"]
     secrets += [f"{'a1' * 8}{n}" for n in range(50)]
-    for found in (known_values._automaton, None):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(known_values, "_automaton", found)
-            yield Masker(secrets)
-            yield Masker([*secrets, *(f"{n:x}-{n}" for n in range(10_000, 10_100))])
+    yield Masker([*secrets, *(f"{n:x}-{n}" for n in range(10_000, 10_100))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_values, "_automaton", None)
+        yield Masker(secrets)
 
 
 MASKERS = list(maskers())
@@ -395,8 +394,8 @@ def test_memory_grows_as_the_text_does(name: str) -> None:
     read = READERS[name].read
     read("warm")
     for unit in UNITS:
-        short = peak_bytes(read, hostile(unit, "", SHORT))
-        long = peak_bytes(read, hostile(unit, "", SHORT * FACTOR))
+        short = peak_bytes(read, hostile(unit, "", SHORT // 4))
+        long = peak_bytes(read, hostile(unit, "", SHORT // 4 * FACTOR))
         assert long <= MOST_GROWTH * max(short, LEAST_BYTES), f"{unit!r}: {short} to {long} bytes"
 
 
