@@ -27,6 +27,7 @@ from app.k8s.frames import Cursor, Exit, Frames, Gap, Item, News, RawLines
 from app.k8s.launcher import JobLauncher
 from app.k8s.pod_state import State, Verdict, finished, judge
 from app.storage.staging import StagingFailure
+from tailrun.process.aio import run_to_completion
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level, Line, LineSink, Stream
 from tailrun.process.stop import StopReason, StopToken, Usage
@@ -334,10 +335,7 @@ class JobMonitor:
 
     async def _kill(self) -> None:
         """Delete the Job and wait until its program is gone, though we are being cancelled ourselves."""
-        killing = asyncio.create_task(self._kill_now())
-        while not killing.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait((killing,))
+        await run_to_completion(self._kill_now())
 
     async def _kill_now(self) -> None:
         await self._delete()

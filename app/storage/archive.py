@@ -18,8 +18,8 @@ from typing import IO, TypeVar, TypeVarTuple, cast
 import anyio.to_thread
 
 from app.core.errors import Conflict, NotFound, Unprocessable
-from app.storage.threads import finish
 from app.storage.workspace import FileInfo, Workspace
+from tailrun.process.aio import run_to_completion
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -143,4 +143,4 @@ def _tar_header(file: FileInfo) -> bytes:
 
 async def _in_thread(call: Callable[[*Args], T], *args: *Args) -> T:
     """Compress away from the event loop; a cancelled archive waits for its thread."""
-    return await finish(anyio.to_thread.run_sync(call, *args))
+    return await run_to_completion(anyio.to_thread.run_sync(call, *args))

@@ -10,46 +10,22 @@ Many blocking transfers at once, with one outcome: all done, or the first error.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Executor
-from typing import Any, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 import anyio
 import anyio.to_thread
 
 from app.core.errors import StorageError, TailrunError
+from tailrun.process.aio import run_to_completion
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 _THREADS = 32
-
-
-async def finish(work: Coroutine[Any, Any, T], *, on_cancel: Callable[[], None] | None = None) -> T:
-    """Await `work` to its end, whatever happens to the calling task; then raise its cancellation.
-
-    `on_cancel` is called at once when the task is cancelled, to ask the work to be short.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task})
-    except asyncio.CancelledError as cancelled:
-        if on_cancel is not None:
-            on_cancel()
-        await _end(task)
-        raise cancelled from task.exception()
-    return task.result()
-
-
-async def _end(task: asyncio.Future[Any]) -> None:
-    """Wait for `task`; the caller is already cancelled, and may be cancelled again and again."""
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
 
 
 class Threads:
@@ -65,7 +41,7 @@ class Threads:
         on_cancel: Callable[[], None] | None = None,
     ) -> T:
         """Run `call(*args)` in a thread and return its result; returns only when it has ended."""
-        return await finish(self._in_thread(call, *args), on_cancel=on_cancel)
+        return await run_to_completion(self._in_thread(call, *args), on_cancel)
 
     @contextlib.asynccontextmanager
     async def opened(

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 from app.core.errors import Conflict, LostOwnership, StorageError, TailrunError, TooLarge
 from app.core.names import parents
-from app.storage.threads import finish
+from tailrun.process.aio import run_to_completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +238,12 @@ async def checked_out(
         raise
     except BaseException as failure:
         try:
-            await finish(write_back())
+            await run_to_completion(write_back())
         except (TailrunError, StorageError) as error:
             failure.add_note(f"Not all files in {checkout.path} were kept: {error}")
         raise
     else:
-        await finish(write_back())
+        await run_to_completion(write_back())
 
 
 PIECE = 256 * 1024

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-async def run_to_completion(task: asyncio.Task[T], on_cancel: Callable[[], object]) -> T:
-    """Return the result of `task`. A caller that is cancelled asks it to end and waits on for that.
+async def run_to_completion(
+    work: asyncio.Future[T] | Coroutine[Any, Any, T], on_cancel: Callable[[], object] | None = None
+) -> T:
+    """Return the result of `work`; a caller that is cancelled waits on for its end first.
 
-    `on_cancel` is called once, however often the caller is cancelled; the task's clean-up runs
-    undisturbed, and then the cancellation goes on.
+    `on_cancel` is called once, however often the caller is cancelled: it asks the work to be short. An
+    error of the work is then the cause of the cancellation.
     """
+    task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        on_cancel()
+        await asyncio.wait((task,))
+    except asyncio.CancelledError as cancelled:
+        if on_cancel is not None:
+            on_cancel()
+        await _ended(task)
+        raise cancelled from None if task.cancelled() else task.exception()
+    return task.result()
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Wait for `task`; the caller is already cancelled, and may be cancelled again and again.
+
+    A cancelled scope of anyio, as around each request, does so in every turn of the loop unless shielded.
+    """
+    import anyio  # noqa: PLC0415 - only who is cancelled needs it
+
+    with anyio.CancelScope(shield=True):
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # looked at: the cancellation goes on instead
-        raise
+                await asyncio.wait((task,))
