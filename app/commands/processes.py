@@ -184,7 +184,7 @@ def reseal() -> None:
     """Seal what projects keep secret anew, with the first key of PROJECTS_KEY."""
     import asyncio  # noqa: PLC0415 - the database, only here
 
-    from app.core.errors import StorageError, TailrunError  # noqa: PLC0415
+    from app.core.errors import TailrunError  # noqa: PLC0415
     from app.db.engine import Database  # noqa: PLC0415
     from app.db.migrate import ensure_current  # noqa: PLC0415
     from app.db.project_store import ProjectStore  # noqa: PLC0415
@@ -201,7 +201,7 @@ def reseal() -> None:
 
     try:
         done = asyncio.run(work())
-    except (StorageError, TailrunError) as error:
+    except TailrunError as error:
         raise CliError(str(error)) from error
     print(f"{len(done)} projects: {', '.join(done) or 'none keeps a secret'}")
 

@@ -10,10 +10,10 @@ TailrunError                 HTTP status, code, message
 ├── RangeNotSatisfiable      416
 ├── Unprocessable            422
 ├── TooManyRequests          429
-└── Unavailable              503
+├── Unavailable              503
+└── StorageError             503: the database, Redis or another store does not answer just now
 RunFailure                   why an attempt failed: an ErrorCode, which knows whether it is retried
 LostOwnership                another attempt owns the run now: stop and write nothing
-StorageError                 the database or Redis could not be reached just now
 """
 
 from __future__ import annotations
@@ -93,9 +93,14 @@ class Unavailable(TailrunError):
     status, code = 503, "unavailable"
 
 
+class StorageError(TailrunError):
+    """A server that keeps things could not be reached; the caller tries again or answers 503.
+
+    Its message may name that server, so it is for the log and not for who asked.
+    """
+
+    status, code = 503, "unavailable"
+
+
 class LostOwnership(Exception):
     """Another attempt owns the run: stop the program, discard what is unwritten, write nothing."""
-
-
-class StorageError(Exception):
-    """The database or Redis could not be reached; the caller tries again or answers 503."""

@@ -128,6 +128,8 @@ class Janitor:
             await self._lead()
             try:
                 archived = await self._archiver.archive(run)
+            except StorageError:
+                raise
             except TailrunError as error:
                 if run.run_id not in self._refused:
                     log.warning("log can't be archived, it stays", run_id=run.run_id, error=str(error))

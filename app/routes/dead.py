@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
-from app.core.errors import NotFound, TailrunError, TooManyRequests, Unprocessable
+from app.core.errors import NotFound, StorageError, TailrunError, TooManyRequests, Unprocessable
 from app.core.models import Run
 from app.redis.dead_letters import Letter
 from app.routes.auth import CurrentServices, CurrentUser, OwnRun
@@ -93,6 +93,8 @@ async def retry_many(
                 raise
             letters.append(letter)
             break
+        except StorageError:
+            raise
         except TailrunError as error:
             refused.append(_refusal(letter.run_id, error.message))
         else:

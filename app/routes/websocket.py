@@ -77,7 +77,7 @@ async def _serve(socket: WebSocket, run_id: str, default: str) -> None:
             run = await find_run(shared, principal, run_id)
             after, encode = _after(socket), _encoding(socket, default)
             place = held.enter_context(shared.streams.place(principal.user_id, principal.rests_on))
-        except (TailrunError, StorageError) as error:
+        except TailrunError as error:
             await socket.close(_CODES.get(type(error), FAILED), _reason(error))
             return
         session = _Session(socket, shared, principal, run, encode)
@@ -177,7 +177,7 @@ class _Session:
                 await request_cancel(self._services, self._run.run_id)
             else:
                 self.revoke()
-        except (TailrunError, StorageError) as error:
+        except TailrunError as error:
             _log.warning("STOP failed", run_id=self._run.run_id, error=str(error))
             self._end(TRY_LATER, "STOP could not be taken; try again.")
 

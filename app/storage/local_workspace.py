@@ -214,6 +214,8 @@ class LocalWorkspace:
                 try:
                     budget.take(path, files[path].size)
                     self._place(checkout.path / path, path)
+                except StorageError:
+                    raise
                 except TailrunError as error:
                     failure = failure or error
                 else:

@@ -84,7 +84,7 @@ def each(
             return None
         try:
             move(item)
-        except (TailrunError, StorageError) as error:
+        except TailrunError as error:
             stop.set()
             return error
         except OSError as error:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from app.core.errors import Conflict, LostOwnership, StorageError, TailrunError, TooLarge
+from app.core.errors import Conflict, LostOwnership, TailrunError, TooLarge
 from app.core.names import parents
 from tailrun.process.aio import run_to_completion
 
@@ -239,7 +239,7 @@ async def checked_out(
     except BaseException as failure:
         try:
             await run_to_completion(write_back())
-        except (TailrunError, StorageError) as error:
+        except TailrunError as error:
             failure.add_note(f"Not all files in {checkout.path} were kept: {error}")
         raise
     else:

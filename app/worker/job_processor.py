@@ -124,7 +124,7 @@ class JobProcessor:
             return end
         except LostOwnership:
             raise
-        except (StorageError, TailrunError, OSError) as error:
+        except (TailrunError, OSError) as error:
             return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, str(error))
         except Exception as error:
             log.exception("attempt failed inside of Tailrun", **self._about())

@@ -19,7 +19,7 @@ import httpx2
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from app.config import Settings, environment
-from app.core.errors import StorageError, TailrunError
+from app.core.errors import TailrunError
 from app.core.models import Run
 from app.db.project_store import ProjectStore
 from app.plan.explain import explain
@@ -74,7 +74,7 @@ class ProjectSource:
             if self._http is not None:
                 return await self._ask(self._http, project_id)
             found = await self._store.load(project_id)
-        except (StorageError, TailrunError) as error:
+        except TailrunError as error:
             raise _failure(f"project {project_id!r} can't be read: {error}") from error
         if found is None:
             raise _failure(f"there is no project {project_id!r} (any more)", final=True)

@@ -75,7 +75,7 @@ class ToolRouter:
             if step.tool in _PROGRAMS:
                 return await _PROGRAMS[step.tool](bench, step, stop)
             return await _interruptible(_FILE_TOOLS[step.tool](self._bench, step), step.timeout_s, stop)
-        except (TailrunError, StorageError) as error:
+        except TailrunError as error:
             raise _failure(error) from error
 
 
@@ -97,7 +97,7 @@ async def _interruptible(
             await asyncio.gather(task, return_exceptions=True)
 
 
-def _failure(error: TailrunError | StorageError) -> RunFailure:
+def _failure(error: TailrunError) -> RunFailure:
     match error:
         case StorageError():
             return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, f"the run's files can't be reached: {error}")
