@@ -30,8 +30,8 @@ from starlette.middleware.cors import CORSMiddleware
 from app.config import Settings, is_loopback
 from app.core.bounded_http import bounded
 from app.core.clock import now_us
-from app.core.errors import StorageError
 from app.core.loop_guard import answering
+from app.core.periodic import Periodic, going_on
 from app.core.telemetry import configure_logging, get_logger, log_the_unexpected
 from app.db.engine import Database
 from app.db.log_store import LogStore
@@ -46,7 +46,7 @@ from app.redis.dead_letters import DeadLetters
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue
 from app.redis.tail import Tail
-from app.redis.ticks import Ticks
+from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.routes import (
     access,
     dead,
@@ -70,7 +70,7 @@ from app.routes import (
     websocket,
 )
 from app.routes.auth import LocalOnly
-from app.routes.health import OK, ReadyCheck
+from app.routes.health import ReadyCheck
 from app.routes.run_counts import RunCounts
 from app.routes.server import AbortableHttp, AbortableWebSocket
 from app.routes.staging_port import StagingPort
@@ -113,9 +113,6 @@ _EXPOSED_HEADERS = (
     "Content-Disposition",
     "ETag",
 )
-_ASK_EVERY_S = 5.0
-_ASK_AGAIN_S = 1.0
-_PURGE_EVERY_S = 600.0
 _GRACEFUL_S = 5
 
 
@@ -284,15 +281,13 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         stack.push_async_callback(app.state.run_counts.close)
         app.state.ready_check = ReadyCheck(services)
         await app.state.ready_check()  # at most 2 s; whatever it says, serve
-        ticks = Ticks(services.redis, services.settings.lease_s)
-        for work in (
-            _watch_readiness(app.state.ready_check),
-            _purge_tokens(services),
-            services.streams.keep_valid(),
-            ticks.run(),
-        ):
-            task = asyncio.create_task(work)
-            stack.push_async_callback(_stop, task)
+        check, ticks = app.state.ready_check, Ticks(services.redis, services.settings.lease_s)
+        work = (
+            Periodic("readiness", check.again_s, check.look),
+            Periodic("ticks", TICK_EVERY_S, ticks.tick, again_most_s=TICK_EVERY_S),
+            services.streams.checking,
+        )
+        await stack.enter_async_context(going_on(work))
         if services.settings.auth == "off":
             _log.warning("AUTH=off: whoever uses this machine is an admin here, without a token")
         elif services.settings.api_token is None:
@@ -344,37 +339,3 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         workspaces=workspaces,
         draining=draining,
     )
-
-
-async def _stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-
-
-async def _watch_readiness(check: ReadyCheck) -> None:
-    """Say in the log what is missing, whenever that changes."""
-    before: dict[str, str] = {}
-    said: list[str] = []
-    while True:
-        checks = await check()
-        for name, result in checks.items():
-            if result != OK and before.get(name) in {None, OK}:
-                _log.warning(f"not ready, trying again: {result}", waiting_for=name)
-        ready = all(result == OK for result in checks.values())
-        if ready and checks != before:
-            _log.info("ready")
-        before = checks
-        for remark in check.remarks:
-            if remark not in said:
-                _log.warning(remark)
-        said = check.remarks
-        await asyncio.sleep(_ASK_EVERY_S if ready else _ASK_AGAIN_S)
-
-
-async def _purge_tokens(services: Services) -> None:
-    """Forget stream tokens and others that have expired."""
-    while True:
-        await asyncio.sleep(_PURGE_EVERY_S)
-        with suppress(StorageError):
-            await services.tokens.purge_expired(now_us())

@@ -204,6 +204,9 @@ READY = Gauge("tailrun_ready", "1 if what this API needs answers, by what was as
 STORAGE_ERRORS = Counter(
     "tailrun_storage_errors", "Calls that database or redis did not answer, or refused.", ["store"]
 )
+PERIODIC_ERRORS = Counter(
+    "tailrun_periodic_errors", "Rounds of periodic work that an unexpected error ended, by work.", ["work"]
+)
 HTTP_SECONDS = Histogram(
     "tailrun_http_request_seconds",
     "Time to the end of an answer; to its first byte for a stream.",

@@ -44,7 +44,7 @@ class KubernetesExecutor:
 
     def __init__(self, crew: JobContext) -> None:
         self._crew = crew
-        self._watching: asyncio.Task[None] | None = None
+        self._watching = crew.watch.periodic()
         self._tidying: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -55,7 +55,8 @@ class KubernetesExecutor:
             CannotRun: the cluster does not let us; the message lists what is missing.
         """
         await check_access(self._crew.cluster, self._crew.terms.namespace)
-        self._watching = asyncio.create_task(self._crew.watch.run())
+        for work in self._watching:
+            work.start()
 
     async def run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
         """Run `tool` to its end, or go on with it."""
@@ -90,14 +91,13 @@ class KubernetesExecutor:
         """Nothing to tell: a Job does not depend on its worker."""
 
     async def close(self) -> None:
-        """Let go of the cluster; Jobs go on."""
+        """Close the connections to the cluster; Jobs go on."""
         self._closed = True
         if self._tidying:
             await asyncio.wait(self._tidying, timeout=_GOODBYE_S)
-        tasks = [*self._tidying, *([self._watching] if self._watching else [])]
-        for task in tasks:
+        for task in (tasks := tuple(self._tidying)):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *(work.stop() for work in self._watching), return_exceptions=True)
         await self._crew.cluster.close()
 
     async def _tidy(self, name: str) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-import structlog
 
+from app.core.periodic import Periodic
 from app.k8s.client import Cluster, ClusterAway, ClusterError
 from app.k8s.spec import JOB, RUN_ID, SELECTOR, JobSettings
 
@@ -25,8 +25,6 @@ _IDLE_S = WATCH_S + 30.0
 _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _EVENTS_KEPT = 50
 _BUFFER_BYTES = 16 << 20
-
-log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -70,7 +68,7 @@ class View:
 
 
 class Watch:
-    """The views of all our Jobs; `run` keeps them, `view` hands one out."""
+    """The views of all our Jobs; `periodic` keeps them, `view` hands one out."""
 
     def __init__(self, cluster: Cluster, terms: JobSettings) -> None:
         self._cluster, self._terms = cluster, terms
@@ -82,11 +80,9 @@ class Watch:
         }
         self._listed = {kind: asyncio.Event() for kind in self._kinds}
 
-    async def run(self) -> None:
-        """Watch until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for kind in self._kinds:
-                group.create_task(self._keep(kind))
+    def periodic(self) -> list[Periodic]:
+        """Return the work that keeps the views, by kind; each is asked again at once, or after a pause."""
+        return [self._keeping(kind) for kind in self._kinds]
 
     async def ready(self) -> None:
         """Wait until everything was listed once."""
@@ -119,21 +115,26 @@ class Watch:
 
     # -- list and watch -----------------------------------------------------------------
 
-    async def _keep(self, kind: str) -> None:
-        failures, version = 0, ""
-        while True:
+    def _keeping(self, kind: str) -> Periodic:
+        version, failures = "", 0
+
+        async def keep() -> None:
+            nonlocal version, failures
+            since, version = version, ""  # whatever goes wrong, it is listed again
+            failures += 1
             try:
-                if not version:
-                    version = await self._list(kind)
+                if not since:
+                    since = await self._list(kind)
                     self._listed[kind].set()
-                version = await self._watch(kind, version)
-                failures = 0
-            except (ClusterAway, ClusterError) as error:
-                version = ""
-                if failures > 1:
-                    log.warning("watch broke, listing again", kind=kind, error=str(error))
-                await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
-                failures += 1
+                version = await self._watch(kind, since)
+            except ClusterError as error:
+                raise ClusterAway(str(error)) from error
+            failures = 0
+
+        def pause_s() -> float:
+            return _PAUSES_S[min(failures, len(_PAUSES_S)) - 1] if failures else 0.0
+
+        return Periodic(f"watch {kind}", pause_s, keep, again_most_s=_PAUSES_S[-1])
 
     async def _list(self, kind: str) -> str:
         """List one kind; return the version to watch from."""

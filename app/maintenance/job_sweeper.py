@@ -7,15 +7,12 @@ has nobody to work for. Jobs of runs that nobody knows are left to their own tim
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
 import structlog
 
-from app.core.errors import StorageError
 from app.db.run_store import RunStore
-from app.redis.ticks import Ticks
 
 SWEEP_EVERY_S = 5.0
 _STAGED_S = 86_400.0
@@ -41,21 +38,11 @@ class Jobs(Protocol):
 
 
 class JobSweeper:
-    """Sweeps for ever."""
+    """One worker's part in it; run `sweep` under one leader."""
 
-    def __init__(self, jobs: Jobs, runs: RunStore, ticks: Ticks, worker_id: str) -> None:
-        self._jobs, self._runs, self._ticks, self._me = jobs, runs, ticks, worker_id
+    def __init__(self, jobs: Jobs, runs: RunStore) -> None:
+        self._jobs, self._runs = jobs, runs
         self._rounds = 0
-
-    async def run(self) -> None:
-        """Sweep until cancelled; a server that is away only delays it."""
-        while True:
-            await asyncio.sleep(SWEEP_EVERY_S)
-            try:
-                if await self._ticks.lead("jobs", self._me, SWEEP_EVERY_S * 3):
-                    await self.sweep()
-            except StorageError as error:
-                log.warning("jobs could not be swept", error=str(error))
 
     async def sweep(self) -> int:
         """Remove the Jobs of runs that are over; return how many."""

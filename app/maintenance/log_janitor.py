@@ -21,12 +21,10 @@ from app.core.telemetry import LOG_UPKEEP
 from app.db.log_chunks import CHUNK_EVENTS
 from app.db.log_retention import EndedRun, LogUpkeep
 from app.db.log_store import PACKED, LogStore, is_expired
-from app.redis.ticks import Ticks
 from app.storage.log_archive import ARCHIVE_NAME, archive_bytes
 from app.storage.workspace import Workspaces
 
 JANITOR_EVERY_S = 10.0
-_LEAD_S = 30.0
 _ANEW_S = 3600.0
 _PAGE = 500
 _DAY_US = 86_400_000_000
@@ -44,45 +42,30 @@ class JanitorPolicy:
     archive: bool
 
 
-class NotLeader(Exception):
-    """Another worker is the janitor."""
-
-
 class Janitor:
-    """Sweeps for ever."""
+    """One worker's part in it; run `sweep` under one leader."""
 
     def __init__(
         self,
-        ticks: Ticks,
         upkeep: LogUpkeep,
         archiver: LogArchiver,
         policy: JanitorPolicy,
         *,
         clock: Callable[[], int],
-        worker_id: str,
     ) -> None:
-        self._ticks, self._upkeep, self._archiver = ticks, upkeep, archiver
-        self._policy, self._clock, self._me = policy, clock, worker_id
-        self._led_until = 0.0
+        self._upkeep, self._archiver = upkeep, archiver
+        self._policy, self._clock = policy, clock
         self._packed_to: EndedRun | None = None
         self._since = 0
         self._anew_at = 0.0
         self._refused: set[str] = set()
 
-    async def run(self) -> None:
-        """Sweep every 10 s while leader, until cancelled; a server that is away only delays it."""
-        while True:
-            await asyncio.sleep(JANITOR_EVERY_S)
-            try:
-                await self.sweep()
-            except StorageError as error:
-                log.warning("janitor stops for now", error=str(error))
-            except NotLeader:
-                self._packed_to, self._anew_at = None, 0.0  # should we lead again, then others did meanwhile
+    def idle(self) -> None:
+        """Begin at the beginning, should we lead again: others did some of the work meanwhile."""
+        self._packed_to, self._anew_at = None, 0.0
 
     async def sweep(self) -> None:
-        """Expire what is old, then pack what is left; `NotLeader` when another worker is the janitor."""
-        await self._lead()
+        """Expire what is old, then pack what is left."""
         expired = packed = 0
         days = self._policy.retention_days
         cutoff = self._clock() - int(days * _DAY_US) if days else 0
@@ -125,7 +108,6 @@ class Janitor:
         """Archive if asked to, then delete; a log that the store refuses stays where it is."""
         archived = False
         if self._policy.archive and run.log_lines:
-            await self._lead()
             try:
                 archived = await self._archiver.archive(run)
             except StorageError:
@@ -142,23 +124,13 @@ class Janitor:
         return True
 
     async def _step_by_step(self, step: Callable[[], Awaitable[bool]]) -> None:
-        """Repeat `step` while there is more to do and we lead; rest as long as each one took."""
+        """Repeat `step` while there is more to do; rest as long as each one took."""
         time = asyncio.get_running_loop().time
         more = True
         while more:
-            await self._lead()
             began = time()
             more = await step()
             await asyncio.sleep(time() - began)
-
-    async def _lead(self) -> None:
-        """Stay the leader; ask Redis when a third of our time is gone."""
-        now = asyncio.get_running_loop().time()
-        if now < self._led_until - _LEAD_S * 2 / 3:
-            return
-        if not await self._ticks.lead("janitor", self._me, _LEAD_S):
-            raise NotLeader
-        self._led_until = now + _LEAD_S
 
 
 _PAGE_LINES = 500

@@ -7,18 +7,15 @@ late; the next tick is the first one after now.
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
 from app.core.errors import StorageError
 from app.core.telemetry import SCHEDULED
 from app.db.schedule_store import Schedule, ScheduleStore
-from app.maintenance.leadership import Leadership
 from app.plan.cron import next_tick
 from app.redis.queue import Queue
 
-LOOK_EVERY_S = 1.0
+SCHEDULE_EVERY_S = 1.0
 _BATCH = 100
 _ASK_AGAIN_US = 60_000_000
 """How long a schedule rests that cannot be understood here, in microseconds."""
@@ -27,23 +24,11 @@ log = structlog.get_logger()
 
 
 class Scheduler:
-    """One worker's part in the schedules."""
+    """One worker's part in the schedules; run `fire_due` under one leader."""
 
-    def __init__(
-        self, schedules: ScheduleStore, queue: Queue, leadership: Leadership, *, backlog_max: int
-    ) -> None:
-        self._schedules, self._queue, self._leadership = schedules, queue, leadership
+    def __init__(self, schedules: ScheduleStore, queue: Queue, *, backlog_max: int) -> None:
+        self._schedules, self._queue = schedules, queue
         self._backlog_max = backlog_max
-
-    async def run(self) -> None:
-        """Fire what is due, every second, until cancelled; a server that is away only delays it."""
-        while True:
-            try:
-                if await self._leadership.held():
-                    await self.fire_due()
-            except StorageError as error:
-                log.warning("schedules wait", error=str(error))
-            await asyncio.sleep(LOOK_EVERY_S)
 
     async def fire_due(self) -> int:
         """Make the runs of all schedules that are due; return how many this worker made."""

@@ -37,12 +37,11 @@ from app.core.address_ranges import is_public
 from app.core.clock import format_ts, now_us
 from app.core.errors import StorageError
 from app.core.models import Run
-from app.core.periodic import Backoff
+from app.core.periodic import Backoff, Lead, Periodic
 from app.core.telemetry import WEBHOOKS
 from app.db.engine import Database
 from app.db.run_store import RunStore
 from app.db.webhook_store import Delivery, WebhookStore
-from app.maintenance.leadership import Leadership
 from tailrun import VERSION
 
 LOOK_EVERY_S = 1.0
@@ -62,40 +61,37 @@ class Retry:
 
 
 class Webhooks:
-    """One worker's part in the deliveries. `sender` None: no secret is set, so nothing is sent."""
+    """One worker's part in the deliveries."""
 
     def __init__(
         self,
         store: WebhookStore,
         runs: RunStore,
-        leadership: Leadership,
-        sender: WebhookSender | None,
+        sender: WebhookSender,
         retry: Retry,
         *,
         timeout_s: float,
         clock: Callable[[], int],
     ) -> None:
         self._store, self._runs, self._sender, self._retry = store, runs, sender, retry
-        self._leadership = leadership
         self._taken_us = int((timeout_s + _MARGIN_S) * 1_000_000)
         self._clock = clock
         self._sending: dict[asyncio.Task[None], str] = {}
+        self._on_room: Callable[[], None] = lambda: None
 
-    async def run(self) -> None:
-        """Send what is due until cancelled; a server that is away only delays it."""
-        try:
-            while True:
-                try:
-                    if self._sender is not None and await self._leadership.held():
-                        await self.send_due(self._sender)
-                except StorageError as error:
-                    log.warning("webhooks wait", error=str(error))
-                await self._pause()
-        finally:
-            for task in self._sending:
-                task.cancel()
+    def periodic(self, lead: Lead) -> Periodic:
+        """Return the work that one worker does: look each second, and at once when there is room again."""
+        work = Periodic("webhooks", LOOK_EVERY_S, self.send_due, lead=lead)
+        self._on_room = work.soon
+        return work
 
-    async def send_due(self, sender: WebhookSender) -> int:
+    async def close(self) -> None:
+        """Break off what is being sent: another worker sends it again."""
+        for task in (sending := tuple(self._sending)):
+            task.cancel()
+        await asyncio.gather(*sending, return_exceptions=True)
+
+    async def send_due(self) -> int:
         """Begin to send as many due deliveries as there is room for; return how many."""
         began = 0
         room = _AT_ONCE - len(self._sending)
@@ -106,29 +102,27 @@ class Webhooks:
                 continue
             until = self._clock() + self._taken_us
             if await self._store.take(delivery, until):
-                task = asyncio.create_task(self._deliver(sender, delivery, until))
+                task = asyncio.create_task(self._deliver(delivery, until))
                 self._sending[task] = host
-                task.add_done_callback(self._sending.pop)
+                task.add_done_callback(self._sent)
                 busy[host] += 1
                 began += 1
             if began >= room:
                 break
         return began
 
-    async def _pause(self) -> None:
-        """Wait a second, or until there is room again."""
+    def _sent(self, task: asyncio.Task[None]) -> None:
         if len(self._sending) >= _AT_ONCE:
-            await asyncio.wait(self._sending, timeout=LOOK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-        else:
-            await asyncio.sleep(LOOK_EVERY_S)
+            self._on_room()
+        del self._sending[task]
 
-    async def _deliver(self, sender: WebhookSender, delivery: Delivery, until: int) -> None:
+    async def _deliver(self, delivery: Delivery, until: int) -> None:
         try:
             run = await self._runs.get(delivery.run_id)
             if run is None:
                 return
             at, began = self._clock(), time.monotonic()
-            sent = await sender.send(delivery.url, message_id(run.run_id), payload(run))
+            sent = await self._sender.send(delivery.url, message_id(run.run_id), payload(run))
             took_ms = round((time.monotonic() - began) * 1000)
             tried = {"at": at, "status": sent.status, "error": sent.error, "ms": took_ms}
             await self._settle(delivery, until, sent, tried)
@@ -150,27 +144,21 @@ class Webhooks:
 
 
 def open_webhooks(
-    settings: Settings,
-    db: Database,
-    runs: RunStore,
-    leadership: Leadership,
-    *,
-    clock: Callable[[], int],
-) -> Webhooks:
-    """Make what the settings ask for."""
-    sender = None
-    if settings.webhook_secret is not None:
-        sender = WebhookSender(
-            settings.webhook_secret.get_secret_value(),
-            timeout_s=settings.webhook_timeout_s,
-            allow_private=settings.webhook_allow_private,
-        )
+    settings: Settings, db: Database, runs: RunStore, *, clock: Callable[[], int]
+) -> Webhooks | None:
+    """Make what the settings ask for; None: no secret is set, so nothing is sent."""
+    if settings.webhook_secret is None:
+        return None
+    sender = WebhookSender(
+        settings.webhook_secret.get_secret_value(),
+        timeout_s=settings.webhook_timeout_s,
+        allow_private=settings.webhook_allow_private,
+    )
     dice = Random()  # noqa: S311 - jitter
     pauses = Backoff(settings.webhook_retry_base_s, settings.webhook_retry_max_s, dice)
     return Webhooks(
         WebhookStore(db),
         runs,
-        leadership,
         sender,
         Retry(settings.webhook_max_attempts, pauses),
         timeout_s=settings.webhook_timeout_s,

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import redis
 
-from app.core.telemetry import get_logger
+from app.core.telemetry import PERIODIC_ERRORS, get_logger
 from app.redis.clients import RedisClients, guard
 
 _log = get_logger(__name__)
@@ -103,10 +103,14 @@ class Subscriptions:
                 say = _log.warning if self._told_up else _log.debug
                 say("subscription lost, trying again", error=str(error))
                 self._told_up = False
-                await asyncio.sleep(backoff * random.uniform(0.5, 1))  # noqa: S311 - spreads reconnects
-                backoff = min(backoff * 2, _BACKOFF_S[1])
+            except Exception:  # noqa: BLE001 - logged and counted; the task goes on
+                PERIODIC_ERRORS.labels("subscriptions").inc()
+                _log.exception("subscription broke, trying again")
             else:
                 backoff = _BACKOFF_S[0]
+                continue
+            await asyncio.sleep(backoff * random.uniform(0.5, 1))  # noqa: S311 - spreads reconnects
+            backoff = min(backoff * 2, _BACKOFF_S[1])
 
     async def _session(self) -> None:
         """Connect, subscribe to all that is wanted and read until nothing is, or until an error."""
@@ -185,7 +189,7 @@ class Signals:
         self._clients = clients
         self._channel = clients.keys.control()
 
-    async def listen(self) -> AsyncIterator[bytes | None]:
+    async def listen(self) -> AsyncGenerator[bytes | None]:
         """Yield each message, and None on every (re)subscribe: what came before may be lost.
 
         Raises `RedisDown` when the connection breaks.

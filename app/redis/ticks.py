@@ -1,17 +1,15 @@
-"""The queue's clockwork, which every worker and every API turns once a second: due entries, dead leases.
+"""The tick of every worker and every API, once a second: due entries, dead leases.
 
 Redis TIME is the only clock. It touches nothing but Redis: who takes a reaped entry decides
-by the run's row what becomes of it. The API turns it too, for a lone worker cannot see its own
+by the run's row what becomes of it. The API ticks too, for a lone worker cannot see its own
 death: with nobody else to tick, its silence would look like that of Redis (docs/decisions/0025).
 """
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from app.core.errors import StorageError
 from app.core.telemetry import get_logger
 from app.redis.clients import RedisClients, guard
 from app.redis.keys import Script
@@ -89,28 +87,12 @@ class Tick:
 
 
 class Ticks:
-    """Turns the clockwork. Every method raises `RedisDown` while Redis is away."""
+    """What each tick does. Every method raises `RedisDown` while Redis is away."""
 
     def __init__(self, clients: RedisClients, lease_s: float) -> None:
         self._redis: Any = clients.commands
         self._keys, self._clock = clients.keys, clients.clock
         self._lease_ms = int(lease_s * 1000)
-
-    async def run(self) -> None:
-        """Tick until cancelled; a Redis that is away only delays it."""
-        away = False
-        while True:
-            try:
-                tick = await self.tick()
-            except StorageError as error:
-                if not away:
-                    _log.warning("tick failed, tried again each second", error=str(error))
-                away = True
-            else:
-                away = False
-                for worker_id, entries in tick.reaped.items():
-                    _log.warning("lease ran out, entries given back", worker_id=worker_id, entries=entries)
-            await asyncio.sleep(TICK_EVERY_S)
 
     async def tick(self) -> Tick:
         """Make due entries pending, give back what dead workers hold, and set this process's clock."""
@@ -119,7 +101,10 @@ class Ticks:
         with guard():
             now, due, dead = await _TICK(self._redis, keys, (self._lease_ms, _DUE_BATCH))
         self._clock.heard(int(now), asked_at)
-        return Tick(due, {worker.decode(): await self.reap(worker.decode()) for worker in dead})
+        reaped = {worker.decode(): await self.reap(worker.decode()) for worker in dead}
+        for worker_id, entries in reaped.items():
+            _log.warning("lease ran out, entries given back", worker_id=worker_id, entries=entries)
+        return Tick(due, reaped)
 
     async def reap(self, worker_id: str) -> int:
         """Give back what a worker holds, unless its lease lives."""

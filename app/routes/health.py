@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 
 from app.core.clock import now_us
 from app.core.errors import StorageError
-from app.core.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, READY, RUNS, WORKERS
+from app.core.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, READY, RUNS, WORKERS, get_logger
 from app.db.migrate import ensure_current
 from app.redis.inspect import ServerReport
 from app.routes.auth import CurrentServices, admin_calls
@@ -23,8 +23,11 @@ from app.runs.services import Services
 
 router = APIRouter(tags=["health"])
 
+_log = get_logger(__name__)
+
 OK, FAILED = "ok", "failed"
 _TIMEOUT_S = 2.0
+_LOOK_EVERY_S, _LOOK_AGAIN_S = 5.0, 1.0
 
 
 class ReadyCheck:
@@ -36,6 +39,8 @@ class ReadyCheck:
         self.remarks: list[str] = []
         """What is no reason to be not ready, but a person should know."""
         self._migrated = False  # stays true once it was: nothing migrates down under a running server
+        self._before: dict[str, str] = {}
+        self._said: list[str] = []
 
     async def __call__(self) -> dict[str, str]:
         """Return `ok`, or what is wrong, of each."""
@@ -46,6 +51,24 @@ class ReadyCheck:
         if self._services.draining.is_set():
             checks["process"] = "stopping"
         return checks
+
+    async def look(self) -> None:
+        """Say in the log what is missing, whenever that changes."""
+        before, checks = self._before, await self()
+        for name, result in checks.items():
+            if result != OK and before.get(name) in {None, OK}:
+                _log.warning(f"not ready, trying again: {result}", waiting_for=name)
+        if _ready(checks) and checks != before:
+            _log.info("ready")
+        self._before = checks
+        for remark in self.remarks:
+            if remark not in self._said:
+                _log.warning(remark)
+        self._said = self.remarks
+
+    def again_s(self) -> float:
+        """Return in how many seconds to look again."""
+        return _LOOK_EVERY_S if _ready(self._before) else _LOOK_AGAIN_S
 
     async def _database(self) -> None:
         await self._services.db.ping()
@@ -78,7 +101,7 @@ async def readyz(
 ) -> Response:
     """Ask Redis and the database, and say what does not answer; to an admin also why, and what is amiss."""
     checks, remarks = await check(), check.remarks
-    ready = all(result == OK for result in checks.values())
+    ready = _ready(checks)
     if not await admin_calls(conn, services):
         checks = {name: result if result == OK else FAILED for name, result in checks.items()}
         remarks = []
@@ -96,6 +119,10 @@ async def metrics(
         _ask(lambda: _count_runs(services, counts)), _ask(lambda: _count_queue(services)), _count_ready(check)
     )
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _ready(checks: Mapping[str, str]) -> bool:
+    return all(result == OK for result in checks.values())
 
 
 async def _ask(what: Callable[[], Awaitable[Any]]) -> str:

@@ -9,14 +9,13 @@ hint, as all of Redis is; only the database says what is valid.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from app.core.errors import StorageError, TooManyRequests
+from app.core.errors import TooManyRequests
+from app.core.periodic import Periodic
 from app.core.telemetry import get_logger
 from app.db.token_store import TokenStore
 from app.stream.hub import StreamHub
@@ -38,7 +37,7 @@ class Place:
 
 
 class OpenStreams:
-    """The places of a process. `keep_valid` runs for as long as it serves."""
+    """The places of a process. `checking` goes on for as long as it serves."""
 
     def __init__(
         self, hub: StreamHub, tokens: TokenStore, now_us: Callable[[], int], *, channel: str, per_user: int
@@ -50,8 +49,8 @@ class OpenStreams:
         self._per_user = per_user
         self._places: set[Place] = set()
         self._by_user: Counter[str] = Counter()
-        self._look = asyncio.Event()
         self._listening = False
+        self.checking = Periodic("open streams", CHECK_EVERY_S, self._check)
 
     def admit(self, user_id: str) -> None:
         """Raise `Unavailable` when this process is full or stops, `TooManyRequests` when the user is."""
@@ -85,28 +84,16 @@ class OpenStreams:
         """Whether what rests on this token may still be done, asked now."""
         return token_id is None or token_id in await self._tokens.valid({token_id}, self._now_us())
 
-    async def keep_valid(self) -> None:
-        """End streams whose token is no longer valid, until cancelled."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_EVERY_S):
-                    await self._look.wait()
-            self._look.clear()
-            if held := self._held():
-                await self._end_invalid(held)
-            elif self._listening:
-                self._hub.subscriptions.drop(self._channel)
-                self._listening = False
-
-    async def _end_invalid(self, held: set[str]) -> None:
-        try:
+    async def _check(self) -> None:
+        """End streams whose token is no longer valid; they go on while the database is away."""
+        if held := self._held():
             valid = await self._tokens.valid(held, self._now_us())
-        except StorageError as error:  # nobody can say; streams go on while the database is away
-            _log.debug("tokens of open streams not looked up", error=str(error))
-            return
-        for place in [place for place in self._places if place.token_id in held - valid]:
-            _log.info("stream ended: its token is revoked or has expired", token_id=place.token_id)
-            place.end()
+            for place in [place for place in self._places if place.token_id in held - valid]:
+                _log.info("stream ended: its token is revoked or has expired", token_id=place.token_id)
+                place.end()
+        elif self._listening:
+            self._hub.subscriptions.drop(self._channel)
+            self._listening = False
 
     def _held(self) -> set[str]:
         return {place.token_id for place in self._places if place.token_id is not None}
@@ -114,8 +101,8 @@ class OpenStreams:
     def _listen(self) -> None:
         if not self._listening:
             self._listening = True
-            self._hub.subscriptions.add(self._channel, self._revoked, self._look.set)
+            self._hub.subscriptions.add(self._channel, self._revoked, self.checking.soon)
 
     def _revoked(self, message: bytes) -> None:
         if message.decode("utf-8", "replace") in self._held():
-            self._look.set()
+            self.checking.soon()

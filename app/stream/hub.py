@@ -9,11 +9,11 @@ a frozen Redis nor a locked database stops the other. Nothing is left when the l
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from app.core.errors import Unavailable
+from app.core.periodic import Periodic
 from app.core.telemetry import STREAM_LIMIT, WATCHERS
 from app.redis.clients import RedisClients
 from app.redis.subscriber import NoSubscriptions, Subscriptions
@@ -50,7 +50,11 @@ class StreamHub:
         self._keys = clients.keys
         self.subscriptions = Subscriptions(clients) if clients.subscribes else NoSubscriptions()
         """The connection that all of this process listens on, for other channels too."""
-        self._compare_every_s = _COMPARE_EVERY_S if clients.subscribes else _POLL_EVERY_S
+        every_s = _COMPARE_EVERY_S if clients.subscribes else _POLL_EVERY_S
+        self._comparing = (
+            Periodic("compare with runs", every_s, self._compare_database, again_most_s=every_s),
+            Periodic("compare with tails", every_s, self._compare_tails, again_most_s=every_s),
+        )
         self._silent_s = _COMPARE_EVERY_S if clients.subscribes else 0.0
         self._backfill = Backfill(tail, history, heads)
         self._limits = FeedLimits(ring_lines, ring_bytes, linger_s)
@@ -59,7 +63,7 @@ class StreamHub:
         self._draining = draining
         self._feeds: dict[str, RunFeed] = {}
         self._readers: set[Reader] = set()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._ending: asyncio.Task[None] | None = None
 
     @property
     def readers(self) -> int:
@@ -111,12 +115,11 @@ class StreamHub:
         """End every stream and let go of the subscription."""
         for reader in list(self._readers):
             reader.close()
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        self._tasks.clear()
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+        for work in self._comparing:
+            await work.stop()
         for feed in self._feeds.values():
             feed.close()
         self._feeds.clear()
@@ -150,23 +153,15 @@ class StreamHub:
             feed.close()
 
     def _start(self) -> None:
-        if not self._tasks:
-            loop = asyncio.get_running_loop()
-            self._tasks = [
-                loop.create_task(self._drain(), name="end streams when draining"),
-                loop.create_task(self._every_second(self._compare_database), name="compare feeds with runs"),
-                loop.create_task(self._every_second(self._compare_tails), name="compare feeds with tails"),
-            ]
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._drain(), name="end streams when draining")
+            for work in self._comparing:
+                work.start()
 
     async def _drain(self) -> None:
         await self._draining.wait()
         for reader in list(self._readers):
             reader.drain()
-
-    async def _every_second(self, compare: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            await asyncio.sleep(self._compare_every_s)
-            await compare()
 
     async def _compare_database(self) -> None:
         silent = self._silent()

@@ -6,54 +6,36 @@ read again on every (re)subscribe, every two seconds and with every commit of li
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 
 import orjson
 import structlog
 
-from app.core.errors import StorageError
 from app.redis.subscriber import Signals
 from app.worker.in_flight import InFlight
 from tailrun.process.stop import StopReason
 
 REREAD_EVERY_S = 2.0
-_RETRY_S = 1.0
+LISTEN_AGAIN_S = 1.0
 
 log = structlog.get_logger()
 
 
 class Control:
-    """Listens for one worker until cancelled. `reread` asks the database for cancel requests."""
+    """One worker's ear; run `listen` again and again. `reread` asks the database for cancel requests."""
 
     def __init__(self, signals: Signals, in_flight: InFlight, reread: Callable[[], Awaitable[None]]) -> None:
         self._signals, self._in_flight, self._reread = signals, in_flight, reread
 
-    async def run(self) -> None:
-        """Listen for ever."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen())
-            group.create_task(self._read_again())
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async for message in self._signals.listen():
-                    if message is None:
-                        await self._reread()
-                    else:
-                        self._obey(message)
-            except StorageError as error:
-                log.warning("control channel away", error=str(error))
-            await asyncio.sleep(_RETRY_S)
-
-    async def _read_again(self) -> None:
-        while True:
-            await asyncio.sleep(REREAD_EVERY_S)
-            try:
-                await self._reread()
-            except StorageError as error:
-                log.warning("cancel requests could not be read", error=str(error))
+    async def listen(self) -> None:
+        """Obey what comes, until the connection breaks."""
+        async with aclosing(self._signals.listen()) as messages:
+            async for message in messages:
+                if message is None:
+                    await self._reread()
+                else:
+                    self._obey(message)
 
     def _obey(self, message: bytes) -> None:
         try:

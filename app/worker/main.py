@@ -12,24 +12,24 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import structlog
 
 from app.config import Settings
 from app.core.loop_guard import answering
+from app.core.periodic import Periodic, going_on
 from app.core.telemetry import MASK_LOG, configure_logging, log_the_unexpected
 from app.execution.executor import CannotRun
 from app.plan.task_types import BadTasksFile
 from app.redis.address import BadAddress, RedisAddress
 from app.redis.lease import LeaseClient
-from app.worker.control import Control
+from app.worker.control import LISTEN_AGAIN_S, REREAD_EVERY_S, Control
 from app.worker.health import HealthServer
 from app.worker.lease import Lease
-from app.worker.ownership import Ownership, Watch
+from app.worker.ownership import ADOPT_EVERY_S, CHECK_EVERY_S, Ownership, Watch
 from app.worker.slots import Slots
-from app.worker.wiring import Periodic, Wiring
+from app.worker.wiring import Wiring
 
 log = structlog.get_logger()
 
@@ -70,10 +70,16 @@ class Worker:
     async def _serve(self) -> None:
         lease, ownership = self._owning()
         control = Control(self._parts.signals, self._in_flight, ownership.reread)
-        work = {"ownership": ownership.run, "control": control.run, **self._parts.periodic()}
+        work = [
+            Periodic("ownership", CHECK_EVERY_S, ownership.check, again_most_s=CHECK_EVERY_S),
+            Periodic("orphans", ADOPT_EVERY_S, ownership.adopt_orphans),
+            Periodic("control", LISTEN_AGAIN_S, control.listen, again_most_s=LISTEN_AGAIN_S),
+            Periodic("cancel requests", REREAD_EVERY_S, ownership.reread, again_most_s=REREAD_EVERY_S),
+            *self._parts.periodic(),
+        ]
         lease.start()
         try:
-            async with self._beside(work):
+            async with going_on(work):
                 log.info("worker ready", worker_id=self._id, slots=self._settings.worker_concurrency)
                 await self._slots.fill()
                 await self._slots.drain()
@@ -90,27 +96,6 @@ class Worker:
         loop = asyncio.get_running_loop()
         lease = Lease(client, loop, on_renewed=heartbeat, on_held=ownership.held)
         return lease, ownership
-
-    @asynccontextmanager
-    async def _beside(self, work: dict[str, Periodic]) -> AsyncGenerator[None]:
-        """Have `work` go on for as long as the context lasts."""
-        tasks = [asyncio.create_task(self._forever(what, run())) for what, run in work.items()]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _forever(self, what: str, work: Awaitable[None]) -> None:
-        """A background task that ends takes the whole worker down, so that it is started again."""
-        try:
-            await work
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("background task broke, the worker ends", task=what)
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def _drain_begins(self) -> None:
         if not self._draining.is_set():

@@ -9,8 +9,6 @@ they are stopped.
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -29,8 +27,7 @@ UNKNOWN_AFTER_S = BLOCK_S + 2 + 1
 """An unknown entry is a stranger after the longest block, its socket timeout and a margin, in seconds."""
 
 CHECK_EVERY_S = 1.0
-ADOPT_EVERY = 5
-"""Checks between two looks for orphans of our own."""
+ADOPT_EVERY_S = 5.0
 
 log = structlog.get_logger()
 
@@ -69,17 +66,6 @@ class Ownership:
         self._unknown_entries = {e: seen.get(e, self._confirmed_at) for e in entries if e not in ours}
         held = set(entries)
         self._missing = {a.run.run_id for a in self._in_flight if a.entry not in held}
-
-    async def run(self) -> None:
-        """Check once a second until cancelled; adopt now and then."""
-        for second in itertools.count():
-            try:
-                await self.check()
-                if second % ADOPT_EVERY == 0:
-                    await self.adopt_orphans()
-            except StorageError as error:
-                log.warning("ownership could not be checked", error=str(error))
-            await asyncio.sleep(CHECK_EVERY_S)
 
     async def check(self) -> None:
         """Ask what there is to ask; call it once a second."""

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from random import Random
 from typing import cast
 
 from app.config import Settings
 from app.core.clock import now_us
-from app.core.periodic import Backoff
+from app.core.periodic import Backoff, Periodic
 from app.db.engine import Database
 from app.db.log_retention import LogUpkeep
 from app.db.log_store import LogStore
 from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
-from app.maintenance.job_sweeper import Jobs, JobSweeper
-from app.maintenance.leadership import Leadership
-from app.maintenance.log_janitor import Janitor, JanitorPolicy, LogArchiver
-from app.maintenance.reaper import Reaper, Reconciler
-from app.maintenance.scheduler import Scheduler
-from app.maintenance.usage import UsageCount
-from app.maintenance.webhooks import Webhooks, open_webhooks
+from app.db.token_store import TokenStore
+from app.maintenance.job_sweeper import SWEEP_EVERY_S, Jobs, JobSweeper
+from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, JanitorPolicy, LogArchiver
+from app.maintenance.reconciler import RECONCILE_EVERY_S, Reconciler
+from app.maintenance.scheduler import SCHEDULE_EVERY_S, Scheduler
+from app.maintenance.usage import USAGE_LOOK_EVERY_S, UsageCount
+from app.maintenance.webhooks import open_webhooks
 from app.plan.task_types import load
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
@@ -29,7 +28,7 @@ from app.redis.publisher import Publisher
 from app.redis.queue import Queue
 from app.redis.subscriber import Signals
 from app.redis.tail import Tail
-from app.redis.ticks import Ticks
+from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
 from app.stream.writer import LogPolicy
@@ -40,8 +39,8 @@ from app.worker.job_queue import JobQueue
 from app.worker.project_source import ProjectSource, Secrets
 from app.worker.resources import Resources, open_executor
 
-Periodic = Callable[[], Awaitable[None]]
-"""Work that goes on until it is cancelled."""
+_PURGE_EVERY_S = 600.0
+"""How often tokens that have expired are deleted."""
 
 
 class Wiring:
@@ -74,6 +73,7 @@ class Wiring:
             worker_id=worker_id,
             max_redeliveries=settings.job_max_redeliveries,
         )
+        self._webhooks = open_webhooks(settings, self._db, self.runs, clock=now_us)
         self.bench = self._bench()
 
     def _bench(self) -> AttemptContext:
@@ -99,54 +99,51 @@ class Wiring:
 
     # -- periodic work, of which one worker at a time does the most -----------------------
 
-    def periodic(self) -> dict[str, Periodic]:
-        """Return by name what goes on beside the runs for as long as the worker serves."""
-        work: dict[str, Periodic] = {
-            "reaper": self._reaper().run,
-            "scheduler": self._scheduler().run,
-            "janitor": self._janitor().run,
-            "usage": self._usage().run,
-            "webhooks": self._webhooks().run,
-        }
+    def periodic(self) -> list[Periodic]:
+        """Return what goes on beside the runs for as long as the worker serves."""
+        scheduler, janitor = self._scheduler(), self._janitor()
+        reconciler, tokens = Reconciler(self.runs, self._pushes, now_us), TokenStore(self._db)
+        work = [
+            Periodic("ticks", TICK_EVERY_S, self.ticks.tick, again_most_s=TICK_EVERY_S),
+            Periodic("reconciler", RECONCILE_EVERY_S, reconciler.reconcile, lead=self._lead),
+            Periodic("scheduler", SCHEDULE_EVERY_S, scheduler.fire_due, lead=self._lead),
+            Periodic("janitor", JANITOR_EVERY_S, janitor.sweep, lead=self._lead, on_idle=janitor.idle),
+            Periodic("tokens", _PURGE_EVERY_S, lambda: tokens.purge_expired(now_us()), lead=self._lead),
+        ]
+        if self.settings.usage_every_s:
+            count = UsageCount(self._workspaces, self.settings.usage_every_s)
+            usage = Periodic("usage", USAGE_LOOK_EVERY_S, count.look, lead=self._lead, on_idle=count.idle)
+            work.append(usage)
+        if self._webhooks is not None:
+            work.append(self._webhooks.periodic(self._lead))
         if self.executor.reattaches:
-            jobs = cast("Jobs", self.executor)
-            work["jobs"] = JobSweeper(jobs, self.runs, self.ticks, self.worker_id).run
+            sweeper = JobSweeper(cast("Jobs", self.executor), self.runs)
+            work.append(Periodic("jobs", SWEEP_EVERY_S, sweeper.sweep, lead=self._lead))
         return work
 
-    def _reaper(self) -> Reaper:
-        return Reaper(self.ticks, Reconciler(self.runs, self._pushes, now_us), self.worker_id)
+    async def _lead(self, role: str, ttl_s: float) -> bool:
+        return await self.ticks.lead(role, self.worker_id, ttl_s)
 
     def _scheduler(self) -> Scheduler:
-        schedules, limit = ScheduleStore(self._db), self.settings.user_backlog_max
-        return Scheduler(schedules, self._pushes, self._leadership("scheduler"), backlog_max=limit)
-
-    def _webhooks(self) -> Webhooks:
-        leadership = self._leadership("webhooks")
-        return open_webhooks(self.settings, self._db, self.runs, leadership, clock=now_us)
-
-    def _leadership(self, role: str) -> Leadership:
-        return Leadership(self.ticks, role, self.worker_id)
+        return Scheduler(ScheduleStore(self._db), self._pushes, backlog_max=self.settings.user_backlog_max)
 
     def _janitor(self) -> Janitor:
         settings = self.settings
         return Janitor(
-            self.ticks,
             LogUpkeep(self._db),
             LogArchiver(LogStore(self._db), self._workspaces),
             JanitorPolicy(
                 settings.log_pack_after_s, settings.log_retention_days, settings.log_archive == "on"
             ),
             clock=now_us,
-            worker_id=self.worker_id,
         )
-
-    def _usage(self) -> UsageCount:
-        return UsageCount(self.ticks, self._workspaces, self.worker_id, self.settings.usage_every_s)
 
     # -- end ----------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Close everything."""
+        if self._webhooks is not None:
+            await self._webhooks.close()
         await self.executor.close()
         self._scratch.close()
         await self._workspaces.close()

@@ -20,11 +20,12 @@ from test_log_upkeep import counts
 
 from app.core.errors import Unprocessable
 from app.core.events import EventType
+from app.core.periodic import Periodic, going_on
 from app.db.engine import Database
 from app.db.log_retention import LogUpkeep
 from app.db.log_store import EXPIRED, LogStore
 from app.db.run_store import RunStore
-from app.maintenance.log_janitor import Janitor, JanitorPolicy, LogArchiver, NotLeader
+from app.maintenance.log_janitor import Janitor, JanitorPolicy, LogArchiver
 from app.redis.clients import RedisClients
 from app.redis.ticks import Ticks
 from app.storage.workspace import Workspaces
@@ -58,17 +59,15 @@ MakeJanitor = Callable[..., Janitor]
 
 
 @pytest.fixture
-def janitor(clients: RedisClients, database: Database, workspaces: Workspaces) -> MakeJanitor:
+def janitor(database: Database, workspaces: Workspaces) -> MakeJanitor:
     def make(
-        *, now: int = NOW, days: float = 30, pack_after_s: float = 600, archive: bool = False, me: str = "w1"
+        *, now: int = NOW, days: float = 30, pack_after_s: float = 600, archive: bool = False
     ) -> Janitor:
         return Janitor(
-            Ticks(clients, 5),
             LogUpkeep(database),
             LogArchiver(LogStore(database), workspaces),
             JanitorPolicy(pack_after_s, days, archive),
             clock=lambda: now,
-            worker_id=me,
         )
 
     return make
@@ -93,35 +92,30 @@ async def test_logs_are_packed_after_a_while_and_expire_after_days(
     assert page[0].data["reason"] == EXPIRED
 
 
-async def test_one_worker_leads(janitor: MakeJanitor, database: Database) -> None:
-    """Another one does nothing, and stops in the middle when it finds that it does not lead any more."""
-    await ended_run(database, plain_lines(500))
-    first, second = janitor(me="w1"), janitor(me="w2")
-    await first.sweep()
-    with pytest.raises(NotLeader):
-        await second.sweep()
-    await first.sweep()
-
-
-async def test_a_leader_that_was_replaced_stops(
-    janitor: MakeJanitor, database: Database, clients: RedisClients
+async def test_a_leader_that_was_replaced_stops_in_the_middle(
+    janitor: MakeJanitor, database: Database, clients: RedisClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Another worker leads from the second step on; what it has packed meanwhile is looked at anew."""
+    monkeypatch.setattr("app.core.periodic._LEAD_LEAST_S", 0.3)
     run = await ended_run(database, plain_lines(2000))
-    mine = janitor(now=NOW + DAY)
-    steps = 0
+    mine, ticks = janitor(now=NOW + DAY), Ticks(clients, 5)
+    steps, idle = 0, asyncio.Event()
     genuine = mine._upkeep.pack_next
 
     async def pack_next(item: Any) -> bool:
         nonlocal steps
         steps += 1
-        await clients.commands.set(clients.keys.leader("janitor"), "w2")
-        mine._led_until = 0.0
+        if steps == 2:
+            await clients.commands.set(clients.keys.leader("janitor"), "w2")
+            await asyncio.Event().wait()
         return await genuine(item)
 
     mine._upkeep.pack_next = pack_next
-    with pytest.raises(NotLeader):
-        await mine.sweep()
-    assert steps == 1
+    lead = lambda role, ttl_s: ticks.lead(role, "w1", ttl_s)  # noqa: E731
+    async with going_on([Periodic("janitor", 0.1, mine.sweep, lead=lead, on_idle=idle.set)]):
+        async with asyncio.timeout(30):
+            await idle.wait()
+    assert steps == 2
     assert await counts(database, run.run_id) == (1804, 1)
 
 

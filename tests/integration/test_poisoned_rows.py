@@ -19,12 +19,10 @@ from app.db.engine import Database
 from app.db.log_retention import LogUpkeep
 from app.db.run_store import Batch, Outcome, RunStore
 from app.db.schedule_store import ScheduleStore
-from app.maintenance.leadership import Leadership
-from app.maintenance.reaper import Reconciler
+from app.maintenance.reconciler import Reconciler
 from app.maintenance.scheduler import Scheduler
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue
-from app.redis.ticks import Ticks
 
 INT64 = 2**63
 POISON: dict[str, dict[str, Any]] = {
@@ -73,8 +71,7 @@ async def look_after(api: Api) -> int:
     try:
         runs, queue = RunStore(db), Queue(clients)
         await Reconciler(runs, queue, lambda: parse_ts("2100-01-01T00:00:00Z")).reconcile()
-        leadership = Leadership(Ticks(clients, 5), "scheduler", "w1")
-        await Scheduler(ScheduleStore(db), queue, leadership, backlog_max=100).fire_due()
+        await Scheduler(ScheduleStore(db), queue, backlog_max=100).fire_due()
         upkeep = LogUpkeep(db)
         for run in await upkeep.ended(None, since=-INT64, before=INT64 - 1, limit=100):
             await upkeep.pack_next(run)

@@ -12,7 +12,7 @@ from support.servers import RedisServer
 from app.core.models import Job, Priority
 from app.db.engine import Database
 from app.db.run_store import RunStore
-from app.maintenance.reaper import Reconciler
+from app.maintenance.reconciler import Reconciler
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue

@@ -13,8 +13,7 @@ from support.servers import RedisServer
 from app.core.models import Job
 from app.db.engine import Database
 from app.db.run_store import RunStore
-from app.maintenance.reaper import Reconciler
-from app.maintenance.seen_runs import SeenRuns
+from app.maintenance.reconciler import Reconciler, SeenRuns
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue, run_id_of
 
@@ -71,7 +70,7 @@ async def test_it_rests_after_what_it_costs(
         scans += 1
         return 0
 
-    monkeypatch.setattr("app.maintenance.reaper._REST", 1e9)
+    monkeypatch.setattr("app.maintenance.reconciler._REST", 1e9)
     monkeypatch.setattr(reconciler, "_scan", scan)
     for _ in range(3):
         await reconciler.reconcile()

@@ -17,11 +17,9 @@ from app.core.models import Priority, RunStatus
 from app.db.engine import Database
 from app.db.run_store import RunStore
 from app.db.schedule_store import BACKLOG_FULL, Schedule, ScheduleStore, shared_fields
-from app.maintenance.leadership import LEAD_S, Leadership
 from app.maintenance.scheduler import Scheduler
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue
-from app.redis.ticks import Ticks
 
 HOUR_US = 3_600_000_000
 ID = "00000000-0000-4000-8000-{:012}"
@@ -34,9 +32,8 @@ async def clients(redis_server: RedisServer) -> AsyncIterator[RedisClients]:
     await clients.close()
 
 
-def scheduler(database: Database, clients: RedisClients, name: str = "w1", backlog: int = 100) -> Scheduler:
-    leadership = Leadership(Ticks(clients, 5), "scheduler", name)
-    return Scheduler(ScheduleStore(database), Queue(clients), leadership, backlog_max=backlog)
+def scheduler(database: Database, clients: RedisClients, backlog: int = 100) -> Scheduler:
+    return Scheduler(ScheduleStore(database), Queue(clients), backlog_max=backlog)
 
 
 def schedule(n: int, next_at: int | None, cron: str = "0 * * * *", **fields: object) -> Schedule:
@@ -165,23 +162,6 @@ async def test_a_schedule_that_has_no_further_time_rests(database: Database, cli
     assert await store.due(now + 10**15, 10) == []
 
 
-async def test_one_worker_leads(database: Database, clients: RedisClients) -> None:
-    """The other looks at nothing until the first is gone."""
-    store, queue = ScheduleStore(database), Queue(clients)
-    assert await Ticks(clients, 5).lead("scheduler", "somebody", 60)
-    now = await queue.time_us()
-    await store.create(schedule(1, now - 5))
-    working = asyncio.create_task(scheduler(database, clients).run())
-    await asyncio.sleep(0.3)
-    assert await runs_of(database) == []
-    await clients.commands.delete("jobs:leader:scheduler")
-    while not await runs_of(database):
-        await asyncio.sleep(0.02)
-    assert await clients.commands.get("jobs:leader:scheduler") == b"w1"
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
-
-
 async def test_a_user_has_so_many_and_no_more(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.db.schedule_store.MOST_PER_USER", 2)
     store = ScheduleStore(database)
@@ -217,17 +197,3 @@ async def test_a_deleted_schedule_fires_no_more(database: Database, clients: Red
     assert await store.delete(due.schedule_id, "ann")
     assert await store.fire(due, now + 1, now, backlog_max=10) is None
     assert await runs_of(database) == []
-
-
-async def test_a_leader_asks_redis_only_when_its_time_runs_down(clients: RedisClients) -> None:
-    """Whoever does not lead asks each time, so that it learns soon that the leader has gone."""
-    now = 0.0
-    ticks = Ticks(clients, 5)
-    ours, theirs = (Leadership(ticks, "r", name, lambda: now) for name in ("a", "b"))
-    assert (await ours.held(), await theirs.held()) == (True, False)
-    await clients.commands.delete("jobs:leader:r")
-    assert await theirs.held()
-    now = LEAD_S / 3 - 0.1
-    assert await ours.held(), "sure of it for a third of its life"
-    now = LEAD_S / 3
-    assert not await ours.held()

@@ -10,12 +10,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 from prometheus_client import generate_latest
-from support.servers import RedisServer
 
 from app.config import Settings
 from app.maintenance.usage import LARGEST, UsageCount, show
-from app.redis.clients import RedisClients
-from app.redis.ticks import Ticks
 from app.storage.factory import open_workspaces, usage
 from app.storage.workspace import Workspaces
 
@@ -68,20 +65,20 @@ async def test_the_sum_is_by_user(workspaces: Workspaces) -> None:
         await workspaces.close()
 
 
-async def test_one_leader_counts(redis_server: RedisServer, tmp_path: Path) -> None:
-    """Who does not lead shows nothing, or a figure of yesterday would stand beside that of today."""
+async def test_who_does_not_lead_shows_nothing(tmp_path: Path) -> None:
+    """Or a figure of yesterday would stand beside that of today; who leads again counts at once."""
     workspaces = open_workspaces(Settings(data_dir=tmp_path))
     await workspaces.open("ann", "r1").write("a", b"12345")
-    redis = RedisClients(redis_server.url)
-    first, second = (UsageCount(Ticks(redis, 5.0), workspaces, name, 3600.0) for name in ("w1", "w2"))
-    await first.look()
+    count = UsageCount(workspaces, 3600.0)
+    await count.look()
     assert series() == {"ann": 5.0, "(others)": 0.0}
     await workspaces.open("ann", "r1").write("b", b"12345")
-    await first.look()
+    await count.look()
     assert series()["ann"] == 5.0, "it is not time yet"
-    await second.look()
+    count.idle()
     assert series() == {}
-    await redis.close()
+    await count.look()
+    assert series()["ann"] == 10.0
     await workspaces.close()
 
 

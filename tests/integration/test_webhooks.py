@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from random import Random
 
 import pytest
 from support.run_rows import NOW, end, ended, new_run, running
-from support.servers import RedisServer
 from support.stream_fixtures import until
 from support.webhook_receiver import SECRET, Receiver, verify
 
@@ -19,10 +18,7 @@ from app.core.periodic import Backoff
 from app.db.engine import Database
 from app.db.run_store import Batch, Outcome, RunStore
 from app.db.webhook_store import WebhookStore
-from app.maintenance.leadership import Leadership
 from app.maintenance.webhooks import Retry, Webhooks, WebhookSender
-from app.redis.clients import RedisClients
-from app.redis.ticks import Ticks
 
 
 @pytest.fixture
@@ -30,13 +26,6 @@ def receiver() -> Iterator[Receiver]:
     receiver = Receiver()
     yield receiver
     receiver.close()
-
-
-@pytest.fixture
-async def ticks(redis_server: RedisServer) -> AsyncIterator[Ticks]:
-    clients = RedisClients(redis_server.url)
-    yield Ticks(clients, 5)
-    await clients.close()
 
 
 class Clock:
@@ -49,26 +38,23 @@ class Clock:
 
 def webhooks(
     database: Database,
-    ticks: Ticks,
     clock: Clock,
     *,
     tries: int = 3,
     allow: bool = True,
     timeout_s: float = 30,
-) -> tuple[Webhooks, WebhookSender]:
+) -> Webhooks:
     sender = WebhookSender(SECRET, timeout_s=timeout_s, allow_private=allow)
     retry = Retry(tries, Backoff(10, 100, Random(1)))
     runs, store = RunStore(database), WebhookStore(database)
-    leadership = Leadership(ticks, "webhooks", "w1")
-    made = Webhooks(store, runs, leadership, sender, retry, timeout_s=timeout_s, clock=clock)
-    return made, sender
+    return Webhooks(store, runs, sender, retry, timeout_s=timeout_s, clock=clock)
 
 
-async def send(pair: tuple[Webhooks, WebhookSender]) -> int:
+async def send(sending: Webhooks) -> int:
     """Send what is due and wait for the answers."""
-    began = await pair[0].send_due(pair[1])
-    while pair[0]._sending:
-        await asyncio.wait(tuple(pair[0]._sending), timeout=60)
+    began = await sending.send_due()
+    while sending._sending:
+        await asyncio.wait(tuple(sending._sending), timeout=60)
     return began
 
 
@@ -78,7 +64,7 @@ async def finished(database: Database, url: str | None, status: RunStatus = RunS
     return run.run_id
 
 
-async def test_the_row_comes_with_the_end_and_only_then(database: Database, ticks: Ticks) -> None:
+async def test_the_row_comes_with_the_end_and_only_then(database: Database) -> None:
     """Whoever ends the run: its owner, a cancel before the start, the end of an orphan; not a retry."""
     runs, store = RunStore(database), WebhookStore(database)
     run, fence = await running(runs, webhook_url="https://example.com/")
@@ -99,12 +85,10 @@ async def test_the_row_comes_with_the_end_and_only_then(database: Database, tick
     assert await store.get(await finished(database, None)) is None
 
 
-async def test_an_end_is_told_once_signed_and_noted(
-    database: Database, ticks: Ticks, receiver: Receiver
-) -> None:
+async def test_an_end_is_told_once_signed_and_noted(database: Database, receiver: Receiver) -> None:
     run_id, clock = await finished(database, receiver.url, RunStatus.FAILED), Clock()
-    pair = webhooks(database, ticks, clock)
-    assert [await send(pair), await send(pair)] == [1, 0]
+    hooks = webhooks(database, clock)
+    assert [await send(hooks), await send(hooks)] == [1, 0]
     [(headers, body)] = receiver.got
     assert headers["host"] == f"127.0.0.1:{receiver.port}"
     assert (headers["webhook-id"], headers["content-type"]) == (f"msg_{run_id}", "application/json")
@@ -118,19 +102,19 @@ async def test_an_end_is_told_once_signed_and_noted(
 
 
 async def test_failures_are_tried_again_with_pauses_and_given_up(
-    database: Database, ticks: Ticks, receiver: Receiver
+    database: Database, receiver: Receiver
 ) -> None:
     """A 500, a redirect that is not followed, nobody there: three tries, and a record of each."""
     receiver.answers, clock = [500, 302], Clock()
     receiver.location = receiver.url
     run_id = await finished(database, receiver.url)
-    pair, store = webhooks(database, ticks, clock), WebhookStore(database)
+    hooks, store = webhooks(database, clock), WebhookStore(database)
     pauses = list[int]()
     for n in range(3):
         if n == 2:
             receiver.close()
-        assert await send(pair) == 1
-        assert await send(pair) == 0
+        assert await send(hooks) == 1
+        assert await send(hooks) == 0
         row = await store.get(run_id)
         assert row
         pauses.append(0 if row.next_at is None else row.next_at - clock.now)
@@ -144,22 +128,20 @@ async def test_failures_are_tried_again_with_pauses_and_given_up(
     assert "Connect" in row.tries[2]["error"]
 
 
-async def test_gone_is_final(database: Database, ticks: Ticks, receiver: Receiver) -> None:
+async def test_gone_is_final(database: Database, receiver: Receiver) -> None:
     receiver.answers = [410]
     run_id = await finished(database, receiver.url)
-    await send(webhooks(database, ticks, Clock()))
+    await send(webhooks(database, Clock()))
     row = await WebhookStore(database).get(run_id)
     assert row
     assert (row.next_at, row.delivered_at) == (None, None)
 
 
-async def test_private_addresses_are_refused_at_the_try(
-    database: Database, ticks: Ticks, receiver: Receiver
-) -> None:
+async def test_private_addresses_are_refused_at_the_try(database: Database, receiver: Receiver) -> None:
     """Also a name that leads there: localhost stands for one that was public at the POST."""
     urls = [f"http://{host}:{receiver.port}/" for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]")]
     ids = [await finished(database, url) for url in urls]
-    await send(webhooks(database, ticks, Clock(), allow=False))
+    await send(webhooks(database, Clock(), allow=False))
     for run_id in ids:
         row = await WebhookStore(database).get(run_id)
         assert row
@@ -167,19 +149,17 @@ async def test_private_addresses_are_refused_at_the_try(
     assert receiver.got == []
 
 
-async def test_a_sender_that_died_leaves_it_to_the_next(
-    database: Database, ticks: Ticks, receiver: Receiver
-) -> None:
+async def test_a_sender_that_died_leaves_it_to_the_next(database: Database, receiver: Receiver) -> None:
     """Taken, and never settled: due again after a while; a late answer of the first is not noted."""
     run_id, clock, store = await finished(database, receiver.url), Clock(), WebhookStore(database)
     [seen] = await store.due(clock.now, 10)
     assert await store.take(seen, clock.now + 50)
     assert not await store.take(seen, clock.now + 50)
-    pair = webhooks(database, ticks, clock)
-    assert await send(pair) == 0
+    hooks = webhooks(database, clock)
+    assert await send(hooks) == 0
     late = clock.now + 50
     clock.now += 100
-    assert await send(pair) == 1
+    assert await send(hooks) == 1
     tried = {"at": clock.now, "status": 500, "error": None, "ms": 1}
     assert not await store.settle(seen, late, tried, next_at=None, delivered=False)
     row = await store.get(run_id)
@@ -187,29 +167,27 @@ async def test_a_sender_that_died_leaves_it_to_the_next(
     assert row.delivered_at is not None
 
 
-async def test_two_senders_send_it_once(database: Database, ticks: Ticks, receiver: Receiver) -> None:
+async def test_two_senders_send_it_once(database: Database, receiver: Receiver) -> None:
     for _ in range(5):
         await finished(database, receiver.url)
     clock = Clock()
-    pairs = [webhooks(database, ticks, clock) for _ in range(3)]
+    senders = [webhooks(database, clock) for _ in range(3)]
     for _ in range(3):
-        await asyncio.gather(*(send(pair) for pair in pairs))
+        await asyncio.gather(*(send(hooks) for hooks in senders))
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == len(receiver.got) == 5
 
 
-async def test_a_receiver_that_hangs_takes_four_places(
-    database: Database, ticks: Ticks, receiver: Receiver
-) -> None:
+async def test_a_receiver_that_hangs_takes_four_places(database: Database, receiver: Receiver) -> None:
     """Whatever waits behind it for others is sent meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as hanging:  # takes connections, and never answers
         for _ in range(6):
             await finished(database, f"http://127.0.0.1:{hanging.getsockname()[1]}/")
         fine = await finished(database, receiver.url)
-        pair = webhooks(database, ticks, Clock(), timeout_s=60)
-        sending = asyncio.create_task(send(pair))
+        hooks = webhooks(database, Clock(), timeout_s=60)
+        sending = asyncio.create_task(send(hooks))
         await until(lambda: bool(receiver.got))
         assert [headers["webhook-id"] for headers, _ in receiver.got] == [f"msg_{fine}"]
-        await until(lambda: len(pair[0]._sending) == 4)
+        await until(lambda: len(hooks._sending) == 4)
     assert await sending == 5
 
 

@@ -1,6 +1,4 @@
-"""Periodic work that keeps the queue alive: the tick in every worker, the reconciler under one leader.
-
-Rows against Redis: a run that the database knows and Redis has forgotten is pushed again.
+"""Rows against Redis: a run that the database knows and Redis has forgotten is pushed again.
 
 It happens when the push failed after the row was committed, or when Redis came back empty.
 Counts are compared first; the scan follows a difference, and once a minute in any case. A
@@ -12,47 +10,22 @@ of each run meanwhile. What it costs, it rests for: with a million runs that wai
 
 from __future__ import annotations
 
-import asyncio
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from hashlib import blake2b
 
 import structlog
 
-from app.core.errors import StorageError
 from app.core.models import Job, Run, RunStatus
 from app.core.telemetry import RECONCILED_AT
 from app.db.run_queries import OpenRun
 from app.db.run_store import RunStore
-from app.maintenance.seen_runs import SeenRuns
 from app.redis.queue import Queue
-from app.redis.ticks import Ticks
 
 RECONCILE_EVERY_S = 5.0
 
 log = structlog.get_logger()
-
-
-class Reaper:
-    """Turns the clockwork for ever."""
-
-    def __init__(self, ticks: Ticks, reconciler: Reconciler, worker_id: str) -> None:
-        self._ticks, self._reconciler, self._me = ticks, reconciler, worker_id
-
-    async def run(self) -> None:
-        """Tick and reconcile until cancelled; a server that is away only delays it."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._ticks.run())
-            group.create_task(self._reconcile_for_ever())
-
-    async def _reconcile_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(RECONCILE_EVERY_S)
-            try:
-                if await self._ticks.lead("reconciler", self._me, RECONCILE_EVERY_S * 3):
-                    await self._reconciler.reconcile()
-            except StorageError as error:
-                log.warning("reconciler failed", error=str(error))
-
 
 SETTLE_US = 2_000_000
 """A row younger than this may be between its commit and its push, in microseconds."""
@@ -62,6 +35,11 @@ _SCAN_EVERY_S = 60.0
 _REST = 20
 """How many times as long as counting or a scan took nothing of the kind is done; unless Redis lost much."""
 _PAGE = 500
+
+_BITS_A_RUN = 64
+_FEWEST_BITS, _MOST_BITS = 1 << 16, 1 << 27
+"""8 kB, and 16 MB: enough for two million runs; with ten times as many one in twenty is mistaken."""
+_HASHES, _HASH_BYTES = 4, 4
 
 
 class Reconciler:
@@ -137,3 +115,31 @@ class Reconciler:
 
 def _is_delayed(run: Run, now: int) -> bool:
     return run.status is RunStatus.QUEUED and run.next_attempt_at is not None and run.next_attempt_at > now
+
+
+class SeenRuns:
+    """Runs by their ids, in memory that is bounded; `expected` says how many there will be, about.
+
+    A Bloom filter: it never forgets a run, and takes one in some ten thousand for seen that was not. Each
+    one hashes with a key of its own, so that another look, with another filter, mistakes others.
+    """
+
+    def __init__(self, expected: int) -> None:
+        wanted = min(max(expected * _BITS_A_RUN, _FEWEST_BITS), _MOST_BITS)
+        self._mask = (1 << (wanted - 1).bit_length()) - 1
+        self._bits = bytearray((self._mask + 1) // 8)
+        self._key = secrets.token_bytes(16)
+
+    def add(self, run_id: str) -> None:
+        """Note a run."""
+        for place in self._places(run_id):
+            self._bits[place >> 3] |= 1 << (place & 7)
+
+    def __contains__(self, run_id: str) -> bool:
+        """Whether it was noted; seldom True though it was not, and never False though it was."""
+        return all(self._bits[place >> 3] >> (place & 7) & 1 for place in self._places(run_id))
+
+    def _places(self, run_id: str) -> Iterable[int]:
+        digest = blake2b(run_id.encode(), digest_size=_HASHES * _HASH_BYTES, key=self._key).digest()
+        parts = (digest[at : at + _HASH_BYTES] for at in range(0, len(digest), _HASH_BYTES))
+        return (int.from_bytes(part) & self._mask for part in parts)
