@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Annotated, Any, cast
 
@@ -36,10 +37,14 @@ def redis(
     if url is None:
         raise CliError("No Redis: no `tailrun up` is running here. Name one with --redis-url or REDIS_URL")
     chosen = settings()
-    try:
-        for reply in ask(RedisAddress.of(chosen, url), command):
+
+    async def show() -> None:
+        async for reply in ask(RedisAddress.of(chosen, url), command):
             text = _raw(reply) if raw else formatted(reply, plain=command[0].upper() in _PLAIN)
             print(harmless(text, colours=False) if sys.stdout.isatty() else text, flush=True)
+
+    try:
+        asyncio.run(show())
     except (InvalidRequest, BadAddress) as error:
         raise CliError(str(error), 2) from error
     except ServerSaid as error:

@@ -2,7 +2,7 @@
 
 A connection belongs to the master for as long as it lives: each connect asks the sentinels
 and then the server itself for its role, and a server that says it is a replica now loses the
-connection, so that the next one finds the new master. `connections_sync` is the same for threads.
+connection, so that the next one finds the new master.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ taken to know what it does.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import redis
@@ -21,7 +21,7 @@ import redis
 from app.core.errors import InvalidRequest
 from app.redis.address import RedisAddress
 from app.redis.clients import RedisClients, RedisDown, guard
-from app.redis.connections_sync import open_pool
+from app.redis.connections import open_pool
 
 READ_COMMANDS = frozenset(
     """
@@ -59,38 +59,39 @@ def require_read_only(command: Sequence[str]) -> None:
     raise InvalidRequest(f"{name} is not among the commands that only read. These are: {allowed}")
 
 
-def ask(address: RedisAddress, command: Sequence[str]) -> Generator[Any]:
+async def ask(address: RedisAddress, command: Sequence[str]) -> AsyncGenerator[Any]:
     """Send one command; yield its reply, or messages without end after SUBSCRIBE.
 
     Replies are bytes, int, None and lists of them (RESP2). Raises `RedisDown`, `ServerSaid`.
     """
     require_read_only(command)
     follows = command[0].upper() in {"SUBSCRIBE", "PSUBSCRIBE"}
-    with _connection(address, None if follows else 10.0) as connection:
-        connection.send_command(*command)
-        yield connection.read_response()
+    async with _connection(address, None if follows else 10.0) as connection:
+        await connection.send_command(*command)
+        yield await connection.read_response()
         while follows:
-            yield connection.read_response()
+            yield await connection.read_response()
 
 
-def ping(address: RedisAddress) -> None:
+async def ping(address: RedisAddress) -> None:
     """Raise `RedisDown` unless a Redis answers there."""
     with guard():
-        list(ask(address, ["PING"]))
+        async for _ in ask(address, ["PING"]):
+            pass
 
 
-@contextmanager
-def _connection(address: RedisAddress, timeout_s: float | None) -> Generator[Any]:
-    pool = open_pool(address, timeout_s=timeout_s, connect_timeout_s=3)
+@asynccontextmanager
+async def _connection(address: RedisAddress, timeout_s: float | None) -> AsyncGenerator[Any]:
+    pool = open_pool(address, timeout_s=timeout_s, connect_timeout_s=3, connections=1)
     try:
         with guard():
-            connection = pool.get_connection()
+            connection = await pool.get_connection()
         yield connection
     except (redis.ConnectionError, redis.TimeoutError, OSError):
         with guard():
             raise
     finally:
-        pool.disconnect()
+        await pool.disconnect()
 
 
 OLDEST = (6, 2)

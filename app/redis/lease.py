@@ -1,19 +1,18 @@
-"""Renewing a worker's lease: synchronous, on a connection of its own.
+"""Renewing a worker's lease, on a connection of its own.
 
-A thread calls this, so that a busy event loop cannot starve it; the short timeout without
-retries keeps a frozen Redis from holding the thread beyond the next renewal.
+A thread with a loop of its own calls this, so that a busy event loop cannot starve it; the short timeout
+without retries keeps a frozen Redis from delaying the next renewal.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import redis
-from redis.exceptions import NoScriptError
+from redis.asyncio import Redis
 
 from app.redis.address import RedisAddress
 from app.redis.clients import guard
-from app.redis.connections_sync import open_pool
+from app.redis.connections import open_pool
 from app.redis.keys import Keys, Script
 
 _TIMEOUT_S = 1.0
@@ -42,34 +41,29 @@ return n
 
 
 class LeaseClient:
-    """One worker's entry in `jobs:workers`."""
+    """One worker's entry in `jobs:workers`. All of its calls belong to one event loop."""
 
     def __init__(self, address: RedisAddress | str, prefix: str, worker_id: str, lease_s: float) -> None:
         if isinstance(address, str):
             address = RedisAddress.parse(address)
-        self._pool = open_pool(address, timeout_s=_TIMEOUT_S, connect_timeout_s=_TIMEOUT_S)
-        self._redis: Any = redis.Redis(connection_pool=self._pool)
+        self._pool = open_pool(address, timeout_s=_TIMEOUT_S, connect_timeout_s=_TIMEOUT_S, connections=1)
+        self._redis: Any = Redis(connection_pool=self._pool)
         keys = Keys(prefix)
-        self._workers = keys.workers()
-        self._held, self._pending = keys.processing(worker_id), keys.pending()
+        self._places = (keys.workers(), keys.processing(worker_id))
+        self._pending = keys.pending()
         self._worker_id = worker_id
         self._lease_ms = int(lease_s * 1000)
 
-    def renew(self) -> list[bytes]:
+    async def renew(self) -> list[bytes]:
         """Extend the lease from now on; return what our list holds. Raises `RedisDown`."""
-        return self._call(_RENEW, 2, self._workers, self._held, self._worker_id, self._lease_ms)
-
-    def release(self) -> int:
-        """Leave, and give back what our list still holds; return how many entries. Raises `RedisDown`."""
-        return self._call(_LEAVE, 3, self._workers, self._held, self._pending, self._worker_id)
-
-    def _call(self, script: Script, *args: str | int) -> Any:
         with guard():
-            try:
-                return self._redis.evalsha(script.sha, *args)
-            except NoScriptError:
-                return self._redis.eval(script.lua, *args)
+            return await _RENEW(self._redis, self._places, (self._worker_id, self._lease_ms))
 
-    def close(self) -> None:
+    async def release(self) -> int:
+        """Leave, and give back what our list still holds; return how many entries. Raises `RedisDown`."""
+        with guard():
+            return int(await _LEAVE(self._redis, (*self._places, self._pending), (self._worker_id,)))
+
+    async def close(self) -> None:
         """Close the connection."""
-        self._pool.disconnect()
+        await self._pool.disconnect()

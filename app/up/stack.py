@@ -102,12 +102,14 @@ class _Plan:
 
 def _check_redis(settings: Settings) -> None:
     """Refuse to start on a Redis that is not there."""
-    from app.core.errors import StorageError  # noqa: PLC0415 - only for a Redis of somebody else's
+    import asyncio  # noqa: PLC0415 - only for a Redis of somebody else's
+
+    from app.core.errors import StorageError  # noqa: PLC0415
     from app.redis.address import RedisAddress  # noqa: PLC0415
     from app.redis.inspect import ping  # noqa: PLC0415
 
     try:
-        ping(RedisAddress.of(settings))
+        asyncio.run(ping(RedisAddress.of(settings)))
     except StorageError as error:
         raise Refused(
             f"REDIS_URL does not answer ({error}). Start that Redis, or leave REDIS_URL unset: "

@@ -1,7 +1,7 @@
 """The lease: a thread that says once a second, to Redis and to the guards, "I am alive".
 
-A thread with its own connection, so that a step that burns CPU on the event loop cannot
-starve it. It also watches the loop: one that has not answered for 30 s is wedged, its
+A thread with its own event loop and its own connection, so that a step that burns CPU on the worker's
+loop cannot starve it. It also watches that loop: one that has not answered for 30 s is wedged, its
 worker does nothing but keep others from its runs, so the process ends. Where something holds
 the GIL this thread stands still too, the lease runs out, and `app.core.loop_guard` ends the process.
 It ends as well when this thread breaks (no memory is left, say): a worker without a lease would
@@ -11,6 +11,7 @@ go on with runs that others take.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -25,13 +26,15 @@ RENEW_EVERY_S = 1.0
 WEDGED_AFTER_S = 30.0
 EXIT_WEDGED = 70
 EXIT_BROKEN = 71
+_LEAVE_S = 10.0
+"""Longest wait for the thread's end: a renewal and the farewell, of a second each, more behind sentinels."""
 
 
 class Lease(threading.Thread):
     """Renews one worker's lease until `stop`.
 
     `on_renewed` runs in this thread after each renewal (it feeds the guards); `on_held` runs
-    in the event loop with the entries that our list in Redis holds. The bounds are in seconds.
+    in `loop` with the entries that our list in Redis holds. The bounds are in seconds.
     """
 
     def __init__(
@@ -48,7 +51,9 @@ class Lease(threading.Thread):
         self._client, self._loop = client, loop
         self._on_renewed, self._on_held = on_renewed, on_held
         self._renew_every_s, self._wedged_after_s = renew_every_s, wedged_after_s
-        self._done = threading.Event()
+        self._mine = asyncio.new_event_loop()
+        self._done = asyncio.Event()
+        self._leaves = False
         self._renewed_at: float | None = None
         self._looked_at = time.monotonic()
         self._silent_s = 0.0
@@ -61,29 +66,37 @@ class Lease(threading.Thread):
     def run(self) -> None:
         """Renew, feed the guards and watch the loop, again and again."""
         try:
-            while not self._done.is_set():
-                self._renew()
-                self._watch_loop()
-                self._done.wait(self._renew_every_s)
+            with asyncio.Runner(loop_factory=lambda: self._mine) as runner:
+                runner.run(self._keep())
         except Exception:  # noqa: BLE001 - whatever it is, the process ends with it
             traceback.print_exc()
             os._exit(EXIT_BROKEN)
 
     def stop(self) -> None:
-        """End the thread, leave `jobs:workers` and give back what is held; call it when no run goes on."""
-        self._done.set()
-        self.join(timeout=5)
-        try:
-            self._client.release()
-        except StorageError:
-            return  # the lease runs out by itself
-        finally:
-            self._client.close()
+        """Leave `jobs:workers`, give back what is held and end; call it when no run goes on."""
+        self._leaves = True
+        with contextlib.suppress(RuntimeError):  # its loop is closed: it has ended
+            self._mine.call_soon_threadsafe(self._done.set)
+        self.join(timeout=_LEAVE_S)
 
-    def _renew(self) -> None:
+    async def _keep(self) -> None:
+        try:
+            while not self._done.is_set():
+                await self._renew()
+                self._watch_loop()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._renew_every_s):
+                        await self._done.wait()
+            if self._leaves:
+                with contextlib.suppress(StorageError):  # the lease runs out by itself
+                    await self._client.release()
+        finally:
+            await self._client.close()
+
+    async def _renew(self) -> None:
         started = time.monotonic()
         try:
-            held = self._client.renew()
+            held = await self._client.renew()
         except StorageError:
             return  # age_s grows, and `ownership` asks the database
         self._renewed_at = started

@@ -87,7 +87,7 @@ async def test_everything_that_is_ever_done_is_among_the_documented_rights(tmp_p
             stats: Any = client.info("commandstats")
     finally:
         await clients.close()
-        lease.close()
+        await lease.close()
         server.stop()
     allowed = {word[1:] for word in acl_words() if word.startswith("+")}
     used = {name.removeprefix("cmdstat_").partition("|")[0] for name in stats}

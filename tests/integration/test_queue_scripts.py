@@ -213,13 +213,13 @@ async def test_a_lease_shows_what_is_held_and_ends(redis_server: RedisServer, cl
     queue, lease = Queue(clients), LeaseClient(redis_server.url, "", "w1", LEASE_S)
     await queue.push(job(1), 0)
     [entry] = (await Claims(clients, "w1", LEASE_S).claim(1)).entries
-    assert lease.renew() == [entry]
+    assert await lease.renew() == [entry]
     assert await queue.worker_alive("w1")
-    assert lease.release() == 1
+    assert await lease.release() == 1
     assert not await queue.worker_alive("w1")
     assert await clients.commands.lrange("jobs:pending", 0, -1) == [entry]
     assert await keys(clients) == {"jobs:mark:run-1:0", "jobs:pending"}
-    lease.close()
+    await lease.close()
 
 
 async def test_a_server_that_lost_its_scripts_is_told_them_again(clients: RedisClients) -> None:

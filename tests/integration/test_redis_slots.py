@@ -42,7 +42,7 @@ async def test_all_scripts_and_commands_stay_in_one_slot(tmp_path: Path) -> None
             assert len(slots) == 1
     finally:
         await clients.close()
-        lease.close()
+        await lease.close()
         server.stop()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -104,20 +103,20 @@ async def test_every_way_serves_all_purposes(way: Settings) -> None:
         await queue.push(Job(run_id="r1", **JOB), 0)
         entry = await asyncio.wait_for(waiting, 60)
         assert entry is not None
-        assert await asyncio.to_thread(lease.renew) == [entry]
+        assert await lease.renew() == [entry]
         assert await queue.worker_alive("w1")
         await clients.commands.publish(clients.keys.control(), b"hello")
         assert await asyncio.wait_for(heard.messages.get(), 60) == b"hello"
         await claims.claim(1, [entry])
         assert (await queue.depth()).in_flight == 0
         key = clients.keys.workers()
-        assert await asyncio.to_thread(lambda: list(ask(RedisAddress.of(way), ["ZCARD", key]))) == [1]
-        await asyncio.to_thread(lease.release)
+        assert [reply async for reply in ask(RedisAddress.of(way), ["ZCARD", key])] == [1]
+        await lease.release()
     finally:
         await clients.commands.flushdb()
         await subscriptions.close()
         await clients.close()
-        lease.close()
+        await lease.close()
 
 
 @pytest.mark.parametrize("wrong", ["a stranger's authority", "no client certificate", "the wrong host"])
@@ -138,9 +137,9 @@ async def test_tls_is_verified_on_both_sides(
         with pytest.raises(RedisDown):
             await clients.ping()
         with pytest.raises(RedisDown):
-            await asyncio.to_thread(lease.renew)
+            await lease.renew()
         await clients.close()
-        lease.close()
+        await lease.close()
 
 
 async def test_a_certificate_that_was_renewed_is_used_without_a_restart(
@@ -186,7 +185,7 @@ async def test_a_fail_over_moves_every_connection_to_the_new_master(tmp_path: Pa
     try:
         heard = Heard.on(subscriptions, "agent:control")
         await asyncio.wait_for(heard.confirmed.wait(), 60)
-        await asyncio.to_thread(lease.renew)
+        await lease.renew()
         await queue.push(Job(run_id="r1", **JOB), 0)
         heard.confirmed.clear()
         old = site.master()
@@ -195,7 +194,7 @@ async def test_a_fail_over_moves_every_connection_to_the_new_master(tmp_path: Pa
         new = await asyncio.to_thread(site.wait_for_other_master, old)
         await _until_it_works(clients.ping)
         await asyncio.wait_for(heard.confirmed.wait(), 60)
-        await _until_it_works(lambda: asyncio.to_thread(lease.renew))
+        await _until_it_works(lease.renew)
         entry = await asyncio.wait_for(_until_it_works(claims.wait), 60)
         assert entry is not None, "the replica had the entry"
         with new.client() as client:
@@ -205,7 +204,7 @@ async def test_a_fail_over_moves_every_connection_to_the_new_master(tmp_path: Pa
     finally:
         await subscriptions.close()
         await clients.close()
-        lease.close()
+        await lease.close()
         await asyncio.to_thread(site.stop)
 
 
@@ -216,7 +215,7 @@ async def test_a_readonly_reply_ends_the_connection(tmp_path: Path) -> None:
     claims, queue, lease = Claims(clients, "w1", 5), Queue(clients), LeaseClient(servers[0].url, "", "w1", 5)
     try:
         await queue.push_delayed(Job(run_id="r1", **JOB), 1)
-        await asyncio.to_thread(lease.renew)
+        await lease.renew()
         waiting = asyncio.create_task(claims.wait())
         with servers[0].client() as client:
             await _until(lambda: client.info("clients")["blocked_clients"] == 1)
@@ -225,15 +224,14 @@ async def test_a_readonly_reply_ends_the_connection(tmp_path: Path) -> None:
                 waiting,
                 queue.push(Job(run_id="r2", **JOB), 0),
                 queue.push_delayed(Job(run_id="r2", **JOB), 1),
-                asyncio.to_thread(lease.renew),
+                lease.renew(),
             ):
                 with pytest.raises(RedisDown, match="no master any more"):
                     await work
-            others: Any = client.client_list(_type="normal")
-            assert len(others) == 1, "only the asker is left"
+            await _until(lambda: len(list(client.client_list(_type="normal"))) == 1)  # the asker's own
     finally:
         await clients.close()
-        lease.close()
+        await lease.close()
         for server in servers:
             await asyncio.to_thread(server.stop)
 
@@ -249,10 +247,10 @@ async def test_a_server_that_a_sentinel_names_has_to_be_a_master(tmp_path: Path)
         with pytest.raises(RedisDown, match="is no master but a slave"):
             await clients.ping()
         with pytest.raises(RedisDown, match="is no master but a slave"):
-            await asyncio.to_thread(lease.renew)
+            await lease.renew()
     finally:
         await clients.close()
-        lease.close()
+        await lease.close()
         await asyncio.to_thread(site.stop)
 
 
@@ -271,7 +269,9 @@ async def _until_it_works(work: Callable[[], Any]) -> Any:
                 await asyncio.sleep(0.05)
 
 
-def test_the_lease_thread_is_not_held_by_sentinels_that_are_silent(tmp_path: Path, slack: float) -> None:
+async def test_the_lease_thread_is_not_held_by_sentinels_that_are_silent(
+    tmp_path: Path, slack: float
+) -> None:
     """Two of three accept connections and never answer: a renewal still takes less than the lease."""
     site = SentinelSite(tmp_path, sentinels=1).start()
     silent = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
@@ -280,16 +280,14 @@ def test_the_lease_thread_is_not_held_by_sentinels_that_are_silent(tmp_path: Pat
         url = f"redis+sentinel://{hosts},127.0.0.1:{site.sentinel_ports[0]}/tailrun-test"
         lease = LeaseClient(RedisAddress.parse(url), "", "w1", 5)
         began = time.monotonic()
-        thread = threading.Thread(target=lease.renew)
-        thread.start()
-        thread.join(4 * slack)
-        assert not thread.is_alive()
+        async with asyncio.timeout(4 * slack):
+            await lease.renew()
         first = time.monotonic() - began
-        lease.close()
+        await lease.close()
         began = time.monotonic()
-        lease.renew()
+        await lease.renew()
         assert time.monotonic() - began < first, "the one that answered is asked first"
-        lease.close()
+        await lease.close()
     finally:
         for each in silent:
             each.close()

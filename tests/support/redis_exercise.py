@@ -65,7 +65,7 @@ async def _drive_queue(clients: RedisClients, lease: LeaseClient) -> None:
     await queue.push_delayed(Job("later"), 2)
     taken = [await claims.wait(), *(await claims.claim(4)).entries]
     first, second, third, fourth, fifth = [entry for entry in taken if entry is not None]
-    assert len(await asyncio.to_thread(lease.renew)) == 5
+    assert len(await lease.renew()) == 5
     await claims.requeue(first)
     await claims.delay(second, second, 1)
     await claims.dead_letter(third, "malformed", 1)
@@ -79,7 +79,7 @@ async def _drive_queue(clients: RedisClients, lease: LeaseClient) -> None:
     await queue.time_us()
     assert (await ticks.tick()).due == 3
     await ticks.lead("reconciler", "w1", 5)
-    assert await asyncio.to_thread(lease.release) == 2
+    assert await lease.release() == 2
     await ticks.reap("w1")
     await letters.remove(await letters.named("r2"))
     await letters.remove(await letters.page(0, 10))
