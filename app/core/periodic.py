@@ -59,14 +59,14 @@ class Leadership:
         self._renewed_at = float("-inf")
 
     @property
-    def renew_every_s(self) -> float:
-        """How long it is sure of itself after it has asked."""
-        return self.ttl_s / 3
+    def ask_in_s(self) -> float:
+        """When it has to be asked for again, in seconds from now: at the latest when its time runs out."""
+        return max(0.0, min(self.ttl_s / 3, self._left_s()))
 
     async def held(self) -> bool:
         """Whether it is ours now; `StorageError` while that can't be asked."""
         now = _now()
-        if now < self._renewed_at + self.renew_every_s:
+        if now < self._renewed_at + self.ttl_s / 3:
             return True
         leads = await self._lead(self._role, self.ttl_s)
         self._renewed_at = now if leads else float("-inf")
@@ -75,9 +75,13 @@ class Leadership:
     async def still_held(self) -> bool:
         """Whether work that has begun may go on: while Redis is away, until our time has run out."""
         try:
-            return await self.held()
-        except StorageError:
-            return _now() < self._renewed_at + self.ttl_s
+            async with asyncio.timeout(self.ask_in_s):
+                return await self.held()
+        except (StorageError, TimeoutError):
+            return self._left_s() > 0
+
+    def _left_s(self) -> float:
+        return self._renewed_at + self.ttl_s - _now()
 
 
 class Periodic:
@@ -163,7 +167,7 @@ class Periodic:
         lost = False
         try:
             while not (task.done() or lost):
-                await asyncio.wait((task,), timeout=leadership.renew_every_s)
+                await asyncio.wait((task,), timeout=leadership.ask_in_s)
                 lost = not task.done() and not await leadership.still_held()
         finally:
             task.cancel()

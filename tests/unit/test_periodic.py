@@ -170,10 +170,13 @@ class Redis:
 
     def __init__(self) -> None:
         self.leader: str | None = "me"
+        self.silent = False
         self.asked: list[float] = []
 
     async def lead(self, _role: str, _ttl_s: float) -> bool:
         self.asked.append(now())
+        if self.silent:
+            await asyncio.sleep(10_000)
         if self.leader is None:
             raise StorageError("away")
         return self.leader == "me"
@@ -224,19 +227,28 @@ def test_a_long_round_stays_the_leaders_own_and_ends_when_another_leads() -> Non
     virtual_loop.run(main())
 
 
-def test_a_round_goes_on_while_redis_is_away_until_the_leaders_time_has_run_out() -> None:
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_round_goes_on_while_redis_is_away_until_the_leaders_time_has_run_out(silent: bool) -> None:
+    """Whether it refuses, or says nothing for longer than a leadership lasts."""
+
     async def main() -> None:
-        redis, rounds = Redis(), Rounds(lambda _n: asyncio.sleep(10_000))
-        work = Periodic("w", 1, rounds, lead=redis.lead)
-        async with going_on([work]):
+        redis, working = Redis(), 0
+
+        async def long() -> None:
+            nonlocal working
+            working += 1
+            try:
+                await asyncio.sleep(10_000)
+            finally:
+                working -= 1
+
+        async with going_on([Periodic("w", 1, long, lead=redis.lead)]):
             await asyncio.sleep(10)
-            redis.leader = None
-            for _ in range(40):
-                await asyncio.sleep(0.25)
-            redis.leader = "me"
-            await asyncio.sleep(10)
-        assert len(rounds.at) == 2
-        assert rounds.at[1] - 0 >= 10 + 5 - 5 / 3, "not before its time had run out"
+            redis.leader, redis.silent = None, silent
+            await asyncio.sleep(5 / 2)
+            assert working == 1, "not before its time had run out"
+            await asyncio.sleep(5 / 2)
+            assert working == 0, "not longer than its time"
 
     virtual_loop.run(main())
 
