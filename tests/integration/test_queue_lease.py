@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 from support.servers import RedisServer
 from support.stack import Process, Stack, free_port, shell, wait_for
+from support.stream_fixtures import until
 
-from app.worker.lease import EXIT_BROKEN, EXIT_WEDGED
+from app.redis.lease import LeaseClient
+from app.worker.lease import EXIT_BROKEN, EXIT_WEDGED, Lease
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,3 +166,51 @@ def test_a_run_that_burns_cpu_in_the_loop_keeps_its_lease(stack: Stack) -> None:
     assert (run["status"], run["attempt"], run["redeliveries"]) == ("succeeded", 1, 0)
     assert owner.popen.poll() is None
     assert not any("lease ran out" in worker.log.read_text() for worker in stack.workers)
+
+
+async def started_lease(redis_server: RedisServer, held: list[list[bytes]]) -> Lease:
+    """A lease on this loop, renewed ten times a second, once it has been renewed."""
+    lease = Lease(
+        LeaseClient(redis_server.url, "", "w1", 5),
+        asyncio.get_running_loop(),
+        on_renewed=lambda: None,
+        on_held=held.append,
+        renew_every_s=0.1,
+    )
+    lease.start()
+    await until(lambda: bool(held))
+    return lease
+
+
+async def test_the_end_leaves_the_workers_and_gives_back_what_is_held(redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        client.rpush("jobs:processing:w1", "a", "b")
+        held: list[list[bytes]] = []
+        lease = await started_lease(redis_server, held)
+        assert held[0] == [b"a", b"b"]
+        assert client.zscore("jobs:workers", "w1") is not None
+        await asyncio.to_thread(lease.stop)
+        assert not lease.is_alive()
+        assert client.zscore("jobs:workers", "w1") is None
+        assert client.lrange("jobs:pending", 0, -1) == [b"a", b"b"]
+        await asyncio.to_thread(lease.stop)  # once more does no harm
+
+
+async def test_a_redis_that_is_frozen_ages_the_lease_and_holds_up_neither_renewal_nor_end(
+    redis_server: RedisServer,
+) -> None:
+    held: list[list[bytes]] = []
+    lease = await started_lease(redis_server, held)
+    redis_server.freeze()
+    try:
+        await until(lambda: lease.age_s > 2)
+    finally:
+        redis_server.thaw()
+    await until(lambda: lease.age_s < 1)
+    redis_server.freeze()
+    try:
+        await until(lambda: lease.age_s > 1)
+        await asyncio.to_thread(lease.stop)
+        assert not lease.is_alive()
+    finally:
+        redis_server.thaw()
