@@ -13,7 +13,7 @@ import orjson
 import structlog
 
 from app.redis.subscriber import Signals
-from app.worker.in_flight import InFlight
+from app.worker.attempts import InFlight
 from tailrun.process.stop import StopReason
 
 REREAD_EVERY_S = 2.0

@@ -35,7 +35,7 @@ from app.redis.publisher import Publisher
 from app.redis.tail import Tail
 from app.storage.workspace import Workspaces
 from app.stream.writer import LogPolicy, LogWriter
-from app.worker.in_flight import Attempt
+from app.worker.attempts import Attempt
 from app.worker.job_queue import JobQueue
 from app.worker.project_source import ProjectSource, Secrets
 from tailrun.process.errors import ErrorCode, RunFailure
@@ -72,8 +72,8 @@ class AttemptContext:
 class JobProcessor:
     """Sees one attempt through."""
 
-    def __init__(self, bench: AttemptContext, attempt: Attempt, failure: RunFailure | None = None) -> None:
-        self._bench, self._attempt, self._failure = bench, attempt, failure
+    def __init__(self, bench: AttemptContext, attempt: Attempt) -> None:
+        self._bench, self._attempt = bench, attempt
         self._run: Run = attempt.run
         self._stop: StopToken = attempt.stop
         self._writer = LogWriter(
@@ -100,7 +100,7 @@ class JobProcessor:
         try:
             self._writer.mask_with(await self._bench.secrets.masker(self._run))
             await self._writer.open()
-            result = self._failure or await self._try()
+            result = self._attempt.failure or await self._try()
             await self._end(result)
         except LostOwnership:
             ATTEMPTS.labels("lost").inc()

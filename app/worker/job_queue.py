@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -23,20 +22,10 @@ from app.redis.claims import Claim, Claims
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue, delayed_job, run_id_of
 from app.runs.take_over import Verdict, alone_from, judge, redelivered
-from app.worker.in_flight import InFlight
+from app.worker.attempts import Attempt, InFlight
 from tailrun.process.errors import ErrorCode, RunFailure
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A run that is ours. `failure`: only its end is left to write. `alone`: nothing may run beside it."""
-
-    run: Run
-    entry: bytes
-    failure: RunFailure | None = None
-    alone: bool = False
 
 
 class JobQueue:
@@ -63,7 +52,7 @@ class JobQueue:
 
     # -- claim --------------------------------------------------------------------------
 
-    async def claim(self, free: int) -> list[Claimed]:
+    async def claim(self, free: int) -> list[Attempt]:
         """Ack what has ended and claim up to `free` runs; returns at once, maybe with none.
 
         Raises `StorageError`; what was claimed by then is given back.
@@ -85,22 +74,22 @@ class JobQueue:
         finally:
             self._waiting = False
 
-    async def admit(self, entry: bytes) -> list[Claimed]:
+    async def admit(self, entry: bytes) -> list[Attempt]:
         """Claim the run of an entry that `wait` brought."""
         return await self._admit(Claim([entry], self._claims.now_us()))
 
-    async def take_aside(self) -> list[Claimed]:
+    async def take_aside(self) -> list[Attempt]:
         """Claim the run that waited until nothing else is in flight."""
         aside, self._in_flight.aside = self._in_flight.aside, None
         return [] if aside is None else await self._settle_all(dict([aside]), self._claims.now_us(), [])
 
-    async def adopt(self, seen: Run, now: int) -> Claimed | None:
+    async def adopt(self, seen: Run, now: int) -> Attempt | None:
         """Take over a run that is ours by its row but has no entry and no task: a reply was lost."""
         entry = Job.of(seen, now).encode()
         await self._claims.reregister(entry)
         return await self._settle(seen.run_id, entry, now)
 
-    async def _admit(self, claim: Claim) -> list[Claimed]:
+    async def _admit(self, claim: Claim) -> list[Attempt]:
         entries = await self._sort(claim)
         if not entries:
             return []
@@ -111,10 +100,10 @@ class JobQueue:
         except StorageError:
             await self.requeue(entries.values())
             raise
-        claimed = [Claimed(run, entries.pop(run.run_id)) for run in runs]
+        claimed = [Attempt(run, entries.pop(run.run_id)) for run in runs]
         return await self._settle_all(entries, claim.now, claimed)
 
-    async def _settle_all(self, entries: dict[str, bytes], now: int, claimed: list[Claimed]) -> list[Claimed]:
+    async def _settle_all(self, entries: dict[str, bytes], now: int, claimed: list[Attempt]) -> list[Attempt]:
         """Add to what is `claimed` from the rest, until one stands there that runs alone."""
         while entries:
             run_id, entry = next(iter(entries.items()))
@@ -145,7 +134,7 @@ class JobQueue:
                 entries[run_id] = entry
         return entries
 
-    async def _settle(self, run_id: str, entry: bytes, now: int, beside: int = 0) -> Claimed | None:
+    async def _settle(self, run_id: str, entry: bytes, now: int, beside: int = 0) -> Attempt | None:
         """Deal with an entry whose run is not simply queued and due; `beside`: runs claimed along with it."""
         run = await self._runs.get(run_id)
         owner = run.worker_id if run and run.status is RunStatus.RUNNING else None
@@ -177,7 +166,7 @@ class JobQueue:
 
     async def _take_over(
         self, seen: Run, verdict: Verdict, entry: bytes, now: int, beside: int
-    ) -> Claimed | None:
+    ) -> Attempt | None:
         run = await self._runs.take_over(seen, self._me, now)
         if run is None:  # somebody was faster, or the row moved on: look again
             return await self._settle(seen.run_id, entry, now, beside)
@@ -185,11 +174,11 @@ class JobQueue:
             REDELIVERIES.inc()
             log.warning("run taken over", run_id=run.run_id, attempt=run.attempt, lost_worker=seen.worker_id)
         if verdict is Verdict.CANCEL:
-            return Claimed(run, entry, RunFailure(ErrorCode.CANCELLED, "cancelled while no worker had it"))
+            return Attempt(run, entry, RunFailure(ErrorCode.CANCELLED, "cancelled while no worker had it"))
         if verdict is Verdict.POISON:
             message = f"its worker died {seen.redeliveries + 1} times; not tried again"
-            return Claimed(run, entry, RunFailure(ErrorCode.WORKER_LOST, message, retried=False))
-        return Claimed(run, entry, alone=self._alone(seen))
+            return Attempt(run, entry, RunFailure(ErrorCode.WORKER_LOST, message, retried=False))
+        return Attempt(run, entry, alone=self._alone(seen))
 
     # -- let go -------------------------------------------------------------------------
 

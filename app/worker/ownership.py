@@ -19,7 +19,7 @@ from app.core.errors import StorageError
 from app.core.models import Run, RunStatus
 from app.db.run_store import Owner, RunStore
 from app.redis.clients import BLOCK_S
-from app.worker.in_flight import Attempt, InFlight
+from app.worker.attempts import Attempt, InFlight
 from app.worker.job_queue import JobQueue
 from tailrun.process.stop import StopReason
 
@@ -65,7 +65,7 @@ class Ownership:
         seen = self._unknown_entries
         self._unknown_entries = {e: seen.get(e, self._confirmed_at) for e in entries if e not in ours}
         held = set(entries)
-        self._missing = {a.run.run_id for a in self._in_flight if a.entry not in held}
+        self._missing = {a.run.run_id for a in self._in_flight.values() if a.entry not in held}
 
     async def check(self) -> None:
         """Ask what there is to ask; call it once a second."""
@@ -92,13 +92,13 @@ class Ownership:
             self._watch.heartbeat()
             return
         missing, self._missing = self._missing, set()
-        for attempt in self._in_flight:
+        for attempt in tuple(self._in_flight.values()):
             if attempt.run.run_id in missing and self._mine(attempt, owners):
                 log.warning("entry was gone from redis, run is still ours", run_id=attempt.run.run_id)
                 await self._queue.reregister(attempt.entry)
 
     async def _owners(self) -> Mapping[str, Owner]:
-        attempts = list(self._in_flight)
+        attempts = list(self._in_flight.values())
         owners = await self._runs.owners([attempt.run.run_id for attempt in attempts])
         for attempt in attempts:
             owner = owners.get(attempt.run.run_id)

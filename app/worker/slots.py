@@ -11,10 +11,9 @@ import structlog
 from app.core.errors import StorageError
 from app.core.models import Run
 from app.core.telemetry import SLOTS_BUSY
+from app.worker.attempts import Attempt, InFlight
 from app.worker.health import Readiness
-from app.worker.in_flight import Attempt, InFlight
 from app.worker.job_processor import AttemptContext, JobProcessor
-from app.worker.job_queue import Claimed
 from app.worker.resources import FRESH_S, Resources
 from tailrun.process.stop import StopReason
 
@@ -107,20 +106,19 @@ class Slots:
         claimed = await self._queue.adopt(run, self._bench.clock())
         self._start([claimed] if claimed is not None else [])
 
-    def _start(self, claimed: list[Claimed]) -> None:
-        for one in claimed:
-            attempt = Attempt(one.run, one.entry, alone=one.alone)
-            self._in_flight.add(attempt)
-            task = asyncio.create_task(self._process(attempt, one))
+    def _start(self, claimed: list[Attempt]) -> None:
+        for attempt in claimed:
+            self._in_flight[attempt.run.run_id] = attempt
+            task = asyncio.create_task(self._process(attempt))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         SLOTS_BUSY.set(len(self._in_flight))
 
-    async def _process(self, attempt: Attempt, claimed: Claimed) -> None:
+    async def _process(self, attempt: Attempt) -> None:
         try:
-            await JobProcessor(self._bench, attempt, claimed.failure).process()
+            await JobProcessor(self._bench, attempt).process()
         finally:
-            self._in_flight.remove(attempt)
+            self._in_flight.pop(attempt.run.run_id, None)
             SLOTS_BUSY.set(len(self._in_flight))
             self._freed.set()
 

@@ -32,8 +32,8 @@ from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
 from app.stream.writer import LogPolicy
+from app.worker.attempts import InFlight
 from app.worker.health import Readiness
-from app.worker.in_flight import InFlight
 from app.worker.job_processor import AttemptContext
 from app.worker.job_queue import JobQueue
 from app.worker.project_source import ProjectSource, Secrets

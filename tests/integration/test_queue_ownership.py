@@ -22,8 +22,8 @@ from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue
 from app.worker import ownership
-from app.worker.in_flight import Attempt, InFlight
-from app.worker.job_queue import Claimed, JobQueue
+from app.worker.attempts import Attempt, InFlight
+from app.worker.job_queue import JobQueue
 from app.worker.ownership import Ownership, Watch
 from tailrun.process.stop import StopReason
 
@@ -72,9 +72,8 @@ class Worker:
         [claimed] = await self.queue.claim(1)
         return self.start(claimed)
 
-    def start(self, claimed: Claimed) -> Attempt:
-        attempt = Attempt(claimed.run, claimed.entry)
-        self.in_flight.add(attempt)
+    def start(self, attempt: Attempt) -> Attempt:
+        self.in_flight[attempt.run.run_id] = attempt
         return attempt
 
     async def held(self) -> list[bytes]:
@@ -232,7 +231,7 @@ async def test_a_run_that_lost_two_workers_waits_until_it_is_alone(
     worker.ownership.held(await worker.held())
     await worker.ownership.check()
     assert len(await worker.held()) == 2
-    worker.in_flight.remove(other)
+    del worker.in_flight[other.run.run_id]
     [claimed] = await worker.queue.take_aside()
     assert (claimed.run.run_id, claimed.alone, claimed.run.redeliveries) == (seen.run_id, True, 2)
     assert worker.in_flight.aside is None
