@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 
 class Control:
-    """One worker's ear; run `listen` again and again. `reread` asks the database for cancel requests."""
+    """Obeys the control channel; `reread` asks the database for cancel requests."""
 
     def __init__(self, signals: Signals, in_flight: InFlight, reread: Callable[[], Awaitable[None]]) -> None:
         self._signals, self._in_flight, self._reread = signals, in_flight, reread

@@ -27,7 +27,7 @@ WEDGED_AFTER_S = 30.0
 EXIT_WEDGED = 70
 EXIT_BROKEN = 71
 _LEAVE_S = 10.0
-"""Longest wait for the thread's end: a renewal and the farewell, of a second each, more behind sentinels."""
+"""Longest wait for the thread's end: a renewal and the release, of a second each, more behind sentinels."""
 
 
 class Lease(threading.Thread):
