@@ -28,5 +28,5 @@ def seconds(env: dict[str, str], name: str, default: float) -> float:
 
 
 def for_the_program() -> dict[str, str]:
-    """Return the environment without what was said to us alone."""
+    """Return the environment without what is meant for the wrapper alone."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TOOLBOX_")}

@@ -1,6 +1,6 @@
 """The files of a workspace before and after a tool, and what it changed.
 
-Called when no tool runs: before it starts, and after its container is gone. So there is nobody who
+Called when no tool runs: before it starts, and after its container is gone. So there is no process that
 could swap a folder for a link between two looks; links are still neither followed nor kept.
 """
 

@@ -145,7 +145,7 @@ def _private_data_dir(chosen: Settings, process: str) -> None:
     try:
         private_folder(chosen.data_dir)
     except OSError:
-        return  # where files are in S3 nothing may be needed there; what is, says so itself
+        return  # where files are in S3 nothing may be needed there; what is, raises its own error
     if is_open_to_others(chosen.data_dir):
         from app.core.telemetry import configure_logging, get_logger  # noqa: PLC0415 - only to warn
 

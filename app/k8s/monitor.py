@@ -1,11 +1,11 @@
-"""Stands by one tool run in the cluster, from its Job to its result.
+"""Monitors one tool run in the cluster, from its Job to its result.
 
     place the Job ──> wait for its pod, telling what it waits for ──> follow its log
         ──> its container's exit code ──> its files back ──> the result
 
 One loop: something changed (the watch, the log's end, a request to stop, a time limit), look at
-everything, act. DRAIN and LOST leave the Job to whoever comes next; CANCEL and TIMEOUT delete it,
-and go on following until its end.
+everything, act. DRAIN and LOST leave the Job to the next worker; CANCEL and TIMEOUT delete it, and
+follow it to its end.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class JobMonitor:
             await self._pause(until)
 
     async def _tell(self) -> None:
-        """Put what the cluster says of the pod into the run's log, each thing once."""
+        """Write the pod's events into the run's log, each once."""
         for event in tuple(self._view.events):
             if event.get("type") != "Warning" and event.get("reason") not in _WORTH_TELLING:
                 continue

@@ -74,7 +74,7 @@ class Verdict:
     """No other attempt can mend it."""
 
     def failure(self) -> RunFailure:
-        """Return the failure that this is, or would be if nobody waited any longer."""
+        """Return the failure that this is, or would be without waiting any longer."""
         code = self.code or ErrorCode.EXECUTOR_UNAVAILABLE
         return RunFailure(
             code,

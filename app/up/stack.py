@@ -63,7 +63,7 @@ def up(
 
 
 def check_host(settings: Settings) -> None:
-    """Refuse to let other machines in with a token that nobody chose, or without one."""
+    """Refuse access from other machines with a generated token, or without one."""
     if not is_loopback(settings.host) and settings.auth == "off":
         raise Refused(
             f"AUTH=off needs a HOST that only this machine reaches, such as 127.0.0.1, not {settings.host}"
@@ -77,7 +77,7 @@ def check_host(settings: Settings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What was decided before anything started. `redis_port` None: Redis is somebody else's."""
+    """Decided before anything is started. `redis_port` None: Redis is not started here."""
 
     settings: Settings
     serving: Serving
@@ -102,7 +102,7 @@ class _Plan:
 
 def _check_redis(settings: Settings) -> None:
     """Refuse to start on a Redis that is not there."""
-    from app.core.errors import StorageError  # noqa: PLC0415 - only for a Redis of somebody else's
+    from app.core.errors import StorageError  # noqa: PLC0415 - only for a Redis that is not started here
     from app.redis.address import RedisAddress  # noqa: PLC0415
     from app.redis.inspect import ping  # noqa: PLC0415
 
@@ -238,8 +238,8 @@ class _Machine:
         if done and condition():
             return True
         log = child.spec.log
-        said = last_lines(log) if log is not None else ""
-        raise Refused(f"{child.spec.name} did not start. The end of {log}:\n{said}")
+        end = last_lines(log) if log is not None else ""
+        raise Refused(f"{child.spec.name} did not start. The end of {log}:\n{end}")
 
 
 def _ready(host: str, port: int) -> bool:

@@ -14,7 +14,7 @@ async def run_to_completion(task: asyncio.Task[T], on_cancel: Callable[[], objec
     """Return the result of `task`. A caller that is cancelled asks it to end and waits on for that.
 
     `on_cancel` is called once, however often the caller is cancelled; the task's clean-up runs
-    undisturbed, and then the cancellation goes on.
+    to its end, and then the cancellation is raised.
     """
     try:
         return await asyncio.shield(task)
@@ -24,5 +24,5 @@ async def run_to_completion(task: asyncio.Task[T], on_cancel: Callable[[], objec
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # looked at: the cancellation goes on instead
+            task.exception()  # retrieved: the cancellation is raised instead
         raise

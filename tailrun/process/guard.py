@@ -243,7 +243,7 @@ class _Guard:
                 continue
 
     def _reap(self) -> bool:
-        """Collect who died; True when nobody is left, for orphans come back to a sub-reaper."""
+        """Reap children; True when none is left, for a sub-reaper inherits orphans."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -315,7 +315,7 @@ def _limit(limits: list[int]) -> None:
 def _tell(status: int, line: str) -> None:
     try:
         os.write(status, line.encode() + b"\n")
-    except OSError:  # the worker is gone: nobody to tell
+    except OSError:  # the worker is gone
         return
 
 
