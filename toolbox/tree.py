@@ -35,7 +35,7 @@ class Tree(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What goes back (sorted), what is gone, what has no place in a workspace, what is over a limit."""
+    """What is sent back (sorted), what was deleted, what a workspace can't hold, what is over a limit."""
 
     changed: list[str]
     removed: list[str]

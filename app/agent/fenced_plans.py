@@ -19,7 +19,7 @@ from tailrun.process.errors import ErrorCode, RunFailure
 MAX_BLOCK = 256 * 1024
 """Characters of one block."""
 MAX_VALUES = 10_000
-"""Values of one YAML block: what is read in a fraction of a second, for other runs wait meanwhile."""
+"""Values of one YAML block: reading so many takes a fraction of a second, in which other runs wait."""
 MAX_BLOCKS = 10
 
 _MAX_DEPTH = 20

@@ -49,7 +49,7 @@ def up(
 
 
 def _check_tasks(chosen: Settings) -> None:
-    """Tell mistakes in TASKS_FILE once, here, before API and worker would each tell them again."""
+    """Report mistakes in TASKS_FILE once, here, before API and worker would each report them."""
     if chosen.tasks_file is None:
         return
     from app.plan.task_types import BadTasksFile, load  # noqa: PLC0415

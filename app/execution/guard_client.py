@@ -153,7 +153,7 @@ class GuardClient:
         changed()
 
     async def close(self) -> None:
-        """Kill what is left, wait until it is gone, give the pipes and the process entry back."""
+        """Kill what is left, wait for its end, close the pipes and reap the guard."""
         with self._lock:
             if self._control is not None:
                 os.close(self._control)

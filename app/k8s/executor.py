@@ -87,7 +87,7 @@ class KubernetesExecutor:
         await self._crew.staging.sweep(older_than_s)
 
     def heartbeat(self) -> None:
-        """Nothing to tell: a Job does not depend on its worker."""
+        """Do nothing: a Job does not depend on its worker."""
 
     async def close(self) -> None:
         """Close the connections to the cluster; Jobs keep running."""

@@ -91,7 +91,7 @@ class Frames:
         self._next = self.cursor.n + 1
 
     def again(self) -> None:
-        """Take note that the log is read again: numbers tell what is old."""
+        """Called when the log is read again: numbers show what is old."""
 
     def read(self, stamped: Iterable[bytes], now: float) -> list[Item]:
         """Return what the next lines of the log mean; `now` is a monotonic time in seconds."""

@@ -305,7 +305,7 @@ class JobMonitor:
         return judge(view.job, view.pod, view.events, pod_gone=view.pod_gone)
 
     async def _judged(self) -> Verdict:
-        """Judge; a Job that is gone from the watch is looked for once more, for the watch may be late."""
+        """Return the verdict; a Job that the watch lacks is read once more, for the watch may be late."""
         verdict = self._judge()
         if self._view.job_gone and verdict.state in {State.PLACING, State.STARTING}:
             try:
@@ -333,7 +333,7 @@ class JobMonitor:
             await self._crew.cluster.delete(f"{self._crew.terms.jobs}/{self.name}", patience_s=_KILL_S)
 
     async def _kill(self) -> None:
-        """Delete the Job and wait until its program is gone, though we are being cancelled ourselves."""
+        """Delete the Job and wait until its program has ended, also when cancelled."""
         killing = asyncio.create_task(self._kill_now())
         while not killing.done():
             with contextlib.suppress(asyncio.CancelledError):

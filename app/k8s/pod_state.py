@@ -87,7 +87,7 @@ class Verdict:
 def judge(
     job: Thing | None, pod: Thing | None, events: Iterable[Thing], *, pod_gone: bool = False
 ) -> Verdict:
-    """Return what is the case."""
+    """Return the verdict on a pod's state."""
     if pod is None:
         return _without_pod(job, events)
     status = pod["status"]

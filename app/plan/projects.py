@@ -1,4 +1,4 @@
-"""A project: what its tasks' programs are told about the place that they work on. Pure."""
+"""A project: configuration that its tasks' programs get as environment. Pure."""
 
 from __future__ import annotations
 

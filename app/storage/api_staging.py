@@ -108,7 +108,7 @@ class Part(NamedTuple):
                 raise Conflict("A later archive took the place of this one.", code="superseded")
 
     def finish(self) -> None:
-        """Put it into its place; `NotFound` if its key was dropped meanwhile."""
+        """Rename it to its final path; `NotFound` if its key was dropped meanwhile."""
         with disk():
             self.file.close()
             try:

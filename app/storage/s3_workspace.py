@@ -284,11 +284,11 @@ class Transfer:
         self._before = snapshot(self.folder)
 
     def expect(self, paths: Iterable[str]) -> None:
-        """Take it that `paths` were downloaded: those that are not in the folder are gone."""
+        """Record `paths` as downloaded: those that are not in the folder were deleted."""
         self._before = Snapshot({path: Found(-1, 0, 0, executable=False) for path in paths})
 
     def upload(self, checkout: Checkout, limits: Limits, stored: list[FileInfo]) -> None:
-        """Store what changed and delete what is gone; fill `checkout`.
+        """Store what changed and delete what was removed; fill `checkout`.
 
         Raises:
             TooLarge, Conflict: something is over a limit, or a file that came over HTTP meanwhile

@@ -43,7 +43,7 @@ def largest_upload(limits: Limits) -> int:
 
 
 def pod_limits(limits: Limits) -> dict[str, int]:
-    """Return what the pod is told of the limits."""
+    """Return the limits for `sync.json`."""
     return {"files": limits.files, "bytes": limits.total_bytes, "file_bytes": limits.file_bytes}
 
 

@@ -74,7 +74,7 @@ class Threads:
         release: Callable[[T], None],
         *args: *Args,
     ) -> AsyncGenerator[T]:
-        """Give out what `acquire(*args)` opened in a thread; `release` it, also when cancelled meanwhile."""
+        """Yield what `acquire(*args)` opened in a thread; `release` it, also when cancelled."""
         got: list[T] = []
         try:
             await self.run(lambda: got.append(acquire(*args)))

@@ -89,7 +89,7 @@ class _Plan:
 
     @property
     def env(self) -> dict[str, str]:
-        """What every child is told, on top of the environment that `up` was given."""
+        """The variables of every child, on top of the environment of `up`."""
         return dict(self.environ) | {
             "DATA_DIR": self.serving.data_dir,
             "HOST": self.settings.host,
@@ -157,7 +157,7 @@ class _Machine:
     tails: list[LogTail] = field(default_factory=list[LogTail])
 
     def start(self) -> bool:
-        """Start everything in order; False when asked to stop meanwhile."""
+        """Start everything in order; False when a stop was requested before the end."""
         private_folder(self.folder.path / "logs")
         self.supervisor.each_tick = self.pump
         redis = None if self.plan.redis_port is None else self._redis(self.plan.redis_port)

@@ -150,7 +150,7 @@ class OutputCapture:
         return run if run is not None else self._ended(run_id)
 
     def _ended(self, run_id: str) -> RunOutput:
-        """Make what a file tells of a run that memory has forgotten; it is not kept."""
+        """Read a run that is no longer in memory from its file; the result is not kept."""
         kept = self._kept(run_id)
         run = self._new(run_id)
         run.recall(kept)

@@ -159,7 +159,7 @@ class _Direct(asyncio.SubprocessProtocol):
             self._sweep()
 
     async def close(self) -> None:
-        """Kill what is left, wait until it is gone, give the pipes and the process entry back."""
+        """Kill what is left, wait for its end, close the pipes and reap the process."""
         if "exited" not in self.report or not self.gone:
             self._kill("request")
         if self._transport is not None:

@@ -80,7 +80,7 @@ class _Request:
 
 
 def _read_request(control: int) -> _Request | None:
-    """Read the request; None when the worker was gone before it was whole."""
+    """Read the request; None when the worker ended before it was complete."""
     head = b""
     while not head.endswith(b"\n"):
         byte = os.read(control, 1)
@@ -172,7 +172,7 @@ class _Guard:
         return True
 
     def _listen(self) -> bool:
-        """Take the worker's words; False once it is gone."""
+        """Handle the worker's commands; False once it has ended."""
         words = os.read(self._control, 4096)
         self._heard = time.monotonic()
         if not words:
@@ -359,7 +359,7 @@ def _descendants(root: int) -> list[int]:
 
 
 def _living_parent(pid: str) -> int:
-    """Return the parent of a process; 0 when it is gone."""
+    """Return the parent of a process; 0 when it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

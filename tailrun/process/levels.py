@@ -153,7 +153,7 @@ def _coloured(text: str) -> Level | None:
 
 
 def _failure(text: str) -> Level | None:
-    """Recognize how compilers, runtimes, shells and package managers tell failures."""
+    """Recognize how compilers, runtimes, shells and package managers report failures."""
     head = text[:_FAILURE_HEAD]
     if ":" in head and ("rror" in head or "xception" in head or "arning" in head or "dumped" in head):
         if _RAISED.match(head) or "(core dumped)" in head:

@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -179,7 +178,7 @@ class Shell:
         command = re.sub(r"\bRUN\b(?!\})(?<!\$RUN)", run_id, command).replace("<run_id>", created)
         command = command.replace("/tmp/", f"{self.home}/").replace("…", "x")
         if "--watch" in command:
-            return self.type_and_interrupt(command)
+            return self.type_and_end(command)
         return subprocess.run(
             ["bash", "-ec", command],
             cwd=self.home,
@@ -190,21 +189,17 @@ class Shell:
             check=False,
         )
 
-    def type_and_interrupt(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Type what goes on until Ctrl-C, and press that once it has shown something."""
+    def type_and_end(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Type what runs until it is ended, and end it once it has shown something."""
         shown = self.home / "watched"
         with shown.open("wb") as out:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {command}"],
-                cwd=self.home,
-                env=self.env,
-                stdout=out,
-                stderr=out,
+                ["bash", "-c", f"exec {command}"], cwd=self.home, env=self.env, stdout=out, stderr=out
             )
         until(lambda: shown.stat().st_size > 0 or process.poll() is not None)
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         code = process.wait(60)
-        return subprocess.CompletedProcess(command, 0 if code in {0, 130} else code, shown.read_text(), "")
+        return subprocess.CompletedProcess(command, max(code, 0), shown.read_text(), "")
 
 
 def settings(command: str) -> str:
