@@ -155,20 +155,8 @@ class Shell:
         return self.up.run(*words).stdout.strip()
 
     def dead_run(self) -> str:
-        run_id = self.made(
-            *(
-                "run",
-                "--no-follow",
-                "--retry-on",
-                "exit_nonzero",
-                "--attempts",
-                "2",
-                "--",
-                "sh",
-                "-c",
-                "exit 3",
-            )
-        )
+        words = "run --no-follow --retry-on exit_nonzero --attempts 2 -- sh -c 'exit 3'"
+        run_id = self.made(*shlex.split(words))
         until(lambda: run_id in self.up.run("dead", "list").stdout)
         return run_id
 
@@ -196,8 +184,10 @@ class Shell:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec {command}"], cwd=self.home, env=self.env, stdout=out, stderr=out
             )
-        until(lambda: shown.stat().st_size > 0 or process.poll() is not None)
-        process.terminate()
+        try:
+            until(lambda: shown.stat().st_size > 0 or process.poll() is not None)
+        finally:
+            process.terminate()
         code = process.wait(60)
         return subprocess.CompletedProcess(command, max(code, 0), shown.read_text(), "")
 
