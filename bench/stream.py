@@ -207,7 +207,7 @@ xychart-beta
 
 How it is taken:
 
-- **Burst**: the feeder sends as fast as the server takes lines (or Redis, where one stands between), until
+- **Burst**: the feeder sends as fast as the server takes lines (or Redis, where one is between), until
   every watcher has counted all of them.
 - **CPU**: of the server's processes, over a steady 200 lines/s to each of 100 watchers.
 - **p50 / p99**: from before a line is sent to when the watcher has read it, of 50 of the watchers.

@@ -5,7 +5,8 @@ from tailrun import Client
 with Client("http://127.0.0.1:8080", token) as client:
     run = client.create(argv=["python", "-c", "print('hello')"])
     for event in client.stream(run["run_id"]):
-        print(event.content)
+        if event.type == "log":
+            print(event.content)
 
 The library runs programs inside of your own process, without a server: see `docs/library.md` and
 `tailrun.capture`. Each name is imported when it is first used, so that a client does not load

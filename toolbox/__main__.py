@@ -10,7 +10,7 @@ _WRONG_USE = 125
 
 
 def main() -> int:
-    """Do what the arguments say; return the exit code."""
+    """Run the command of the arguments; return the exit code."""
     match sys.argv[1:]:
         case ["exec", "--", program, *arguments]:
             from toolbox.settings import Settings  # noqa: PLC0415

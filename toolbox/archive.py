@@ -2,7 +2,7 @@
 
 Who packs it may be a stranger (the worker reads what was made beside untrusted code), so reading
 is a small loop over headers of its own instead of `tarfile`'s: that one obeys extended headers of
-any size and sparse maps, all in memory, before a caller can say no. Here whatever is not a plain
+any size and sparse maps, all in memory, before a caller can refuse. Here whatever is not a plain
 file with a plain relative name is refused, and everything is counted while it is unpacked. Both
 ways stream: memory does not grow with the archive.
 """
@@ -57,7 +57,7 @@ def entries(read: Read, limits: Limits) -> Iterator[tuple[Entry, Iterator[bytes]
     """Yield each file and its content, which is to be read before the next one.
 
     Raises:
-        Damaged, Refused: see there; whoever unpacks throws away what came before.
+        Damaged, Refused: see there; the caller discards what was unpacked before.
     """
     source = _Inflated(read)
     left = limits.bytes
@@ -93,7 +93,7 @@ class Packer:
         self._gzip = zlib.compressobj(_LEVEL, wbits=_GZIP)
 
     def add(self, entry: Entry, read: Read) -> None:
-        """Add a file; OSError if it has become shorter than `entry` says."""
+        """Add a file; OSError if it has become shorter than `entry.size`."""
         self._put(_header(entry))
         left = entry.size
         while left:
@@ -194,7 +194,7 @@ def _entry(info: tarfile.TarInfo, more: dict[str, str]) -> Entry:
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """Return what an extended header says: records of length, space, key, `=`, value, LF (POSIX pax)."""
+    """Return the values of an extended header: records of length, space, key, `=`, value, LF (POSIX pax)."""
     found: dict[str, str] = {}
     while data:
         length, _, rest = data.partition(b" ")

@@ -4,7 +4,7 @@ The container runtime splits longer lines, and a torn frame could not be read. W
 prints need not be text nor have line ends, so a line may take several frames:
 
     {"n":7,"s":"o","t":1763690400123456,"d":"one whole line"}
-    {"n":8,"s":"o","t":…,"d":"Password: ","p":1}     part of a line, which goes on
+    {"n":8,"s":"o","t":…,"d":"Password: ","p":1}     part of a line, which continues
     {"n":9,"s":"o","t":…,"d":"accepted"}             its end
     {"n":10,"s":"e","t":…,"d":"no line end","u":1}   the program's last words, without `\n`
 
@@ -22,7 +22,7 @@ FRAME_BYTES = 16_000
 """The longest frame, with its line end; runtimes split lines at 16 384."""
 
 PART_CHARS = 12_288
-"""How much of a line stands in one frame, where no escape makes it longer."""
+"""How much of a line is in one frame, where no escape makes it longer."""
 
 _AROUND = 100  # more than the bytes of a frame around its text
 _SURELY_FITS = (FRAME_BYTES - _AROUND) // 6  # characters; the longest escape has six bytes
@@ -47,7 +47,7 @@ class Frames:
         self.add(f'"k":{quote(kind)},"m":{quote(message[:2000])}')
 
     def add_lines(self, before: str, lines: list[str]) -> None:
-        """Add a frame for each of `lines`, all of them short; `before` stands between number and text."""
+        """Add a frame for each of `lines`, all of them short; `before` is written between number and text."""
         numbered = enumerate(lines, self._n + 1)
         self._waiting.append("".join([f'{{"n":{n},{before}{quote(line)}}}\n' for n, line in numbered]))
         self._n += len(lines)
@@ -96,7 +96,7 @@ class Stream:
         return self.held and (began or bool(lines))
 
     def flush(self, stamp: int) -> None:
-        """Let go of the beginning of a line; its end comes in later frames."""
+        """Send the beginning of a line; its end comes in later frames."""
         if self._rest:
             self._cut(self._before(stamp), self._rest, ',"p":1')
             self._rest, self._open = "", True

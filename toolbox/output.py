@@ -9,10 +9,10 @@ _PIPE_BUF = 4096  # a pipe that polls as writable takes this much without blocki
 
 
 class Output:
-    """Our stdout, never waited for: whoever polls it as writable calls `write_some`.
+    """Our stdout, never waited for: the caller polls it and calls `write_some` when it is writable.
 
     Without a reader (the runtime's end is closed) everything is thrown away, and the program
-    goes on to its end: its exit code still counts.
+    runs to its end: its exit code still counts.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,6 @@ class Output:
 
     @property
     def waiting(self) -> bool:
-        """Whether something is to be written."""
         return bool(self._left)
 
     def put(self, data: bytes) -> None:
@@ -34,7 +33,7 @@ class Output:
         try:
             self._left = self._left[os.write(STDOUT, self._left[:_PIPE_BUF]) :]
         except BlockingIOError:
-            pass  # somebody made it non-blocking, and another writer was quicker
+            pass  # another process made it non-blocking, and another writer was quicker
         except OSError:
             self._left, self._deaf = memoryview(b""), True
 

@@ -64,10 +64,10 @@ class Program:
         _kill(-self.pid, number)
 
     def reap(self) -> None:
-        """Bury whoever died. With the program itself goes everything that it left behind."""
+        """Reap children. When the program itself has ended, everything that it left behind is killed."""
         while (pid := _dead_child()) is not None:
             if pid == self.pid:
-                self._end_all()  # before its number is free for somebody else
+                self._end_all()  # before its number is free for another process
             _, status, usage = os.wait4(pid, 0)
             self.cpu_s += usage.ru_utime + usage.ru_stime
             self.max_rss = max(self.max_rss, usage.ru_maxrss * 1024)

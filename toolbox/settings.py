@@ -1,4 +1,4 @@
-"""What is told to the programs of this package: `TOOLBOX_*` variables of the environment."""
+"""The settings of the programs of this package: `TOOLBOX_*` variables of the environment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 class Settings:
-    """What `exec` goes by; times in seconds. Plain, for `typing` alone costs 7 ms of start-up.
+    """The settings of `exec`; times in seconds. Plain, for `typing` alone costs 7 ms of start-up.
 
     ValueError, naming the variable, where a number is none.
     """
@@ -28,5 +28,5 @@ def seconds(env: dict[str, str], name: str, default: float) -> float:
 
 
 def for_the_program() -> dict[str, str]:
-    """Return the environment without what was said to us alone."""
+    """Return the environment without what is meant for the wrapper alone."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TOOLBOX_")}

@@ -3,7 +3,7 @@
 A native sidecar, the only container that mounts the addresses. It outlives the tool however that
 ended, gets SIGTERM then, and uploads what changed within a bounded time. Should it be restarted
 meanwhile (its memory, its node's mood), it must not bring the files down again over the tool's
-work: what it found at the start stands in the shared folder, beside `ready`.
+work: what it found at the start is in the shared folder, beside `ready`.
 
     sync.json ──> download ──> baseline, ready ──> SIGTERM ──> compare, pack ──> upload
                      └─> failed, with the reason
@@ -63,7 +63,7 @@ class Places(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What `sync.json` says."""
+    """The content of `sync.json`."""
 
     down: Mapping[str, Any]
     up: Mapping[str, Any]
@@ -73,12 +73,12 @@ class Task(NamedTuple):
     def read(cls, file: Path) -> Task:
         """Read it; `Failed` where it is missing or malformed."""
         try:
-            said = json.loads(file.read_bytes())
-            limits = said["limits"]
+            body = json.loads(file.read_bytes())
+            limits = body["limits"]
             size = int(limits["bytes"])
             return cls(
-                dict(said["down"]),
-                dict(said["up"]),
+                dict(body["down"]),
+                dict(body["up"]),
                 Limits(int(limits["files"]), size, int(limits.get("file_bytes", size))),
             )
         except OSError as error:
@@ -216,7 +216,7 @@ def _pack(spool: IO[bytes], changes: Changes, workspace: Path) -> None:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    # A program that is still there, against all that Kubernetes says, shall not lead us elsewhere.
+    # A program that still runs, against what Kubernetes reports, must not redirect us by a link.
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
 
 

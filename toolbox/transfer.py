@@ -22,7 +22,7 @@ _SILENCE_S = 20.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OK, _REDIRECT = 200, 300
-_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")  # how S3 says what is wrong
+_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")  # S3's error code
 
 
 class TransferFailed(Exception):
@@ -55,7 +55,7 @@ def download(address: Mapping[str, Any], take: Callable[[Read], T], seconds: flo
 
 
 def upload(address: Mapping[str, Any], file: IO[bytes], size: int, seconds: float) -> None:
-    """PUT (or what `method` says) `size` bytes of `file`; raises as `download`."""
+    """PUT (or `method`) `size` bytes of `file`; raises as `download`."""
 
     def once(until: float) -> None:
         file.seek(0)
@@ -107,17 +107,17 @@ class _Exchange:
         """Send the request; return the answer if it is a good one."""
         headers = self._headers | ({"Content-Length": str(size)} if body is not None else {})
         with _network():
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have said why before
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered
                 self._connection.request(method, self._path, self._pieces(body), headers)
             answer = self._connection.getresponse()
             code = None if answer.status < _REDIRECT else _CODE.search(answer.read(4096))
         if not _OK <= answer.status < _REDIRECT:
-            said = f"status {answer.status}" + (f" ({code[1].decode()})" if code else "")
-            raise _Passing(said) if answer.status in _AGAIN else TransferFailed(said)
+            what = f"status {answer.status}" + (f" ({code[1].decode()})" if code else "")
+            raise _Passing(what) if answer.status in _AGAIN else TransferFailed(what)
         return answer
 
     def check_time(self) -> None:
-        """Raise TimeoutError when the time is over: a server may send one byte a second for ever."""
+        """Raise TimeoutError when the time is over: a server may send one byte a second without end."""
         if time.monotonic() > self._until:
             raise TimeoutError
 

@@ -1,6 +1,6 @@
 """The files of a workspace before and after a tool, and what it changed.
 
-Called when no tool runs: before it starts, and after its container is gone. So there is nobody who
+Called when no tool runs: before it starts, and after its container is gone. So there is no process that
 could swap a folder for a link between two looks; links are still neither followed nor kept.
 """
 
@@ -35,7 +35,7 @@ class Tree(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What goes back (sorted), what is gone, what has no place in a workspace, what is over a limit."""
+    """What is sent back (sorted), what was deleted, what a workspace can't hold, what is over a limit."""
 
     changed: list[str]
     removed: list[str]

@@ -164,7 +164,7 @@ class Wrapper:
         return None if wait_s == _FOREVER else min(max(0.0, wait_s * 1000), _LONGEST_POLL_MS)
 
     def _actions(self) -> list[str | int]:
-        """Return what may fall due; nothing is read or said while the reader lets us wait."""
+        """Return what may fall due; nothing is read or sent while the reader is not ready."""
         return [what for what in self._due if what in {"timeout", "kill"} or not self._output.waiting]
 
     def _keep_time(self) -> None:
@@ -182,7 +182,7 @@ class Wrapper:
                 self._open[what].flush(_now_us())
 
     def _leave_pipes(self) -> None:
-        """Read what the program left in its pipes; leave them to whoever escaped and still holds them."""
+        """Read what the program left in its pipes; leave them to escaped processes that still hold them."""
         for fd in list(self._open):
             os.set_blocking(fd, False)
             try:  # noqa: SIM105 - contextlib costs 3 ms of start-up

@@ -19,7 +19,7 @@ from tailrun.process.errors import ErrorCode, RunFailure
 MAX_BLOCK = 256 * 1024
 """Characters of one block."""
 MAX_VALUES = 10_000
-"""Values of one YAML block: what is read in a fraction of a second, for other runs wait meanwhile."""
+"""Values of one YAML block: reading so many takes a fraction of a second, in which other runs wait."""
 MAX_BLOCKS = 10
 
 _MAX_DEPTH = 20
@@ -36,7 +36,7 @@ class NotAPlan(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """A block of a prompt; `line` is where its fence stands, counted from 1."""
+    """A block of a prompt; `line` is the line of its fence, counted from 1."""
 
     language: str
     line: int
@@ -144,7 +144,7 @@ def _trick(event: Any, depth: int) -> str | None:
 
 
 def _at(block: Fenced, line: int, problem: str) -> RunFailure:
-    """Name the line of the prompt: the fence stands at `block.line`, its text begins below."""
+    """Name the line of the prompt: the fence is at `block.line`, its text begins below."""
     return _invalid(f"line {block.line + 1 + line} of the prompt (```{block.language} block): {problem}")
 
 

@@ -2,7 +2,7 @@
 
 There is no language model here. A run brings its plan along: as `steps`, as an `argv`, or
 as a fenced block in its prompt. A bare prompt gets a small plan that shows every part at
-work, and says in its first line that nobody carried the prompt out.
+work, and its first line states that the prompt was not carried out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NO_MODEL = (
 HOW_TO_PLAN = (
     "To have something done today, put steps into the prompt as a ```yaml block, or send `steps` or `argv`."
 )
-AS_THEY_STAND = "The steps in the {name} run as they stand; the rest of the prompt is not carried out."
+AS_WRITTEN = "The steps in the {name} run as written; the rest of the prompt is not carried out."
 
 _FACTS = """\
 echo "machine: $(uname -sm)"
@@ -40,7 +40,7 @@ echo "prompt: $(wc -c < prompt.txt | tr -d ' ') bytes in prompt.txt"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps, the name of who planned them, and what the run's stream shall say first."""
+    """Steps, the name of the planner, and the first lines of the run's stream."""
 
     steps: list[Step]
     planner: str
@@ -53,7 +53,7 @@ def plan(run: Run, task: TaskProgram | None = None) -> Plan:
     `task` is the program of a run of kind `task`.
 
     Raises:
-        RunFailure: INVALID_PLAN; the message says where and what.
+        RunFailure: INVALID_PLAN; the message names the place and the problem.
     """
     match run.spec:
         case {"steps": steps}:
@@ -91,7 +91,7 @@ def _from_prompt(prompt: str) -> Plan:
         raise _invalid(f"the prompt holds {len(plans)} plans, at lines {lines}: put all steps into one block")
     if plans:
         block, steps = plans[0]
-        note = (Level.INFO, AS_THEY_STAND.format(name=block.name))
+        note = (Level.INFO, AS_WRITTEN.format(name=block.name))
         return Plan(_checked(steps, f"{block.name}: "), "fenced", [note])
     return Plan(_smoke(prompt), "smoke", notes)
 

@@ -1,4 +1,4 @@
-"""The lines that stand above and below a step in a run's stream."""
+"""The lines above and below a step in a run's stream."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ended(step: Step, failure: RunFailure | None, duration_s: float) -> str:
 
 
 def exit_nonzero(step: Step, outcome: ToolOutcome) -> RunFailure:
-    """Say with which code, or by which signal, a program ended."""
+    """Describe with which code, or by which signal, a program ended."""
     message = f"{_program(step)} ended with exit code {outcome.exit_code}"
     if outcome.signal is not None:
         message += f" ({_signal(outcome.signal)})"
@@ -60,7 +60,7 @@ def _subject(tool: str, args: dict[str, Any]) -> str:
 
 
 def _first_line(text: str) -> str:
-    """Return the first line that says something, with a mark if it is not all."""
+    """Return the first line that is not empty, with a mark if it is not all."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "(nothing)" if not lines else lines[0] + (" …" if len(lines) > 1 else "")
 

@@ -1,6 +1,6 @@
 """The supervisor: a plan's steps, one after the other, each with its own record.
 
-It promises that a finished step is never run again, whichever worker goes on with the run:
+It promises that a finished step is never run again, whichever worker continues the run:
 a step's record is committed before the next step starts.
 """
 
@@ -32,7 +32,7 @@ _NEVER_TOLERATED = frozenset({ErrorCode.CANCELLED, ErrorCode.EXECUTOR_UNAVAILABL
 
 
 class Drained(Exception):
-    """The worker is shutting down: the run goes on elsewhere, from the step that was interrupted."""
+    """The worker is shutting down: another one continues the run, from the step that was interrupted."""
 
 
 async def supervise(
@@ -61,7 +61,7 @@ async def supervise(
     supervision = _Supervision(run, len(plan.steps), log, tools, stop, clock)
     for idx, step in enumerate(plan.steps):
         earlier = done.get(step.id)
-        if earlier is None or not await supervision.stands(step, earlier):
+        if earlier is None or not await supervision.is_final(step, earlier):
             await supervision.perform(idx, step, earlier)
     return 0
 
@@ -78,8 +78,8 @@ class _Supervision:
     clock: Callable[[], int]
     unsaved: bool = False
 
-    async def stands(self, step: Step, earlier: StepRecord) -> bool:
-        """Whether an earlier attempt's record is taken as it stands; raise its failure if that was final."""
+    async def is_final(self, step: Step, earlier: StepRecord) -> bool:
+        """Whether an earlier attempt's record is kept; raise its failure if that was final."""
         error = earlier.error or {}
         if earlier.status is StepStatus.SUCCEEDED or error.get("tolerated"):
             what = f"{step.id} {earlier.status} in attempt {earlier.attempt}: not run again"
@@ -113,10 +113,10 @@ class _Supervision:
             return
         if not tolerated:
             raise failure
-        await self.log.say(Level.WARNING, f"{step.id} failed; it may, so the run goes on", step.id)
+        await self.log.say(Level.WARNING, f"{step.id} failed; it may, so the run continues", step.id)
 
     async def _again(self, step: Step, earlier: StepRecord | None) -> Resume:
-        """Say which run of the step this is: where programs outlive workers, an interrupted one goes on."""
+        """Return which run of the step this is: an interrupted one that outlived its worker continues."""
         if earlier is None or not self.tools.reattaches(step):
             return Resume()
         before = int((earlier.result or {}).get("step_run", 1))
@@ -178,7 +178,7 @@ class _Supervision:
         return RunFailure(ErrorCode.TIMEOUT, f"stopped at {limit}", step=at, exit_code=exit_code)
 
     def _tolerates(self, step: Step, failure: RunFailure) -> bool:
-        """Whether the run goes on: not when it is itself over, nor while nothing can be run at all."""
+        """Whether the run continues: not when it is itself over, nor while nothing can be run at all."""
         over = failure.code is ErrorCode.TIMEOUT and self.stop.reason is StopReason.TIMEOUT
         return step.continue_on_error and not over and failure.code not in _NEVER_TOLERATED
 
@@ -258,7 +258,7 @@ def _error(
 
 
 def _failure_of(record: StepRecord) -> RunFailure:
-    """Return the failure that a record of an earlier attempt stands for."""
+    """Return the failure that a record of an earlier attempt holds."""
     error = record.error or {}
     return RunFailure(
         ErrorCode(error.get("code", ErrorCode.EXIT_NONZERO)),

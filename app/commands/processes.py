@@ -49,7 +49,7 @@ def up(
 
 
 def _check_tasks(chosen: Settings) -> None:
-    """Tell mistakes in TASKS_FILE once, here, before API and worker would each tell them again."""
+    """Report mistakes in TASKS_FILE once, here, before API and worker would each report them."""
     if chosen.tasks_file is None:
         return
     from app.plan.task_types import BadTasksFile, load  # noqa: PLC0415
@@ -145,7 +145,7 @@ def _private_data_dir(chosen: Settings, process: str) -> None:
     try:
         private_folder(chosen.data_dir)
     except OSError:
-        return  # where files are in S3 nothing may be needed there; what is, says so itself
+        return  # where files are in S3 nothing may be needed there; what is, raises its own error
     if is_open_to_others(chosen.data_dir):
         from app.core.telemetry import configure_logging, get_logger  # noqa: PLC0415 - only to warn
 

@@ -16,7 +16,7 @@ def check(
         Path | None, typer.Argument(help="A tasks.yaml; left out: TASKS_FILE.", show_default=False)
     ] = None,
 ) -> None:
-    """Look for mistakes in a tasks.yaml; each is told with its line."""
+    """Look for mistakes in a tasks.yaml; each is shown with its line."""
     from app.plan.task_types import SHIPPED, BadTasksFile, load  # noqa: PLC0415 - `--help` needs neither
 
     path = file or settings().tasks_file

@@ -1,4 +1,4 @@
-"""The executor interface: run one program in a run's files, hand over its lines, say how it ended.
+"""The executor interface: run one program in a run's files, pass on its lines, return its result.
 
 The local process and the Kubernetes Job implement it; one conformance suite holds both. How the
 files reach the program, and what it changed comes back, is the executor's business: a process of
@@ -20,7 +20,7 @@ from tailrun.process.stop import ProcessResult, StopToken
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """How a step is run this time: as its `step_run`th fresh start, or (`resumed`) going on with it."""
+    """How a step is run this time: as its `step_run`th fresh start, or (`resumed`) continued."""
 
     step_run: int = 1
     resumed: bool = False
@@ -29,7 +29,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A program given as text: it stands in a file `name` outside of the run's files, then `args`."""
+    """A program given as text: it is in a file `name` outside of the run's files, then `args`."""
 
     name: str
     text: str
@@ -77,7 +77,7 @@ class ToolRun:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult(ProcessResult):
-    """How a tool ended. DRAIN and LOST come without an exit code where it goes on for the next worker.
+    """How a tool ended. DRAIN and LOST have no exit code where it keeps running for the next worker.
 
     `changed`: what it wrote, changed or (size -1) removed; `skipped`: what can't be kept.
     `stages`: where it was when, in microseconds since the epoch, if the executor has stages.
@@ -89,7 +89,7 @@ class ToolResult(ProcessResult):
 
 
 class CannotRun(Exception):
-    """Tools can't be run as the settings want; the message says what to do."""
+    """Tools can't be run with these settings; the message names what to do."""
 
 
 class Executor(Protocol):
@@ -98,13 +98,13 @@ class Executor(Protocol):
     Returns only when the program and all its descendants are gone, every line was handed to
     `sink` and every change was written to the workspace. Raises `RunFailure` (START_FAILED,
     EXECUTOR_UNAVAILABLE, RESOURCE_LIMIT …) when the program never ran or was ended from outside,
-    and the workspace's errors. If `sink` raises, the program is killed and the error goes on.
+    and the workspace's errors. If `sink` raises, the program is killed and the error is raised.
     When the calling task is cancelled, the program is killed before CancelledError is raised again.
     After LOST nothing is written to the workspace.
     """
 
     reattaches: bool
-    """Whether a program goes on without its worker: DRAIN and LOST leave it running, and a `run`
+    """Whether a program keeps running without its worker: DRAIN and LOST leave it running, and a `run`
     with the same run, step and `step_run` finds it."""
 
     async def start(self) -> None:
@@ -116,24 +116,24 @@ class Executor(Protocol):
         ...
 
     async def run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
-        """Run `tool` to its end, or go on with it."""
+        """Run `tool` to its end, or continue it."""
         ...
 
     def has_program(self, program: str, wants: ResourceRequest) -> bool:
-        """Whether a program can be started by this name; True where nobody can know."""
+        """Whether a program can be started by this name; True where that is unknown."""
         ...
 
     async def on_committed(self, tool: ToolRun) -> None:
-        """Take note that the result of `tool` is committed: nothing of it is needed any more."""
+        """Called once the result of `tool` is committed; releases what was kept for it."""
         ...
 
     def heartbeat(self) -> None:
-        """Say that the worker still owns its runs; called from any thread, once a second.
+        """Report that the worker still owns its runs; called from any thread, once a second.
 
-        Without a word for `LEASE_S` − 1 s every program is killed that can't be re-attached to.
+        After `LEASE_S` − 1 s without it every program is killed that can't be re-attached to.
         """
         ...
 
     async def close(self) -> None:
-        """Kill what still runs and can't be re-attached to, and let go of everything."""
+        """Kill what still runs and can't be re-attached to, and close everything."""
         ...

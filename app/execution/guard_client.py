@@ -1,14 +1,14 @@
-"""The worker's end of one guard: starts it, speaks its words, hears its reports.
+"""The worker's end of one guard: starts it, sends its commands, reads its reports.
 
 Owns the four pipes between the worker, the guard and the tool, and the guard's process entry,
-and gives all of them back. What the words mean stands in `guard.py`.
+and closes them. The commands are described in `guard.py`.
 
-What is done where the guard itself was killed: by the kernel short of memory, or by somebody.
+What is done where the guard itself was killed, by the kernel short of memory or from outside:
 
-The tool's main program dies with its guard, but nobody answers for its descendants any more. They
+The tool's main program dies with its guard, but its descendants do not. They
 are found by what they inherited: the tool's own temporary folder in their environment, a name
 that no other program has. A program that emptied its environment and left the process group
-escapes; only a guard that lives sees that one.
+escapes; only a living guard sees it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from struct import error as StructError  # noqa: N812 - `error` says too little here
+from struct import error as StructError  # noqa: N812 - `error` is too general a name here
 from struct import unpack
 from typing import Any
 
@@ -127,7 +127,7 @@ class GuardClient:
             _enlarge(fd)
 
     def say(self, word: bytes) -> None:
-        """Send one word; never blocks, and says nothing to a guard that is gone."""
+        """Send one command; never blocks, and does nothing for a guard that is gone."""
         with self._lock:
             if self._control is not None:
                 with contextlib.suppress(BlockingIOError, BrokenPipeError):
@@ -153,7 +153,7 @@ class GuardClient:
         changed()
 
     async def close(self) -> None:
-        """Kill what is left, wait until it is gone, give the pipes and the process entry back."""
+        """Kill what is left, wait for its end, close the pipes and reap the guard."""
         with self._lock:
             if self._control is not None:
                 os.close(self._control)
@@ -174,7 +174,7 @@ def _script() -> str:
 
 
 def _is_fresh(compiled: Path, source: Path) -> bool:
-    """Whether a compiled file is of this very source: nobody renews it under PYTHONDONTWRITEBYTECODE.
+    """Whether a compiled file is of this very source: it is not renewed under PYTHONDONTWRITEBYTECODE.
 
     Its header (PEP 552): magic number, flags, then the source's time and size, or its hash.
     """

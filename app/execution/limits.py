@@ -38,7 +38,6 @@ class ProgramLimits:
         return f"{self.cpu_s} {self.memory_bytes} {self.file_bytes}"
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
         return any((self.cpu_s, self.memory_bytes, self.file_bytes))
 
 

@@ -1,8 +1,8 @@
 """Runs tools as processes of this machine, each under a guard of its own.
 
 `LocalExecutor` is the executor of a laptop and of a worker without a cluster. What holds a tool
-together here: the guard (`guard.py`) answers for every descendant, `GuardClient` is the line to it,
-the pump moves the output, and this module decides: when to stop, when it is over, how it ended.
+together here: the guard (`guard.py`) kills every descendant, `GuardClient` is the connection to it,
+the pump moves the output, and this module decides when to stop, when it is over and how it ended.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class LocalExecutor:
             await asyncio.wait(self._running)
 
     async def _run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
-        """Run `tool` in a checkout; what it changed is written back, unless the run is somebody else's."""
+        """Run `tool` in a checkout; what it changed is written back, unless the worker lost the run."""
         if tool.wants:
             raise RunFailure(
                 ErrorCode.START_FAILED,

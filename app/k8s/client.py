@@ -5,7 +5,7 @@ tried again here, as long as the caller has patience; the rest is a typed error.
 ours may be sent twice: names are ours, so a second create answers 409 and a second delete 404. The
 library finds the cluster, gets credentials and sends; its models and its retries are not used.
 
-ClusterError                 status, reason, message as the API server says them
+ClusterError                 status, reason, message of the API server
 ├── Absent                   404
 ├── Exists                   409
 ├── Expired                  410: the version is too old, list again
@@ -56,7 +56,7 @@ class Exists(ClusterError):
 
 
 class Expired(ClusterError):
-    """410: what we know is too old to go on from; list again."""
+    """410: the version to continue from is too old; list again."""
 
 
 class Refused(ClusterError):
@@ -159,7 +159,6 @@ class Cluster:
         return self._login.namespace
 
     async def close(self) -> None:
-        """Close all connections."""
         if self._connections is not None:
             await self._connections.api.close()
 
@@ -187,10 +186,10 @@ class Cluster:
     async def stream(
         self, path: str, *, idle_s: float | None, **params: str | int
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """Open an answer that goes on: give out its bytes as they come. Tried once.
+        """Open a streamed answer and yield its bytes as they come. Tried once.
 
         Raises `ClusterAway` from inside as well: when the connection breaks, and when nothing has
-        come for `idle_s` seconds (None: wait for ever).
+        come for `idle_s` seconds (None: no limit).
         """
         async with contextlib.AsyncExitStack() as stack:
             try:
@@ -298,7 +297,7 @@ class Cluster:
 
 
 async def _pieces(answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
-    """Yield bytes as they come; what breaks here is the connection, not whoever reads."""
+    """Yield bytes as they come; an error here is the connection's, not the reader's."""
     try:
         while piece := await answer.content.readany():
             yield piece

@@ -60,7 +60,7 @@ class Stages:
         return 0.0 if began is None else max(0, self.times.get("ended", self._clock()) - began) / 1_000_000
 
     def created(self, job: dict[str, Any], *, found: bool) -> None:
-        """The Job is there; one that was found says itself since when."""
+        """Record that the Job exists; one that was found has its own creation time."""
         created = job["metadata"].get("creationTimestamp")
         if found and created:
             self.times["created"] = parse_ts(created)
@@ -86,7 +86,6 @@ class Stages:
         self._reached("synced")
 
     def printed(self, lines: int) -> None:
-        """Lines came."""
         self.lines += lines
         self._reached("first_line")
 

@@ -1,8 +1,8 @@
 """Runs tools as Kubernetes Jobs. Implements `app.execution.executor.Executor`.
 
-A Job outlives its worker: nothing here is killed when the worker goes or loses a run. Whoever takes
-the run over finds the Job by its name and goes on with its log. It is deleted once the step's result
-is committed; what a dead worker forgot, the reaper finds.
+A Job outlives its worker: nothing here is killed when the worker ends or loses a run. The worker that
+takes the run over finds the Job by its name and continues its log. The Job is deleted once the step's
+result is committed; the reaper finds those that a dead worker left.
 
 Asks the cluster at the worker's start whether it may do what it must, and names what is missing.
 """
@@ -59,17 +59,17 @@ class KubernetesExecutor:
             work.start()
 
     async def run(self, tool: ToolRun, sink: LineSink, stop: StopToken) -> ToolResult:
-        """Run `tool` to its end, or go on with it."""
+        """Run `tool` to its end, or continue it."""
         if self._closed:
             raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, "The worker is shutting down.")
         return await JobMonitor(self._crew, tool, sink, stop).run()
 
     def has_program(self, program: str, wants: ResourceRequest) -> bool:
-        """Whether the step's image has such a program, as far as anybody knows."""
+        """Whether the step's image has such a program, as far as that is known."""
         return self._crew.profiles.has_program(program, wants)
 
     async def on_committed(self, tool: ToolRun) -> None:
-        """Delete the Job and its staged files; nobody waits for that."""
+        """Delete the Job and its staged files, in the background."""
         task = asyncio.create_task(self._tidy(job_name(tool)))
         self._tidying.add(task)
         task.add_done_callback(self._tidying.discard)
@@ -84,14 +84,14 @@ class KubernetesExecutor:
         return self._crew.watch.jobs()
 
     async def sweep(self, older_than_s: float) -> None:
-        """Forget staged files that nobody came for."""
+        """Delete staged files that were not fetched."""
         await self._crew.staging.sweep(older_than_s)
 
     def heartbeat(self) -> None:
-        """Nothing to tell: a Job does not depend on its worker."""
+        """Do nothing: a Job does not depend on its worker."""
 
     async def close(self) -> None:
-        """Close the connections to the cluster; Jobs go on."""
+        """Close the connections to the cluster; Jobs keep running."""
         self._closed = True
         if self._tidying:
             await asyncio.wait(self._tidying, timeout=_GOODBYE_S)

@@ -1,7 +1,7 @@
 """Follows one container's log to its end, through cuts, and reads it once more when all is over.
 
 No client library's follow can be trusted with this (they drop a last line without a line end, stop
-at bytes that are no text, split at U+2028, or ask for a finished log for ever), so it is our own:
+at bytes that are no text, split at U+2028, or ask for a finished log without end), so it is our own:
 a raw GET with the kubelet's times, bytes split at line feeds only. The end of a stream is not the
 end of a pod: a stream ends without an error when the connection to the node does, when a log is
 rotated, when a pod is deleted by force. So after each end the pod is looked at; once its container
@@ -33,7 +33,7 @@ Deliver = Callable[[list[Item]], Awaitable[None]]
 
 
 class Follower:
-    """Reads the log of one pod's tool. `over` says whether its container has ended, or is gone."""
+    """Reads the log of one pod's tool. `over` returns whether its container has ended, or is gone."""
 
     def __init__(
         self, cluster: Cluster, log_path: str, reader: Frames | RawLines, over: Callable[[], bool]
@@ -45,7 +45,7 @@ class Follower:
     async def run(self, deliver: Deliver) -> None:
         """Deliver the log to its end. Returns when all of it was read, or when it is gone.
 
-        Errors of `deliver` go on; the API server's are survived, for as long as the caller lets us.
+        Errors of `deliver` are raised; those of the API server are retried until the caller cancels.
         """
         failures = 0
         while not self._reader.complete:
@@ -57,7 +57,7 @@ class Follower:
             await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
 
     async def _read_once(self, deliver: Deliver, *, follow: bool) -> bool | None:
-        """Read one connection to its end; say whether lines came. None: it did not end well."""
+        """Read one connection to its end; return whether lines came. None: it ended with an error."""
         progress = False
         self._reader.again()
         self.connections += 1
@@ -102,7 +102,7 @@ class Follower:
 async def _lines(answer: AsyncIterator[bytes], *, last: bool) -> AsyncGenerator[list[bytes]]:
     """Yield complete lines in batches; with `last` also what has no line end.
 
-    An empty line stands for the rest of one that was too long: a real one has at least its time.
+    An empty line replaces the rest of one that was too long: a real one has at least its time.
     """
     rest, skipping = bytearray(), False
     async for piece in answer:

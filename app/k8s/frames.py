@@ -5,9 +5,9 @@ Two ways of writing come through the kubelet, which puts a time before each line
     wrapped   2026-11-20T12:00:00.123456789Z {"n":7,"s":"o","t":…,"d":"text"}     our wrapper's frames
     raw       2026-11-20T12:00:00.123456789Z text                                 any other image
 
-What stands in a log was written by untrusted code: it is data, of bounded length, whatever it says.
-A `src` is `<step run>:<frame>` or `<step run>@<nanoseconds>+<count at that time>`; whoever goes on
-with a log skips what is not beyond it. So lines come once, however often a log is read again.
+A log is written by untrusted code: it is data, of bounded length, whatever its content.
+A `src` is `<step run>:<frame>` or `<step run>@<nanoseconds>+<count at that time>`; a reader
+that continues a log skips what is not beyond it. So lines come once, however often a log is read again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Cursor:
 
     @classmethod
     def parse(cls, src: str | None, step_run: int) -> Cursor:
-        """Read a `src`; one of another run of the step says nothing."""
+        """Read a `src`; one of another run of the step counts as none."""
         found = _SRC.fullmatch(src or "")
         if found is None or int(found[1]) != step_run:
             return cls()
@@ -51,14 +51,14 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Here `lost` lines are missing; 0: nobody knows how many."""
+    """Here `lost` lines are missing; 0: an unknown number."""
 
     lost: int
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the wrapper says of itself: `synced` or `failed`."""
+    """A report of the wrapper: `synced` or `failed`."""
 
     kind: str
     message: str
@@ -87,11 +87,11 @@ class Frames:
     _open: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
-        """A cursor stands behind a line, so the next frame is wanted, or a gap is to be told."""
+        """A cursor is behind a line, so the next frame is expected, or a gap is reported."""
         self._next = self.cursor.n + 1
 
     def again(self) -> None:
-        """Take note that the log is read again: numbers tell what is old."""
+        """Called when the log is read again: numbers show what is old."""
 
     def read(self, stamped: Iterable[bytes], now: float) -> list[Item]:
         """Return what the next lines of the log mean; `now` is a monotonic time in seconds."""

@@ -1,11 +1,11 @@
-"""Brings a tool's Job into being, or finds it there: whoever asks, there is one.
+"""Creates a tool's Job, or finds it: after any number of calls there is one.
 
-    nobody was here before    offer the files ──> create the Job ──> create its Secrets
-    an attempt was            look for the Job; it is there: see that its Secrets are, too
+    the first attempt         offer the files ──> create the Job ──> create its Secrets
+    a later attempt           look for the Job; it is there: make sure that its Secrets are, too
                               it is not, and lines of it are known: it was lost
 
-A Job whose Secrets are missing waits for them, so whoever comes next finishes what a worker began
-that died in between. Files are offered once: a second offer would take back what has come back.
+A Job whose Secrets are missing waits for them, so the next attempt finishes what a worker began that
+died in between. Files are offered once: a second offer would take back what has come back.
 """
 
 from __future__ import annotations

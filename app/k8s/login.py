@@ -1,8 +1,7 @@
 """Where the cluster is and how we prove who we are: from the pod we run in, or from a kubeconfig.
 
 The `kubernetes` library reads both, merges the files of KUBECONFIG, runs credential plugins and asks OpenID
-providers. This module says how long an answer is good, keeps it until then, and turns what goes wrong
-into `NoCluster`.
+providers. This module caches an answer until it expires, and turns failures into `NoCluster`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _BROKEN = (
 
 
 class NoCluster(Exception):
-    """There is no cluster to be found, or its configuration can't be read; the message says where."""
+    """No cluster is configured, or its configuration can't be read; the message names the place."""
 
 
 class Login(Protocol):
@@ -141,7 +140,7 @@ class FromKubeconfig:
 
 
 class _Loader(KubeConfigLoader):
-    """Keeps what a credential plugin or an OpenID provider said until it expires, or is refused.
+    """Keeps the answer of a credential plugin or an OpenID provider until it expires, or is refused.
 
     The library's own runs a plugin each time and hides what goes wrong, and it does not verify a provider.
     """

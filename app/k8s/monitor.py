@@ -1,11 +1,11 @@
-"""Stands by one tool run in the cluster, from its Job to its result.
+"""Monitors one tool run in the cluster, from its Job to its result.
 
     place the Job ──> wait for its pod, telling what it waits for ──> follow its log
         ──> its container's exit code ──> its files back ──> the result
 
 One loop: something changed (the watch, the log's end, a request to stop, a time limit), look at
-everything, act. DRAIN and LOST leave the Job to whoever comes next; CANCEL and TIMEOUT delete it,
-and go on following until its end.
+everything, act. DRAIN and LOST leave the Job to the next worker; CANCEL and TIMEOUT delete it, and
+follow it to its end.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class JobMonitor:
             await self._pause(until)
 
     async def _tell(self) -> None:
-        """Put what the cluster says of the pod into the run's log, each thing once."""
+        """Write the pod's events into the run's log, each once."""
         for event in tuple(self._view.events):
             if event.get("type") != "Warning" and event.get("reason") not in _WORTH_TELLING:
                 continue
@@ -306,7 +306,7 @@ class JobMonitor:
         return judge(view.job, view.pod, view.events, pod_gone=view.pod_gone)
 
     async def _judged(self) -> Verdict:
-        """Judge; a Job that is gone from the watch is looked for once more, for the watch may be late."""
+        """Return the verdict; a Job that the watch lacks is read once more, for the watch may be late."""
         verdict = self._judge()
         if self._view.job_gone and verdict.state in {State.PLACING, State.STARTING}:
             try:
@@ -334,7 +334,7 @@ class JobMonitor:
             await self._crew.cluster.delete(f"{self._crew.terms.jobs}/{self.name}", patience_s=_KILL_S)
 
     async def _kill(self) -> None:
-        """Delete the Job and wait until its program is gone, though we are being cancelled ourselves."""
+        """Delete the Job and wait until its program has ended, also when cancelled."""
         await run_to_completion(self._kill_now())
 
     async def _kill_now(self) -> None:

@@ -74,7 +74,7 @@ class Verdict:
     """No other attempt can mend it."""
 
     def failure(self) -> RunFailure:
-        """Return the failure that this is, or would be if nobody waited any longer."""
+        """Return the failure that this is, or would be without waiting any longer."""
         code = self.code or ErrorCode.EXECUTOR_UNAVAILABLE
         return RunFailure(
             code,
@@ -87,7 +87,7 @@ class Verdict:
 def judge(
     job: Thing | None, pod: Thing | None, events: Iterable[Thing], *, pod_gone: bool = False
 ) -> Verdict:
-    """Return what is the case."""
+    """Return the verdict on a pod's state."""
     if pod is None:
         return _without_pod(job, events)
     status = pod["status"]

@@ -100,7 +100,7 @@ class Profiles:
         )
 
     def has_program(self, program: str, wants: ResourceRequest) -> bool:
-        """Whether our image has a program; of other images nobody knows, but bash is not in all."""
+        """Whether our image has a program; of other images it is unknown, but bash is not in all."""
         if wants.image not in {None, self.toolbox_image}:
             return program != "bash"
         return program in _IN_OUR_IMAGE or any(p.image != self.toolbox_image for p in self._tools.values())
@@ -109,8 +109,8 @@ class Profiles:
 def image_pattern(allowed: str) -> re.Pattern[str]:
     """Return what the names of allowed images match, whole; the chart's image policy does the same.
 
-    `*` stands for characters of one component, tag and digest included, so that `box:*` is every tag of
-    `box`, and not a registry `box:5000/…`. As the last component (`registry.example/team/*`) it stands for
+    `*` matches characters of one component, tag and digest included, so that `box:*` is every tag of
+    `box`, and not a registry `box:5000/…`. As the last component (`registry.example/team/*`) it matches
     everything below. `?` is one character of a component.
     """
     below, rest = ("", allowed) if allowed.rpartition("/")[2] != "*" else (_BELOW, allowed[:-1])

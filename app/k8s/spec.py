@@ -1,7 +1,7 @@
 """The Job of one tool run, and its two Secrets: what is in them, and what is deliberately not.
 
-Names and labels are hashes: nothing that a user wrote stands in them. A name is the same whenever the
-Job is made for the same step, so whoever finds it there already can tell by its hash that it is his.
+Names and labels are hashes: they contain nothing that a user wrote. A name is the same whenever the
+Job is made for the same step, so a worker that finds it can tell by its hash that it is the right one.
 The addresses of the run's files go into a Secret that only `sync` mounts; the program's variables
 into one that only the program sees. Neither a service account's token nor a credential of the store
 ever enters the pod.
@@ -67,7 +67,7 @@ class JobSettings:
 
 
 def job_name(tool: ToolRun) -> str:
-    """Return the Job's name: the same for every attempt that goes on with this run of the step."""
+    """Return the Job's name: the same for every attempt that continues this run of the step."""
     return "tool-" + short_hash(tool.run_id, tool.step_id, str(tool.step_run))
 
 

@@ -1,8 +1,8 @@
 """What the cluster knows of our Jobs, kept up to date by one list and one watch a kind.
 
-One worker asks three things of its namespace: Jobs, their pods, and the events about both. Whoever
-waits for a Job is woken by a change of it; nobody polls. 410 and every other break: list again, and
-what is not in the list any more is gone.
+One worker asks three things of its namespace: Jobs, their pods, and the events about both. What
+waits for a Job is woken by a change of it; nothing polls. 410 and every other break: list again, and
+what is no longer in the list is gone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BUFFER_BYTES = 16 << 20
 class View:
     """What is known of one Job: its last state, its newest pod's, and events about both, by arrival.
 
-    `job_gone` and `pod_gone` say that it was there and is not any more; its last state stays.
+    `job_gone`, `pod_gone`: it existed and was deleted; its last state stays.
     """
 
     name: str
@@ -44,7 +44,7 @@ class View:
     listeners: set[Callable[[], None]] = field(default_factory=set[Callable[[], None]])
 
     def changed(self) -> None:
-        """Wake whoever waits for this Job."""
+        """Call the listeners of this Job."""
         for listener in tuple(self.listeners):
             listener()
 
@@ -96,7 +96,7 @@ class Watch:
         return self._views[name]
 
     def forget(self, name: str) -> None:
-        """Drop a view that nobody listens to and whose Job is not there.
+        """Drop a view without listeners whose Job is not there.
 
         Called by whatever may be the last to need it: the Job's end, its pod's, and a listener's.
         """
@@ -155,14 +155,14 @@ class Watch:
         return str(about["resourceVersion"])
 
     def _missing(self, kind: str, names: set[str]) -> None:
-        """What we knew and the list lacks was deleted while nobody watched."""
+        """Mark as deleted what was known and is not in the list."""
         for view in tuple(self._views.values()):
             known = view.job if kind == "jobs" else view.pod
             if known is not None and known["metadata"]["name"] not in names:
                 self._kinds[kind][2](known, "DELETED")
 
     async def _watch(self, kind: str, version: str) -> str:
-        """Watch from `version` to the end of the answer; return the version to go on from, "" to list."""
+        """Watch from `version` to the end of the answer; return the version to continue from, "" to list."""
         path, params, take = self._kinds[kind]
         more: dict[str, str | int] = {
             **params,
@@ -217,7 +217,7 @@ class Watch:
 
 
 def _slim(thing: dict[str, Any]) -> dict[str, Any]:
-    """Keep what is looked at: a pod's spec is ours, and its managed fields are nobody's."""
+    """Keep what is looked at: a pod's spec is known, and its managed fields are not used."""
     about = {key: value for key, value in thing["metadata"].items() if key != "managedFields"}
     spec = {"nodeName": (thing.get("spec") or {}).get("nodeName")}
     return {"metadata": about, "spec": spec, "status": thing.get("status") or {}}

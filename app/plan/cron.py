@@ -2,7 +2,7 @@
 
 Read by cronsim, which does as Debian's cron does when clocks change: a job at a fixed time that
 the change skips runs right after it, one whose time comes twice runs once; one with a `*` for
-its minute or hour goes on by elapsed time.
+its minute or hour continues by elapsed time.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Put the most telling slip into one sentence, and say how many more there are.
+    """Describe the most specific mistake in one sentence, with the number of further ones.
 
     A field that doesn't exist comes first: it is often why another one is missing.
     """

@@ -1,4 +1,4 @@
-"""A project: what its tasks' programs are told about the place that they work on. Pure."""
+"""A project: configuration that its tasks' programs get as environment. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.core.errors import Unprocessable
 from app.core.names import check_env
 
 DEFAULT = "default"
-"""The project of a task that names none; `migrate` makes it, and nobody can delete it."""
+"""The project of a task that names none; `migrate` makes it, and it can't be deleted."""
 
 DB_CONN = "DB_CONN"
 """The variable in which a program finds `db_conn`."""
@@ -31,7 +31,7 @@ class ProjectConfig:
     secrets: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __repr__(self) -> str:
-        """Say which project it is, and nothing of what is in it."""
+        """Show the project's id, and nothing of its content."""
         return f"ProjectConfig({self.project_id!r})"
 
     def variables(self) -> dict[str, str]:
@@ -41,7 +41,7 @@ class ProjectConfig:
         return {"PROJECT_ID": self.project_id, **paths, **self.env, **conn, **self.secrets}
 
     def hidden(self) -> list[str]:
-        """Return the values that must not stand in a line."""
+        """Return the values that must not appear in a line."""
         return [*([self.db_conn] if self.db_conn else []), *self.secrets.values()]
 
 
@@ -69,7 +69,7 @@ def check_project(config: ProjectConfig) -> None:
     _check_variables(config)
     both = sorted(config.env.keys() & config.secrets.keys())
     if both:
-        raise Unprocessable(f"{both[0]} stands in env and in secrets; it can be one of the two.")
+        raise Unprocessable(f"{both[0]} is in env and in secrets; it can be in one of the two.")
     if config.db_conn is not None and DB_CONN in {**config.env, **config.secrets}:
         raise Unprocessable(f"{DB_CONN} is the variable of db_conn; set one of the two.")
     texts = [*config.variables().items(), *((name, "") for name in config.paths)]

@@ -2,7 +2,7 @@
 
 The API checks a POST against it and publishes its models as OpenAPI; the planner checks
 fenced prompts against it. So a plan that was accepted cannot fail later for a typing slip.
-How a slip is worded stands in `app.plan.explain`.
+Messages for mistakes are made in `app.plan.explain`.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class _StepIn(_Strict):
         allow_inf_nan=False,
         description="Seconds after which the step is stopped; left out: only the run's own limit holds.",
     )
-    continue_on_error: bool = Field(default=False, description="Whether the run goes on if this step fails.")
+    continue_on_error: bool = Field(default=False, description="Whether the run continues if the step fails.")
 
 
 Quantity = Annotated[str, Field(max_length=32, pattern=QUANTITY)]
@@ -188,7 +188,6 @@ class _ProgramStep(_StepIn):
     )
 
     def wants(self) -> ResourceRequest:
-        """Return what the step asks for."""
         return ResourceRequest(self.image, self.cpu, self.memory, self.network)
 
 

@@ -106,8 +106,8 @@ def _unknown(what: str, name: str, known: Iterable[str], code: str) -> Unprocess
     names = list(known)
     hint = similar(name, names).strip().capitalize()
     there = f"There are: {', '.join(names)}." if names else "None is declared."
-    said = (f"Unknown {what} {quote(name)}.", hint, there)
-    return Unprocessable(" ".join(filter(None, said)), code=code)
+    parts = (f"Unknown {what} {quote(name)}.", hint, there)
+    return Unprocessable(" ".join(filter(None, parts)), code=code)
 
 
 _APP = Path(__file__).parent.parent
@@ -209,13 +209,13 @@ class _Document:
             self._walk(loader, value, (*place, name))
 
     def _refuse_doubles(self, node: yaml.MappingNode) -> None:
-        """YAML's loader would take the last one and say nothing."""
+        """Report keys that occur twice: YAML's loader takes the last one without a message."""
         seen: dict[str, int] = {}
         for key, _ in cast("list[tuple[yaml.Node, yaml.Node]]", node.value):
             line, name = key.start_mark.line + 1, str(key.value)
             if name in seen and name != "<<":
                 self._problems.append(
-                    f"{self._path}:{line}: {name} stands here again, after line {seen[name]}"
+                    f"{self._path}:{line}: {name} is repeated here, after line {seen[name]}"
                 )
             seen[name] = line
 

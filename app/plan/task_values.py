@@ -4,7 +4,7 @@ A value can't become an option: after a long flag one that begins with `-` is jo
 (`--main-tab=-x`), which every common parser reads as a value. Where there is nothing to join it
 to, at a position or behind a short flag, it is refused.
 
-What a tasks.yaml may say: a type, its commands, their parameters. Checked when it is read.
+What a tasks.yaml may contain: a type, its commands, their parameters. Checked when it is read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KINDS = {
 
 
 def check_kind(kind: str, value: Any) -> None:
-    """Hold a value to its type; ValueError says what it must be."""
+    """Check a value against its type; ValueError names what it must be."""
     match kind:
         case "boolean":
             right = isinstance(value, bool)
@@ -46,7 +46,7 @@ def check_kind(kind: str, value: Any) -> None:
 
 
 def check_value(param: Param, name: str, value: Any) -> None:
-    """Hold a value to its declaration; ValueError says what is allowed."""
+    """Check a value against its declaration; ValueError names what is allowed."""
     check_kind(param.type, value)
     if isinstance(value, str):
         _check_text(value)
@@ -60,7 +60,7 @@ def check_value(param: Param, name: str, value: Any) -> None:
 
 
 def text_of(value: Any) -> str:
-    """Write a value as it stands in an argv."""
+    """Return a value as a word of an argv."""
     return value if isinstance(value, str) else str(value)
 
 
@@ -107,7 +107,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 PARAM = r"^[A-Za-z][A-Za-z0-9_-]{0,62}$"
 FLAG = r"^(-[A-Za-z0-9]|--[A-Za-z0-9][A-Za-z0-9_.-]{0,62})$"
 PLACE = re.compile(r"\$\{paths\.([A-Za-z][A-Za-z0-9_-]{0,62})\}")
-"""Stands for a path of the project: `${paths.uploads}`."""
+"""A reference to a path of the project: `${paths.uploads}`."""
 
 Kind = Literal["string", "integer", "number", "boolean", "file"]
 _NUMBERS = frozenset({"integer", "number"})
@@ -129,7 +129,7 @@ class _Declaration(BaseModel):
 
 
 class Param(_Declaration):
-    """One parameter: what it takes, and how it stands in the argv."""
+    """One parameter: what it takes, and its place in the argv."""
 
     type: Kind = "string"
     help: str = ""
@@ -184,7 +184,7 @@ def _positions(params: Params) -> Params:
     for _, name in placed:
         always = params[name].required or params[name].default is not None
         if always and optional:
-            raise ValueError(f"has {optional} in front of {name}: what may be left out stands last")
+            raise ValueError(f"has {optional} in front of {name}: what may be left out comes last")
         optional = optional or ("" if always else name)
     return params
 

@@ -1,6 +1,6 @@
 """Which addresses a webhook may go to: checked at the POST as far as a URL tells, and again at each delivery.
 
-Whoever may make a run could otherwise make a worker talk to what only the worker can reach: its own
+Who may make a run could otherwise have a worker send requests to what only it can reach: its own
 machine, its network, the metadata service of its cloud. A name is judged by what it resolves to, at
 the moment of connecting, for it may resolve to something else than before.
 """

@@ -93,7 +93,7 @@ class Way(StrEnum):
 
 
 class Part(NamedTuple):
-    """An archive that is still being written, beside the place where it will stand."""
+    """An archive that is still being written, beside its final place."""
 
     file: IO[bytes]
     path: Path
@@ -108,7 +108,7 @@ class Part(NamedTuple):
                 raise Conflict("A later archive took the place of this one.", code="superseded")
 
     def finish(self) -> None:
-        """Put it into its place; `NotFound` if its key was dropped meanwhile."""
+        """Rename it to its final path; `NotFound` if its key was dropped meanwhile."""
         with disk():
             self.file.close()
             try:
@@ -117,7 +117,7 @@ class Part(NamedTuple):
                 raise _nothing() from None
 
     def discard(self) -> None:
-        """Let go of it, and remove it unless it is finished."""
+        """Close it, and remove it unless it is finished."""
         with contextlib.suppress(OSError):  # of a full disk, which was reported before
             self.file.close()
         self.path.unlink(missing_ok=True)
@@ -200,7 +200,7 @@ class StagedFiles:
         return hmac.compare_digest(mac.encode(), expected.encode()) and now_us() < int(expires) * 1_000_000
 
     def _shared_secret(self) -> bytes:
-        """Return the secret; whoever comes first makes it, whole before anybody sees it."""
+        """Return the secret; the first caller makes it, and others see it only when it is complete."""
         with disk():
             private_folder(self._root)
             if not self._secret.exists():

@@ -38,7 +38,6 @@ class ArchiveFormat(StrEnum):
 
     @property
     def media_type(self) -> str:
-        """Return the Content-Type."""
         return "application/zip" if self is ArchiveFormat.ZIP else "application/gzip"
 
 

@@ -45,7 +45,7 @@ def open_staging(settings: Settings, workspaces: Workspaces) -> Staging:
     """Return how files reach tool pods; lives as long as `workspaces`, and needs no closing.
 
     Raises:
-        StagingUnset: there is no S3, and nothing says where pods find the API.
+        StagingUnset: there is no S3, and no setting names the API's address for pods.
     """
     if isinstance(workspaces, LocalWorkspaces):
         if not settings.tool_sync_url:

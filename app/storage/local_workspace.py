@@ -48,7 +48,6 @@ class LocalWorkspaces:
         self.threads = Threads()
 
     def open(self, user_id: str, run_id: str) -> Workspace:
-        """Return the workspace of one run."""
         return LocalWorkspace(self, run_key(user_id, run_id), self.limits)
 
     def private(self, user_id: str, run_id: str) -> Workspace:
@@ -110,7 +109,6 @@ class LocalWorkspace:
             return await self._run(self._upload, fd, temp, path)
 
     async def stat(self, path: str) -> FileInfo:
-        """Describe one file."""
         path = normalise(path)
         async with self._threads.opened(self._open, os.close, path) as fd:
             return Found.of(os.fstat(fd)).info(path)
@@ -134,7 +132,6 @@ class LocalWorkspace:
         return [found[path].info(path) for path in sorted(found) if path.startswith(prefix)]
 
     async def delete(self, path: str) -> None:
-        """Remove one file."""
         path = normalise(path)
         await self._run(self._delete, path)
 
@@ -323,7 +320,7 @@ class LocalWorkspace:
 
 @contextlib.contextmanager
 def explained(path: str, *, writing: bool = False) -> Generator[None]:
-    """Turn what the file system says about `path` into an error that a user can act on."""
+    """Turn an OSError about `path` into an error that a user can act on."""
     try:
         yield
     except OSError as error:

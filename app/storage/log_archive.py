@@ -35,7 +35,7 @@ _READ_BYTES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Where a frame stands, and what is in it."""
+    """A frame's position and content."""
 
     offset: int
     length: int
@@ -107,7 +107,7 @@ class LogArchive:
         return 0
 
     async def _events(self, frames: Sequence[_Frame]) -> list[Event]:
-        """Read frames that stand side by side."""
+        """Read adjacent frames."""
         start, end = frames[0].offset, frames[-1].offset + frames[-1].length
         raw = await _read(self._workspace, start, end)
         try:

@@ -38,7 +38,7 @@ class Object(NamedTuple):
 
 
 class Content(NamedTuple):
-    """An object's content, open: to be closed by whoever asked for it."""
+    """An object's content, open: the caller closes it."""
 
     body: StreamingBody
     executable: bool
@@ -99,7 +99,6 @@ class Bucket:
                 yield from map(_object, page.get("Contents", []))
 
     def head(self, key: str) -> Object:
-        """Describe one object."""
         with self._explained(key):
             head = self._client.head_object(Bucket=self.name, Key=key)
         return Object(key, head["ContentLength"], int(head["LastModified"].timestamp()) * 1_000_000)
@@ -135,14 +134,13 @@ class Bucket:
             self._client.delete_object(Bucket=self.name, Key=key)
 
     def presigned(self, method: Literal["get_object", "put_object"], key: str, seconds: int) -> str:
-        """Return an address that lets whoever has it do this one thing, for at most 7 days."""
+        """Return an address that allows its holder this one request, for at most 7 days."""
         with self._explained(key):
             return self._client.generate_presigned_url(
                 method, Params={"Bucket": self.name, "Key": key}, ExpiresIn=seconds
             )
 
     def close(self) -> None:
-        """Close all connections."""
         self._client.close()
 
     @contextlib.contextmanager

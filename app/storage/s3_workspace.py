@@ -67,7 +67,6 @@ class S3Workspaces:
         self.transfers = ThreadPoolExecutor(_TRANSFERS, thread_name_prefix="s3-transfer")
 
     def open(self, user_id: str, run_id: str) -> Workspace:
-        """Return the workspace of one run."""
         return S3Workspace(self, run_key(user_id, run_id) + "/", self.limits)
 
     def private(self, user_id: str, run_id: str) -> Workspace:
@@ -75,7 +74,6 @@ class S3Workspaces:
         return S3Workspace(self, private_key(user_id, run_id) + "/", UNLIMITED)
 
     async def delete_run(self, user_id: str, run_id: str) -> None:
-        """Remove all objects of one run."""
         await self.threads.run(self._delete_run, run_key(user_id, run_id) + "/")
 
     async def ping(self) -> None:
@@ -83,7 +81,7 @@ class S3Workspaces:
         await self.threads.run(self.bucket.check)
 
     async def close(self) -> None:
-        """Let go of connections, threads and temporary files."""
+        """Close connections and threads, and delete temporary files."""
         await self.threads.run(self._close)
 
     def _delete_run(self, prefix: str) -> None:
@@ -122,7 +120,6 @@ class S3Workspace:
             return await self._run(self._upload, path, spool, size)
 
     async def stat(self, path: str) -> FileInfo:
-        """Describe one file."""
         path = normalise(path)
         return self._info(await self._run(self._bucket.head, self._prefix + path))
 
@@ -145,7 +142,6 @@ class S3Workspace:
         return await self._run(self._files, prefix)
 
     async def delete(self, path: str) -> None:
-        """Remove one file."""
         key = self._prefix + normalise(path)
         await self._run(self._bucket.head, key)
         await self._run(self._bucket.delete, key)
@@ -279,7 +275,7 @@ class Transfer:
     def download(self, files: list[FileInfo]) -> None:
         """Bring `files` down.
 
-        A store can hold both `a` and `a/b`, which a directory can't: so it stands when a tool
+        A store can hold both `a` and `a/b`, which a directory can't: so it stays when a tool
         had replaced `a` by a folder and was cut off. The folder wins, `a` goes at the end.
         """
         folders = {folder for file in files for folder in parents(file.path)}
@@ -288,11 +284,11 @@ class Transfer:
         self._before = snapshot(self.folder)
 
     def expect(self, paths: Iterable[str]) -> None:
-        """Take it that `paths` were downloaded: those that are not in the folder are gone."""
+        """Record `paths` as downloaded: those that are not in the folder were deleted."""
         self._before = Snapshot({path: Found(-1, 0, 0, executable=False) for path in paths})
 
     def upload(self, checkout: Checkout, limits: Limits, stored: list[FileInfo]) -> None:
-        """Store what changed and delete what is gone; fill `checkout`.
+        """Store what changed and delete what was removed; fill `checkout`.
 
         Raises:
             TooLarge, Conflict: something is over a limit, or a file that came over HTTP meanwhile

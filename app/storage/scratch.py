@@ -1,4 +1,4 @@
-"""Temporary files that a killed process can't leave behind for ever.
+"""Temporary files that are cleaned up also after a killed process.
 
 Each process has a folder of its own, and holds a lock in it for as long as it lives. The
 kernel drops the lock however the process dies, so the next process that starts here can
@@ -53,7 +53,6 @@ class Scratch:
             os.close(fd)
 
     def close(self) -> None:
-        """Remove the folder."""
         with self._mutex:
             if self._folder is not None and self._folder.is_dir():
                 purge(self._folder)
@@ -74,7 +73,7 @@ class Scratch:
 
 
 def purge(folder: Path) -> None:
-    """Remove a folder that nobody else uses.
+    """Remove a folder that no other process uses.
 
     Tools leave anything behind: links are removed, not followed; folders without permissions
     get them back; and folders nested deeper than a path can be long are moved up first.

@@ -49,7 +49,7 @@ class StagingUnset(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What the pod's sync container is told, as JSON in its Secret (`sync.json`).
+    """The task of the pod's sync container, as JSON in its Secret (`sync.json`).
 
     `down` has `url` and `headers`, `up` also `method`; `limits` has `files`, `bytes` (of all
     files) and `file_bytes`. URLs and headers are secrets: they are never logged. `expires_at`

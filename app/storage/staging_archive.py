@@ -43,7 +43,7 @@ def largest_upload(limits: Limits) -> int:
 
 
 def pod_limits(limits: Limits) -> dict[str, int]:
-    """Return what the pod is told of the limits."""
+    """Return the limits for `sync.json`."""
     return {"files": limits.files, "bytes": limits.total_bytes, "file_bytes": limits.file_bytes}
 
 
@@ -98,7 +98,7 @@ class Archives:
 
 @contextlib.contextmanager
 def disk() -> Generator[None]:
-    """Turn what a disk says into the error of a store."""
+    """Turn an OSError of the disk into the error of a store."""
     try:
         yield
     except OSError as error:
@@ -106,7 +106,7 @@ def disk() -> Generator[None]:
 
 
 def disk_error(error: OSError) -> StorageError:
-    """Return the error of a store whose disk says `error`."""
+    """Return the error of a store whose disk raised `error`."""
     return StorageError(f"Staged files can't be written or read: {error.strerror}.")
 
 
@@ -170,7 +170,7 @@ def _unpack_all(found: Iterator[tuple[Entry, Iterator[bytes]]], folder: Path, li
 
 
 def _count_folders(path: str, folders: set[int], limits: Limits) -> None:
-    """Refuse an archive whose few files stand in endlessly many folders, which are known by their hashes."""
+    """Refuse an archive whose few files are in too many folders, which are counted by their hashes."""
     while path := path.rpartition("/")[0]:
         if hash(path) in folders:
             return
@@ -180,7 +180,7 @@ def _count_folders(path: str, folders: set[int], limits: Limits) -> None:
 
 
 def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: Limits) -> bool:
-    """Write a file; say whether its name is one that a workspace can hold."""
+    """Write a file; return whether a workspace can hold its name."""
     top, _, path = entry.path.partition("/")
     if top != "workspace" or not path:
         raise Refused(f"{entry.path[:200]!a} belongs nowhere")
@@ -205,8 +205,10 @@ def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: L
 def _manifest(data: bytes, limits: Limits) -> Returned:
     _expect_few(data, limits)
     try:
-        said = orjson.loads(data)
-        removed, skipped, refused, whole = (said[key] for key in ("removed", "skipped", "refused", "whole"))
+        manifest = orjson.loads(data)
+        removed, skipped, refused, whole = (
+            manifest[key] for key in ("removed", "skipped", "refused", "whole")
+        )
         if len(removed) > limits.files:
             raise Refused("it removes more files than there can be")
         if max(len(skipped), len(refused)) > _NAMED:
@@ -222,7 +224,7 @@ def _manifest(data: bytes, limits: Limits) -> Returned:
 def _expect_few(data: bytes, limits: Limits) -> None:
     """Refuse a manifest of more values than there can be, before a parser makes an object of each.
 
-    Counted are the quotes, and the commas, brackets and braces that stand outside of them; two passes of
+    Counted are the quotes, and the commas, brackets and braces outside of them; two passes of
     the C library, whatever was sent.
     """
     most = limits.files + 4 * _NAMED + 16

@@ -3,7 +3,7 @@
 Storage blocks (disks, boto3), so it runs in threads with a limit of its own. A thread
 can't be cancelled: if its caller went on, file descriptors would be closed and temporary
 folders removed under a thread that still writes. So a call always waits for its thread,
-also when its task is cancelled, and lets the cancellation go on afterwards.
+also when its task is cancelled, and raises the cancellation afterwards.
 
 Many blocking transfers at once, with one outcome: all done, or the first error.
 """
@@ -50,7 +50,7 @@ class Threads:
         release: Callable[[T], None],
         *args: *Args,
     ) -> AsyncGenerator[T]:
-        """Give out what `acquire(*args)` opened in a thread; `release` it, also when cancelled meanwhile."""
+        """Yield what `acquire(*args)` opened in a thread; `release` it, also when cancelled."""
         got: list[T] = []
         try:
             await self.run(lambda: got.append(acquire(*args)))

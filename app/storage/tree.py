@@ -164,7 +164,7 @@ def is_link(folder: int, name: str) -> bool:
 
 
 def remove_empty(folder: int, name: str, depth: int = 64) -> bool:
-    """Remove the folder `name` if there is nothing but empty folders in it; say if it is gone."""
+    """Remove the folder `name` if there is nothing but empty folders in it; return whether it is gone."""
     try:
         with _descended(folder, name) as fd:
             with os.scandir(fd) as entries:

@@ -65,7 +65,7 @@ class Checkout:
 
 
 UNLIMITED = Limits(2**62, 2**62, 2**31)
-"""For what Tailrun keeps beside a run's files: it counts towards nobody's limits."""
+"""For what Tailrun keeps beside a run's files: it counts towards no user's limits."""
 
 
 class Workspace(Protocol):
@@ -74,7 +74,7 @@ class Workspace(Protocol):
     Every method raises `app.core.errors.Unprocessable` (code `invalid_path`) for a path that is
     empty, absolute, leaves the workspace, passes through a link or holds NUL;
     `NotFound` where there is no such file; `TooLarge` over a limit; `Conflict` where a file
-    is to stand in the place of a folder or inside of a file; `app.core.errors.StorageError` while
+    would replace a folder or be inside of a file; `app.core.errors.StorageError` while
     the store can't be reached or its disk is full.
     """
 
@@ -82,9 +82,7 @@ class Workspace(Protocol):
         """Store a file, whole or not at all; folders on the way are made."""
         ...
 
-    async def stat(self, path: str) -> FileInfo:
-        """Describe one file."""
-        ...
+    async def stat(self, path: str) -> FileInfo: ...
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Yield bytes `start` to `end` (exclusive) in pieces of at most 256 KiB."""
@@ -94,9 +92,7 @@ class Workspace(Protocol):
         """Describe all files whose path starts with `prefix`, sorted by path."""
         ...
 
-    async def delete(self, path: str) -> None:
-        """Remove one file."""
-        ...
+    async def delete(self, path: str) -> None: ...
 
     async def copy_from(self, other: Workspace) -> int:
         """Start with a copy of another run's files; return how many were copied.
@@ -150,9 +146,7 @@ class Workspaces(Protocol):
         """Raise `StorageError` unless the store answers."""
         ...
 
-    async def close(self) -> None:
-        """Let go of connections and threads."""
-        ...
+    async def close(self) -> None: ...
 
 
 class Budget:
@@ -214,7 +208,7 @@ class Budget:
 
 
 def folder_in_the_way(path: str) -> Conflict:
-    """Return the error of a file that is to stand where a folder is."""
+    """Return the error of a file in the place of a folder."""
     return Conflict(f"{path} is a folder; choose another name, or delete what is in it.")
 
 
@@ -230,7 +224,7 @@ async def checked_out(
 ) -> AsyncGenerator[None]:
     """Run the body, then `write_back`; the body's own error goes first, with a note.
 
-    Only `LostOwnership` writes nothing back: the files are somebody else's by now.
+    Only `LostOwnership` writes nothing back: the files belong to another attempt by now.
     """
     try:
         yield

@@ -66,7 +66,7 @@ class Child:
 
 @dataclass(slots=True)
 class Supervisor:
-    """Keeps children running until somebody asks it to stop. Use within `with`."""
+    """Restarts children until a stop is requested. Use within `with`."""
 
     say: Say
     each_tick: Callable[[], None] = lambda: None
@@ -255,7 +255,7 @@ class LogTail:
             shutil.copyfile(self._path, older)
         except OSError as error:
             self._sink(f"older lines of {self._path} are dropped, they can't be kept: {error}")
-            with suppress(OSError):  # it was said above that nothing is kept
+            with suppress(OSError):  # the user was told above that nothing is kept
                 older.unlink()
         os.truncate(self._path, 0)
         self._offset = 0

@@ -1,7 +1,7 @@
 """The data folder of `up`: who holds it, its token, and where clients find the server.
 
     lock      held while an `up` or a child of it lives; names the holder's process
-    token     the generated admin token, mode 0600, kept for ever
+    token     the generated admin token, mode 0600, never replaced
     up.json   URL, token and Redis URL of the running `up`, mode 0600, gone when it stops
     logs/     what the child processes print
     redis/    the embedded Redis, one folder for each engine and version
@@ -32,7 +32,7 @@ ORPHANS_S = 10.0
 
 
 class Refused(Exception):
-    """`up` cannot start; the message says what is wrong and how to mend it."""
+    """`up` cannot start; the message names the cause and what to do."""
 
 
 def write_private(path: Path, text: str) -> None:
@@ -81,8 +81,8 @@ class DataFolder:
     def holder(self) -> int | None:
         """Return the process that holds the folder: alive, and the very one that wrote the lock."""
         try:
-            said: dict[str, Any] = json.loads((self.path / "lock").read_bytes())
-            pid, born = int(said["pid"]), said["born"]
+            holder: dict[str, Any] = json.loads((self.path / "lock").read_bytes())
+            pid, born = int(holder["pid"]), holder["born"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return pid if _born(pid) == born and not self._free() else None
@@ -119,7 +119,7 @@ class DataFolder:
             self._fd = None
 
     def wait_free(self, timeout_s: float, meanwhile: Callable[[], object] = lambda: None) -> bool:
-        """Wait until nobody holds the folder; False if it took too long."""
+        """Wait until no process holds the folder; False if it took too long."""
         deadline = time.monotonic() + timeout_s
         while not self._free():
             if time.monotonic() > deadline:

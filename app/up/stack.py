@@ -63,7 +63,7 @@ def up(
 
 
 def check_host(settings: Settings) -> None:
-    """Refuse to let other machines in with a token that nobody chose, or without one."""
+    """Refuse access from other machines with a generated token, or without one."""
     if not is_loopback(settings.host) and settings.auth == "off":
         raise Refused(
             f"AUTH=off needs a HOST that only this machine reaches, such as 127.0.0.1, not {settings.host}"
@@ -77,7 +77,7 @@ def check_host(settings: Settings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What was decided before anything started. `redis_port` None: Redis is somebody else's."""
+    """Decided before anything is started. `redis_port` None: Redis is not started here."""
 
     settings: Settings
     serving: Serving
@@ -89,7 +89,7 @@ class _Plan:
 
     @property
     def env(self) -> dict[str, str]:
-        """What every child is told, on top of the environment that `up` was given."""
+        """The variables of every child, on top of the environment of `up`."""
         return dict(self.environ) | {
             "DATA_DIR": self.serving.data_dir,
             "HOST": self.settings.host,
@@ -102,7 +102,7 @@ class _Plan:
 
 def _check_redis(settings: Settings) -> None:
     """Refuse to start on a Redis that is not there."""
-    import asyncio  # noqa: PLC0415 - only for a Redis of somebody else's
+    import asyncio  # noqa: PLC0415 - only for a Redis that is not started here
 
     from app.core.errors import StorageError  # noqa: PLC0415
     from app.redis.address import RedisAddress  # noqa: PLC0415
@@ -159,7 +159,7 @@ class _Machine:
     tails: list[LogTail] = field(default_factory=list[LogTail])
 
     def start(self) -> bool:
-        """Start everything in order; False when asked to stop meanwhile."""
+        """Start everything in order; False when a stop was requested before the end."""
         private_folder(self.folder.path / "logs")
         self.supervisor.each_tick = self.pump
         redis = None if self.plan.redis_port is None else self._redis(self.plan.redis_port)
@@ -240,8 +240,8 @@ class _Machine:
         if done and condition():
             return True
         log = child.spec.log
-        said = last_lines(log) if log is not None else ""
-        raise Refused(f"{child.spec.name} did not start. The end of {log}:\n{said}")
+        end = last_lines(log) if log is not None else ""
+        raise Refused(f"{child.spec.name} did not start. The end of {log}:\n{end}")
 
 
 def _ready(host: str, port: int) -> bool:

@@ -1,4 +1,4 @@
-"""A request to stop, which anybody may make from any thread, and which what runs can look at."""
+"""A request to stop, which any thread may make and the running code can check."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class CancellationToken:
             callback()
 
     def is_cancelled(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Whether a stop was requested."""
         return self._cancelled
 
     def throw_if_cancelled(self) -> None:
-        """Raise `StopSignal` if somebody asked to stop."""
+        """Raise `StopSignal` if a stop was requested."""
         if self._cancelled:
             raise StopSignal("cancelled")
 

@@ -1,4 +1,4 @@
-"""One line that a program printed, as it stands in memory, in the run's file and in a stream."""
+"""One line that a program printed, in memory, in the run's file and in a stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LogEntry:
 
     `level` is `debug`, `info`, `warning` or `error`, `stream` is `stdout`, `stderr` or `system`
     (Tailrun itself). `cr`: a progress update that a later one replaces. `split`: a piece of a line
-    over 1 MiB that goes on in the next entry.
+    over 1 MiB that continues in the next entry.
     """
 
     timestamp: datetime

@@ -50,7 +50,7 @@ async def execute_long_running_task(
     To stop it, cancel the calling task, cancel `token`, or set `timeout_s`: then the program's
     whole group is asked to end (SIGTERM), and killed `grace_s` seconds later. Whatever it leaves
     behind when it ends is ended too. However it ends, its run in `registry` has its final status,
-    and streams of the run end. Call `output_capture.cleanup_run` when nobody reads it any more.
+    and streams of the run end. Call `output_capture.cleanup_run` when it is no longer read.
 
     Raises:
         TaskNotStarted: the program never ran.
@@ -88,7 +88,7 @@ async def execute_long_running_task(
 
 @dataclass(frozen=True, slots=True)
 class _Sink:
-    """Writes in a thread: a slow disk holds up this program at its pipe, and nobody else."""
+    """Writes in a thread: a slow disk holds up this program at its pipe, and no other."""
 
     capture: OutputCapture
     run_id: str

@@ -24,7 +24,7 @@ class LogFile:
 
     Raises:
         ValueError: the run's id is no name for a file (letters, digits, `.`, `_`, `-`).
-        OSError: from every method, as the file system says.
+        OSError: from every method, of the file system.
     """
 
     def __init__(self, folder: Path, run_id: str, *, max_bytes: int, backups: int) -> None:

@@ -59,9 +59,9 @@ class OutputCapture:
     def append_line(
         self, run_id: str, line: str, stream: str = Stream.STDOUT, level: str | None = None
     ) -> None:
-        """Add a line; what stands at its end of spaces and line ends goes, its indentation stays.
+        """Add a line; spaces and line ends at its end are removed, its indentation stays.
 
-        A text of several lines is several entries. Without `level` the line says it itself:
+        A text of several lines is several entries. Without `level` it is read from the line:
         `ERROR: x`, `[WARN] x`, `level=info`, `{"level": "error"}`; else it is `info`.
         """
         now, source = datetime.now(UTC), Stream(stream)
@@ -79,7 +79,7 @@ class OutputCapture:
         self._run(run_id).append(entries)
 
     def end_run(self, run_id: str, exit_code: int | None = None) -> None:
-        """Say that no more lines come: streams of the run end once they have sent the last one."""
+        """Mark the run as complete: its streams end once they have sent the last line."""
         self._run(run_id).end(exit_code)
 
     def cleanup_run(self, run_id: str) -> None:
@@ -114,7 +114,7 @@ class OutputCapture:
         Yields None whenever nothing came for `pause_s` seconds.
 
         Raises:
-            LookupError: there is no such run; said by the call itself, before the first line.
+            LookupError: there is no such run; raised by the call itself, before the first line.
         """
         return self._found(run_id).follow(after, pause_s)
 
@@ -125,7 +125,7 @@ class OutputCapture:
         `end` with `data: {"exit_code": …}`; silence gets a comment.
 
         Raises:
-            LookupError: there is no such run; said by the call itself, before the response begins.
+            LookupError: there is no such run; raised by the call itself, before the response begins.
         """
         return _frames(self._found(run_id), after, self._keepalive_s)
 
@@ -150,7 +150,7 @@ class OutputCapture:
         return run if run is not None else self._ended(run_id)
 
     def _ended(self, run_id: str) -> RunOutput:
-        """Make what a file tells of a run that memory has forgotten; it is not kept."""
+        """Read a run that is no longer in memory from its file; the result is not kept."""
         kept = self._kept(run_id)
         run = self._new(run_id)
         run.recall(kept)

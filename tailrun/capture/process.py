@@ -159,7 +159,7 @@ class _Direct(asyncio.SubprocessProtocol):
             self._sweep()
 
     async def close(self) -> None:
-        """Kill what is left, wait until it is gone, give the pipes and the process entry back."""
+        """Kill what is left, wait for its end, close the pipes and reap the process."""
         if "exited" not in self.report or not self.gone:
             self._kill("request")
         if self._transport is not None:
@@ -202,7 +202,7 @@ class _Direct(asyncio.SubprocessProtocol):
             (_signal_windows if _WINDOWS else _signal_group)(self.pid, kill=kill)
 
     def _look(self) -> None:
-        """Once the program has ended: is anybody left of its group? Look again until nobody is."""
+        """Once the program has ended: check its process group again until it is empty."""
         if "exited" not in self.report or self.gone or self.pid is None:
             self._changed()
             return
@@ -221,7 +221,7 @@ class _Direct(asyncio.SubprocessProtocol):
 
 
 def _nothing() -> None:
-    """Nobody listens yet."""
+    """No listener yet."""
 
 
 def _errno_of(folder: Path) -> int:
@@ -234,7 +234,7 @@ def _errno_of(folder: Path) -> int:
 
 
 def _own_group() -> dict[str, Any]:
-    """Start the program where signals to it reach its children, and nobody else."""
+    """Start the program where signals to it reach its children, and no other process."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}

@@ -1,4 +1,4 @@
-"""The runs of this process and how each stands; in memory, for as long as the process lives."""
+"""The runs of this process and their states; in memory, for as long as the process lives."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class RunRegistry:
         exit_code: int | None = None,
         error_message: str | None = None,
     ) -> Run:
-        """Change what is given and leave the rest; return the run as it stands then.
+        """Change what is given and leave the rest; return the changed run.
 
         Raises:
             LookupError: there is no such run.

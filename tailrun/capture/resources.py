@@ -16,7 +16,7 @@ class ResourceLimitException(TailrunError):
 
 
 class ResourceManager:
-    """Looks at the machine, and lets a bounded number of runs go on at a time.
+    """Looks at the machine, and allows a bounded number of runs at a time.
 
     Args:
         max_concurrent: runs at once; others wait for a place. Belongs to one event loop.
@@ -43,7 +43,7 @@ class ResourceManager:
         """Return True when there is enough for another run.
 
         Raises:
-            ResourceLimitException: there is not; says of what.
+            ResourceLimitException: there is not; the message names what is short.
         """
         lacking = [text for _, text in lacks(self._need, self._folder)]
         if lacking:

@@ -1,7 +1,7 @@
 """What one run has printed: a ring of its last lines that many threads fill and many tasks follow.
 
 A follower is a place in the sequence, never a queue: one that does not read costs nothing and
-holds nobody up. Where the ring has forgotten lines that it had not seen, it is told how many.
+holds up no writer. Where the ring has forgotten lines that it had not seen, it is told how many.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Bell:
     def ring(self) -> None:
         if not self.rung:
             self.rung = True
-            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits there
+            with contextlib.suppress(RuntimeError):  # its loop is closed
                 self.loop.call_soon_threadsafe(self.event.set)
 
 

@@ -1,6 +1,6 @@
 """Following a run in the terminal: its events as they come, a spinner while there are none.
 
-Ctrl-C leaves the run alone: it goes on, and the command says how to come back and how to cancel.
+Ctrl-C leaves the run alone: it continues, and the command prints how to come back and how to cancel.
 """
 
 from __future__ import annotations

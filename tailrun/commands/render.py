@@ -132,7 +132,7 @@ class Renderer:
             self._end(event)
 
     def note(self, text: str, style: str = "dim") -> None:
-        """Print something that the command itself has to say."""
+        """Print a message of the command itself."""
         print(self._look.paint(harmless(text, colours=False), style), file=self._notes, flush=True)
 
     def _update(self, event: Event) -> None:
@@ -239,11 +239,11 @@ def look_of(stream: TextIO, *, timestamps: bool = False, framed: bool | None = N
 
 
 def as_json(event: Event) -> str:
-    """Return an event as a line of JSON, in which no control character stands as itself."""
+    """Return an event as a line of JSON, in which every control character is escaped."""
     return json.dumps(event.as_dict(), ensure_ascii=False).translate(_JSON_CONTROLS)
 
 
 def renderer(*, timestamps: bool = False, framed: bool | None = None) -> Renderer:
-    """Return a renderer for this process's stdout; in frames, notes stand among the lines."""
+    """Return a renderer for this process's stdout; in frames, notes are among the lines."""
     look = look_of(sys.stdout, timestamps=timestamps, framed=framed)
     return Renderer(look, sys.stdout, sys.stdout if look.framed else sys.stderr)

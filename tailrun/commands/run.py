@@ -50,7 +50,7 @@ High = Annotated[bool, typer.Option("--high", help="To the front of the queue: t
 
 
 class DashedCommand(TyperCommand):
-    """Keeps what stands after `--` apart: it is a command, and a prompt is not."""
+    """Keeps what comes after `--` apart: it is a command, and a prompt is not."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the words after the first `--` into the context's `meta`."""
@@ -158,7 +158,7 @@ def submit(client: Client, body: dict[str, Any], uploads: list[Upload], *, quiet
             stored = client.upload(run_id, upload.path, upload.source)
             if not quiet:
                 print(f"uploaded {upload.source} as {upload.path} ({size(stored['size'])})", file=sys.stderr)
-    except BaseException:  # a run without its files must not wait for ever
+    except BaseException:  # a run without its files must not wait without end
         client.cancel(run_id)
         raise
     return client.start(run_id)
@@ -180,7 +180,7 @@ def _follow(client: Client, made: dict[str, Any], *, as_json: bool, timestamps: 
 def what(
     prompt: list[str], argv: list[str] | None, steps: str | None, task: str | None = None
 ) -> dict[str, Any]:
-    """Return the part of the request that says what to do; `argv` is what stood after `--`.
+    """Return the part of the request that describes the work; `argv` is what came after `--`.
 
     A task's part needs the server's word on its parameters: `tailrun.commands.tasks.task_of`.
     """

@@ -51,7 +51,7 @@ def _described(param: dict[str, Any]) -> str:
 def task_of(client: Client, name: str, params: dict[str, str], project: str | None) -> dict[str, Any]:
     """Return the part of a request that names a task; `name` is `type` or `type/command`.
 
-    Values are read as the types of their parameters say; what is not declared is left to the
+    Values are read by the types of their parameters; what is not declared is left to the
     server, which refuses it by name.
     """
     kind, _, command = name.partition("/")

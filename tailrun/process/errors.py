@@ -1,4 +1,4 @@
-"""Why a program did not start, in words that say what to do, and whether to try again."""
+"""Why a program did not start: a message with what to do, and whether to try again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class ErrorCode(StrEnum):
-    """Why a run failed, as it stands in `error.code`."""
+    """Why a run failed: the values of `error.code`."""
 
     START_FAILED = "start_failed"
     EXIT_NONZERO = "exit_nonzero"
@@ -29,7 +29,7 @@ class ErrorCode(StrEnum):
 
     @property
     def retried(self) -> bool:
-        """Whether an attempt that failed so is tried again, unless the run says otherwise."""
+        """Whether an attempt that failed so is tried again, unless the run has a `retry_on`."""
         return self not in _FINAL
 
 
@@ -59,9 +59,9 @@ class RunFailure(Exception):
         self._by_its_code = retried is None
 
     def retried_by(self, retry_on: Collection[str] | None) -> bool:
-        """Whether a run with this `retry_on` (None: it does not say) tries again after the failure.
+        """Whether a run with this `retry_on` (None: not given) tries again after the failure.
 
-        What no other attempt can mend is final whatever the run says, and so is a cancel.
+        What no other attempt can mend is final whatever `retry_on` is, and so is a cancel.
         """
         if retry_on is None or not self._by_its_code:
             return self.retried

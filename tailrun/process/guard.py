@@ -80,7 +80,7 @@ class _Request:
 
 
 def _read_request(control: int) -> _Request | None:
-    """Read the request; None when the worker was gone before it was whole."""
+    """Read the request; None when the worker ended before it was complete."""
     head = b""
     while not head.endswith(b"\n"):
         byte = os.read(control, 1)
@@ -172,7 +172,7 @@ class _Guard:
         return True
 
     def _listen(self) -> bool:
-        """Take the worker's words; False once it is gone."""
+        """Handle the worker's commands; False once it has ended."""
         words = os.read(self._control, 4096)
         self._heard = time.monotonic()
         if not words:
@@ -243,7 +243,7 @@ class _Guard:
                 continue
 
     def _reap(self) -> bool:
-        """Collect who died; True when nobody is left, for orphans come back to a sub-reaper."""
+        """Reap children; True when none is left, for a sub-reaper inherits orphans."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -315,7 +315,7 @@ def _limit(limits: list[int]) -> None:
 def _tell(status: int, line: str) -> None:
     try:
         os.write(status, line.encode() + b"\n")
-    except OSError:  # the worker is gone: nobody to tell
+    except OSError:  # the worker is gone
         return
 
 
@@ -359,7 +359,7 @@ def _descendants(root: int) -> list[int]:
 
 
 def _living_parent(pid: str) -> int:
-    """Return the parent of a process; 0 when it is gone."""
+    """Return the parent of a process; 0 when it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

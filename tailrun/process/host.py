@@ -28,7 +28,7 @@ class Need:
 
 
 def lacks(need: Need, folder: Path, root: Path = _ROOT) -> Iterator[tuple[str, str]]:
-    """Yield what there is too little of where runs write into `folder`: its name, and a text that says so."""
+    """Yield what there is too little of where runs write into `folder`: its name, and a text for users."""
     free = (
         ("memory", "bytes", need.memory, lambda: free_memory(root)),
         ("disk", "bytes", need.disk, lambda: free_disk(folder)),

@@ -1,8 +1,8 @@
-"""How severe a line of output is, read from the ways in which programs commonly say so.
+"""How severe a line of output is, read from the forms that programs commonly use.
 
 Programs print `ERROR: x`, `[WARN] x`, `level=info`, `WARNING:root:x`, `{"level":"error"}`,
 `2026-11-20 12:00:00,123 ERROR x` and `E1120 12:00:00.1 …`; a stream of thousands of lines a
-second must not slow down for it. So the first character picks what could stand there, and one
+second must not slow down for it. So the first character picks what could be there, and one
 anchored expression looks at the first 64 characters; most lines cost a dictionary look-up and a
 few searches for the words without which no compiler, runtime or package manager tells a failure.
 Anything else is `info`: a word like "error" in prose makes no error, nor does `error: none`.
@@ -102,7 +102,7 @@ def _small(text: str) -> Level | None:
 
 
 def _unless_nothing(found: re.Match[str] | None, text: str) -> Level | None:
-    """Return the level that was found, unless nothing is said of it: `error: none`."""
+    """Return the level that was found, unless its value is empty: `error: none`."""
     if found is None:
         return None
     nothing = len(text) <= _HEAD and _NOTHING.fullmatch(text, found.end())
@@ -132,7 +132,7 @@ def _bracket(text: str) -> Level | None:
 
 
 def _object(text: str) -> Level:
-    """Return what the object itself says; a level within another object is of something else."""
+    """Return the object's own level; a level within another object is of something else."""
     text = text[:_JSON_HEAD]
     depth = at = 0
     for found in _JSON.finditer(text):
@@ -153,7 +153,7 @@ def _coloured(text: str) -> Level | None:
 
 
 def _failure(text: str) -> Level | None:
-    """Recognize how compilers, runtimes, shells and package managers tell failures."""
+    """Recognize how compilers, runtimes, shells and package managers report failures."""
     head = text[:_FAILURE_HEAD]
     if ":" in head and ("rror" in head or "xception" in head or "arning" in head or "dumped" in head):
         if _RAISED.match(head) or "(core dumped)" in head:

@@ -28,10 +28,10 @@ class Line(NamedTuple):
     """One line of a program's output, without its line end.
 
     `cr` marks a progress update (ended by a carriage return: a later one replaces it),
-    `split` a piece of a line that was too long and goes on in the next piece. A tuple, because
+    `split` a piece of a line that was too long and continues in the next piece. A tuple, because
     one is made for every line that is printed: a frozen dataclass costs three times as much.
-    `src` is where the line was in the program's own log, if there is one to go on reading from:
-    it is committed with the line, so that whoever goes on knows from where.
+    `src` is where the line was in the program's own log, if there is one to continue from:
+    it is committed with the line, so that the next attempt knows from where.
     """
 
     stream: Stream
@@ -45,10 +45,8 @@ class Line(NamedTuple):
 class LineSink(Protocol):
     """Takes lines in order; awaiting it is the backpressure that leaves the pipe unread."""
 
-    async def __call__(self, lines: Sequence[Line], /) -> None:
-        """Take lines."""
-        ...
+    async def __call__(self, lines: Sequence[Line], /) -> None: ...
 
     async def gap(self, lost: int, why: str) -> None:
-        """Say that `lost` lines (0: an unknown number) are missing here."""
+        """Report that `lost` lines (0: an unknown number) are missing here."""
         ...

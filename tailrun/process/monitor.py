@@ -1,7 +1,7 @@
-"""Stands by one program from its start to its end: lines out, stop requests in, how it ended.
+"""Monitors one subprocess: forwards its output, handles stop requests, returns its result.
 
-It is the same for a worker's tool under its guard (`process.py`) and for a program that somebody's
-own process runs (`direct.py`): they differ in who holds the program, and that is a `Program`.
+It is the same for a worker's tool under its guard (`app/execution/process.py`) and for a program in a
+user's own process (`tailrun/capture/process.py`): they differ in what holds the program, a `Program`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,20 @@ from tailrun.process.pipes import Pipe, Pump
 from tailrun.process.stop import ProcessResult, StopReason, StopToken, Usage
 
 _LEFTOVERS_S = 0.5
-"""How long what a tool left behind may go on (`cmd > >(tee log)`), not counting a slow sink."""
+"""How long a tool's leftovers may keep running (`cmd > >(tee log)`), not counting a slow sink."""
 _ORPHANED_PIPE_S = 0.5
-"""How long a pipe is read that somebody outside of the tool's tree holds open."""
+"""How long a pipe is read that a process outside of the tool's tree holds open."""
 _WITH_GRACE = frozenset({StopReason.CANCEL, StopReason.TIMEOUT})
 
 
 class Program(Protocol):
-    """A program that was started, and whoever holds it; its words and reports are those of `guard.py`."""
+    """A started program and what holds it; commands and reports are those of `guard.py`."""
 
     pid: int | None
     """The program's process id, once it runs; its process group has the same number."""
 
     @property
-    def pipes(self) -> Mapping[Stream, Pipe]:
-        """Its output."""
-        ...
+    def pipes(self) -> Mapping[Stream, Pipe]: ...
 
     @property
     def report(self) -> Mapping[str, Any]:
@@ -55,7 +53,7 @@ class Program(Protocol):
 
 
 class ProcessMonitor:
-    """Stands by one program. `command` is what was started, for the words of a failure."""
+    """Monitors one program. `command` is what was started, for the message of a failure."""
 
     def __init__(self, program: Program, command: errors.Command, sink: LineSink, stop: StopToken) -> None:
         self._program, self._command, self._sink, self._stop = program, command, sink, stop
@@ -68,7 +66,7 @@ class ProcessMonitor:
         """Hand all lines to the sink and return how the program ended.
 
         Raises:
-            RunFailure: it never ran, or whoever held it was killed.
+            RunFailure: it never ran, or what held it was killed.
         """
         self._program.listen(self._changed)
         obeying = asyncio.create_task(self._obey())
@@ -84,7 +82,6 @@ class ProcessMonitor:
         return await self._result()
 
     def _changed(self) -> None:
-        """Take note of what is reported."""
         report, now = self._program.report, time.monotonic() - self._pump.blocked_s
         self._program.pid = report.get("started")
         if "exited" in report and self._finish_at is None:
@@ -94,7 +91,7 @@ class ProcessMonitor:
         self._pump.wake()
 
     def _pause(self, busy: bool) -> float | None:
-        """Say when to look again; negative when all is over. Time spent in the sink does not count."""
+        """Return when to look again; negative when all is over. Time spent in the sink does not count."""
         now = time.monotonic() - self._pump.blocked_s
         if self._leave_at is not None:
             over = self._pump.ended or (now >= self._leave_at and not busy) or now >= self._leave_at + 5

@@ -3,8 +3,8 @@
 A splitter belongs to one pipe of one program. The lines it makes do not depend on where reads
 happened to cut the bytes. Only a line feed ends a line (a carriage return before it is dropped;
 U+2028 and its like stay text). A carriage return alone is a progress update, a line marked `cr`
-that a later one replaces; at most five a second come through, the last one always, and what
-stands when the line feed comes is an ordinary line. So a reader that drops every `cr` line that
+that a later one replaces; at most five a second are kept, the last one always, and the text
+before a line feed is an ordinary line. So a reader that drops every `cr` line that
 is followed by another line of the same stream sees what a terminal would show.
 
 The bulk of the work is done per read, not per line: one search, one decode, one split.
@@ -75,7 +75,7 @@ class LineSplitter:
         return None if self._waiting is None else self._updated_at + UPDATE_S
 
     def tick(self, now: float) -> list[Line]:
-        """Return the update that is due, if any: a bar that stands still shows its last state."""
+        """Return the update that is due, if any: a bar that stops shows its last state."""
         due = self.due
         if due is None or now < due:
             return []

@@ -1,4 +1,4 @@
-"""Where a pump reads: a pipe that never blocks, and that says when there is something.
+"""Where a pump reads: a pipe that never blocks, and that reports when it is readable.
 
 Two ways lead to a program's output. A pipe's file descriptor, read by the pump itself, is the
 cheap one, and needs a selector's event loop; what asyncio's subprocess transports deliver works
@@ -24,7 +24,7 @@ from tailrun.process.output import LineSplitter
 _READ_BYTES = 64 * 1024
 """A read full of empty lines still holds the event loop for a moment only."""
 _HELD_BYTES = 64 * 1024
-"""A transport that delivered so much is paused until somebody reads: the program waits at its pipe."""
+"""A transport that delivered so much is paused until it is read: the program waits at its pipe."""
 
 
 class Pipe(Protocol):
@@ -38,9 +38,7 @@ class Pipe(Protocol):
         """Call `ready` whenever there may be something to read."""
         ...
 
-    def unwatch(self) -> None:
-        """Call nobody any more."""
-        ...
+    def unwatch(self) -> None: ...
 
 
 class FdPipe:
@@ -58,7 +56,6 @@ class FdPipe:
         asyncio.get_running_loop().add_reader(self._fd, ready)
 
     def unwatch(self) -> None:
-        """Stop watching."""
         asyncio.get_running_loop().remove_reader(self._fd)
 
 
@@ -107,7 +104,6 @@ class DeliveredPipe:
             ready()
 
     def unwatch(self) -> None:
-        """Stop calling."""
         self._ready = None
 
     def _tell(self) -> None:
@@ -121,11 +117,11 @@ NO_TEXT = Line(
     "write binary data to a file",
     Level.WARNING,
 )
-"""Said once by a pump, right behind the first such line."""
+"""Reported once by a pump, right after the first such line."""
 
 
 class Pump:
-    """Reads both pipes until somebody who knows the program says that it is over."""
+    """Reads both pipes until the monitor of the program decides that it is over."""
 
     def __init__(self, outputs: Mapping[Stream, Pipe], sink: LineSink) -> None:
         self._open = {pipe: LineSplitter(stream) for stream, pipe in outputs.items()}
@@ -134,7 +130,7 @@ class Pump:
         self._said_no_text = False
         self._wake = asyncio.Event()
         self.blocked_s = 0.0
-        """How long the sink was waited for, in seconds: time in which the program could not go on."""
+        """How long the sink was waited for, in seconds: time in which the program could not continue."""
 
     @property
     def ended(self) -> bool:

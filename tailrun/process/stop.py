@@ -18,10 +18,10 @@ class StopReason(StrEnum):
 
 
 class StopToken:
-    """Asks whoever runs something to stop; set once, the first reason stays.
+    """A request to stop; set once, the first reason stays.
 
     CANCEL and TIMEOUT: SIGTERM, grace, SIGKILL. DRAIN and LOST: the same without a grace,
-    for the run goes on elsewhere.
+    for another worker has the run.
     """
 
     def __init__(self) -> None:
@@ -43,21 +43,21 @@ class StopToken:
 
     @property
     def stopped(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Whether a stop was requested."""
         return self._event.is_set()
 
     async def wait(self) -> StopReason:
-        """Wait until somebody asks to stop; return the reason."""
+        """Wait until a stop is requested; return the reason."""
         await self._event.wait()
         assert self.reason is not None  # noqa: S101 - set before the event
         return self.reason
 
     async def lost(self) -> None:
-        """Wait until the run is somebody else's, which may come behind another reason."""
+        """Wait until another worker has the run, which may follow another reason."""
         await self._lost.wait()
 
     async def race(self, task: asyncio.Task[Any], timeout_s: float | None = None) -> None:
-        """Wait until `task` is done, somebody asks to stop, or the time is over; cancel nothing."""
+        """Wait until `task` is done, a stop is requested, or the time is over; cancel nothing."""
         if self.stopped:
             return
         asked = asyncio.get_running_loop().create_future()

@@ -209,7 +209,7 @@ def test_the_default_project_is_there_and_stays(api: Api) -> None:
     [
         ({"env": {"PATH": "/x"}}, "env: PATH is set by Tailrun itself"),
         ({"secrets": {"a b": "never-shown"}}, "secrets: 'a b' is not the name of a variable"),
-        ({"env": {"A": "1"}, "secrets": {"A": "never-shown"}}, "A stands in env and in secrets"),
+        ({"env": {"A": "1"}, "secrets": {"A": "never-shown"}}, "A is in env and in secrets"),
         ({"db_conn": "never-shown", "env": {"DB_CONN": "x"}}, "DB_CONN is the variable of db_conn"),
         ({"paths": {"a b": "/x"}}, "paths: 'a b' is no name"),
         ({"paths": {"a": 1}}, "paths.a must be a string"),

@@ -1,4 +1,4 @@
-"""Fails when a setting, route, metric, Redis key or make target is not in the documents, or only there."""
+"""Fails when documents and code differ: settings, routes, metrics, keys, targets, links, indexes, figures."""
 
 from __future__ import annotations
 
@@ -156,12 +156,118 @@ def test_an_event_type_is_in_the_streaming_document(kind: EventType) -> None:
 MARKDOWN = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
 
 
+def anchors(document: Path) -> set[str]:
+    """Return the names that GitHub gives to a document's headings."""
+    text = re.sub(
+        r"^ *```.*?^ *```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    headings = [re.sub(r"[`*]", "", heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
-    """A relative link names a file of this repository."""
+    """A relative link names a file of this repository, and a heading of it."""
     text = document.read_text(encoding="utf-8")
-    targets = [t for t in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in t]
-    assert [target for target in targets if not (document.parent / target).exists()] == []
+    targets = [
+        t for t in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in t and not t.startswith("mailto:")
+    ]
+    assert [target for target in targets if not leads_somewhere(document, target)] == []
+
+
+def leads_somewhere(document: Path, target: str) -> bool:
+    path, _, anchor = target.partition("#")
+    file = document.parent / path if path else document
+    return file.exists() and (not anchor or file.suffix != ".md" or anchor in anchors(file))
+
+
+def decision_rows() -> list[str]:
+    """Return what the index of decisions has to hold: a row for each number up to the highest."""
+    records = {int(path.name[:4]): path for path in sorted((DOCS / "decisions").glob("[0-9]*.md"))}
+    found: list[str] = []
+    for number in range(1, max(records) + 1):
+        if path := records.get(number):
+            title = path.read_text(encoding="utf-8").splitlines()[0].partition(" ")[2].partition(" ")[2]
+            found.append(f"| [{number:04d}]({path.name}) | {title} |")
+        else:
+            found.append(f"| {number:04d} | not used |")
+    return found
+
+
+def test_the_index_of_decisions_is_whole() -> None:
+    """Every record is in docs/decisions/README.md with its title; a number without a record is named."""
+    text = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[?\d{4}.*$", text, re.MULTILINE)
+    expected = decision_rows()
+    missing = "\n".join(row for row in expected if row not in listed)
+    assert missing == "", f"add to docs/decisions/README.md:\n{missing}"
+    assert listed == expected, "docs/decisions/README.md has these rows, in the order of their numbers"
+
+
+@pytest.mark.parametrize(
+    "record", sorted((DOCS / "decisions").glob("[0-9]*.md")), ids=lambda path: path.name[:4]
+)
+def test_a_decision_has_the_form_of_a_decision(record: Path) -> None:
+    """`# NNNN Title`, its status, then sections of which three have the same names everywhere."""
+    title, blank, status, *_ = record.read_text(encoding="utf-8").splitlines()
+    assert re.fullmatch(rf"# {record.name[:4]} [^\s:.].*[^.]", title)
+    assert blank == ""
+    assert re.match(r"Status: (accepted|proposed|replaced by \[\d{4}\]\(\S+\)), \w+ \d{4}", status)
+    assert {"Context", "Decision", "Alternatives"} <= set(
+        re.findall(r"^## (.+)$", record.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+
+
+def test_every_page_is_in_the_index_of_documents() -> None:
+    """docs/README.md has a row for each page of docs/."""
+    listed = set(
+        re.findall(
+            r"^\| \[[^\]]+\]\(([^)]+)\)", (DOCS / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
+    pages = {path.name for path in DOCS.glob("*.md")} - {"README.md"}
+    assert listed == pages | {"decisions/README.md"}
+
+
+def test_tests_that_documents_name_exist() -> None:
+    """What "proved by" names can be run."""
+    source = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    functions = set(re.findall(r"def (test_\w+)", "".join(source.values())))
+    named = {
+        name
+        for path in MARKDOWN
+        for name in re.findall(r"\btest_\w+(?:\.py)?", path.read_text(encoding="utf-8"))
+    }
+    assert {name for name in named if name not in functions | source.keys()} == set()
+
+
+FIGURES = [
+    ("benchmarks-queue", r"\| api \| ([\d.]+) \|", "{} ms CPU a run (whole runs)"),
+    ("benchmarks-queue", r"\| worker \| ([\d.]+) \|", "{} ms CPU a run"),
+    ("benchmarks-queue", r"\| together \| \*\*([\d.]+)\*\*", "{} ms CPU a run in all"),
+    ("benchmarks-queue", r"\| postgresql \| ([\d.]+) \|", "CPU: {} ms a small run"),
+    ("benchmarks-queue", r"\| redis \| ([\d.]+) \|", "CPU: {} ms a run and"),
+    ("benchmarks", r"\| idle api: CPU, RSS \| [\d.]+ %, (\d+) MB", "with 500 silent streams | {} MB;"),
+    ("benchmarks", r"\| idle worker: CPU, RSS \| [\d.]+ %, (\d+) MB", "with 50 loud runs | {} MB;"),
+    ("benchmarks", r"`shell`, `echo`\), p50 / p99 of 100 \| ([\d.]+)", "took {} ms (p50)"),
+    ("benchmarks", r"`file_write`\), p50 / p99 of 200 \| ([\d.]+)", "`file_write` took {}."),
+    ("benchmarks", r"whole runs on SQLite .* \| (\d+) /s", "{} small runs/s as measured against"),
+    ("benchmarks", r"whole runs on PostgreSQL .* \| (\d+) /s", "against {} on PostgreSQL"),
+    ("benchmarks-ingest", r"PostgreSQL \| 50 runs.*\| (\d+) / \d+ / \d+ \|", "MB; {} MB | idle, ingest |"),
+    ("benchmarks-ingest", r"PostgreSQL \| 50 runs.*\| \d+ / \d+ / (\d+) \|", "took {} MB at the peak"),
+    ("benchmarks-stream", r"\*\*Tailrun\*\*.*\| (\d+) \| [^|]*\|$", "{} MB | idle, streams"),
+    ("benchmarks-stream", r"\*\*Tailrun\*\*,[^|]*\|[^|]*\| ([\d.]+) \|", "{} CPU s for 100,000 delivered"),
+]
+"""Figures that docs/scaling.md takes from a benchmark: the page, where it is there, how scaling.md has it."""
+
+
+@pytest.mark.parametrize(("page", "pattern", "written_as"), FIGURES)
+def test_scaling_has_the_figures_of_the_last_benchmark(page: str, pattern: str, written_as: str) -> None:
+    """A benchmark that was measured anew changes docs/scaling.md too."""
+    found = re.search(pattern, (DOCS / f"{page}.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    text = " ".join((DOCS / "scaling.md").read_text(encoding="utf-8").split())
+    assert written_as.format(found[1]) in text
 
 
 def test_make_targets_in_documents_exist() -> None:

@@ -78,7 +78,7 @@ def test_a_fenced_block_is_the_plan(prompt: str) -> None:
     assert (made.steps, made.planner) == ([LS], "fenced")
     [(level, note)] = made.notes
     assert level is Level.INFO
-    assert note.endswith("run as they stand; the rest of the prompt is not carried out.")
+    assert note.endswith("run as written; the rest of the prompt is not carried out.")
 
 
 def test_text_in_a_fenced_block_keeps_its_lines() -> None:

@@ -213,3 +213,25 @@ def test_no_retired_word_comes_back_in_a_name() -> None:
             if isinstance(name, str) and any(word in name.lower() for word in RETIRED)
         }
     assert found == set()
+
+
+PLAIN = (
+    *(f"app/{room}" for room in ("agent", "execution", "k8s", "plan", "storage", "up")),
+    *("tailrun/capture", "tailrun/process", "toolbox"),
+)
+"""Rooms that were gone through: their docstrings, comments and messages have the field's terms."""
+FIGURES_OF_SPEECH = re.compile(
+    r"\b(nobody|somebody|stands?|goes on|for ever|lets? go of|what becomes of|says so)\b", re.IGNORECASE
+)
+
+
+def test_rooms_in_plain_words_stay_so() -> None:
+    """No figure of speech where there is a term (docs/glossary.md)."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in PYTHON
+        if str(path.relative_to(ROOT)).startswith(PLAIN)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if FIGURES_OF_SPEECH.search(line)
+    ]
+    assert found == []

@@ -185,7 +185,7 @@ async def test_a_step_may_fail_when_it_says_so() -> None:
     assert await case.go(s1=ToolOutcome(exit_code=3)) == 0
     assert case.tools.called == ["s1", "s2"]
     assert (case.log.records["s1"].status, case.log.records["s1"].exit_code) == (StepStatus.FAILED, 3)
-    assert case.log.said == [(Level.WARNING, "s1 failed; it may, so the run goes on")]
+    assert case.log.said == [(Level.WARNING, "s1 failed; it may, so the run continues")]
     assert case.log.of(EventType.STEP)[1][1] is Level.WARNING
 
 

@@ -211,7 +211,7 @@ def test_every_mistake_of_a_file_is_named_with_its_line(tmp_path: Path) -> None:
         ("", "1", "is empty"),
         ("- a", "1", "must be an object"),
         ("types:\n  a: [", "2", "is not YAML"),
-        ("types: {}\ntypes: {}\n", "2", "types stands here again, after line 1"),
+        ("types: {}\ntypes: {}\n", "2", "types is repeated here, after line 1"),
         (
             "types:\n  a:\n    program: [x]\n    params:\n      p: {type: boolean, position: 1}",
             "5",
@@ -234,7 +234,7 @@ def test_every_mistake_of_a_file_is_named_with_its_line(tmp_path: Path) -> None:
                 "      p: {position: 1}\n      q: {position: 2, required: true}"
             ),
             "4",
-            "what may be left out stands last",
+            "what may be left out comes last",
         ),
     ],
 )

@@ -39,7 +39,6 @@ async def read_file(bench: ToolContext, step: Step) -> ToolOutcome:
 
 
 async def delete_file(bench: ToolContext, step: Step) -> ToolOutcome:
-    """Remove a file."""
     await bench.workspace.delete(step.args["path"])
     return ToolOutcome(result={"path": step.args["path"]})
 

@@ -84,7 +84,7 @@ async def run_program(
 
     Raises:
         RunFailure: the program never ran, or was ended from outside.
-        LostOwnership: the run goes on elsewhere; nothing is written back.
+        LostOwnership: another worker has the run; nothing is written back.
     """
     tool = ToolRun(
         run_id=bench.run.run_id,

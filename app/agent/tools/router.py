@@ -53,7 +53,7 @@ class ToolRouter:
         return self._bench.executor.reattaches and bool(self._bench.unsettled)
 
     def reattaches(self, step: Step) -> bool:
-        """Whether the step's program outlives its worker, so that another one can go on with it."""
+        """Whether the step's program outlives its worker, so that another one can continue it."""
         return self._bench.executor.reattaches and step.tool not in _FILE_TOOLS
 
     async def settle(self) -> None:
@@ -66,7 +66,7 @@ class ToolRouter:
 
         Raises:
             RunFailure: the tool could not be started, or could not do its work.
-            LostOwnership: the run goes on elsewhere.
+            LostOwnership: another worker has the run.
         """
         bench = self._bench if again is None else replace(self._bench, again=again)
         try:
@@ -84,7 +84,7 @@ async def _interruptible(
     timeout_s: float | None,
     stop: StopToken,
 ) -> ToolOutcome:
-    """Do `work` until it is done, its time is over or somebody asks to stop."""
+    """Do `work` until it is done, its time is over or a stop is requested."""
     task = asyncio.create_task(work)
     try:
         await stop.race(task, timeout_s)

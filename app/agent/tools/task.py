@@ -1,7 +1,7 @@
 """The tool `task`: the program of a typed task, with its project's environment, where it lives.
 
-What is secret goes from the project's configuration into the environment only: the argv stands
-in the log and in the step's record.
+What is secret goes from the project's configuration into the environment only: the argv is written
+to the log and to the step's record.
 """
 
 from __future__ import annotations
