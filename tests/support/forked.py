@@ -103,6 +103,7 @@ def _parent(of: int) -> _Parent:
 
 def start_forked(code: str, env: dict[str, str], log: Path) -> ForkedProcess:
     """Run `code` as the main program of a new process, which appends its output to `log`."""
+    log.touch()
     return _parent(os.getpid()).start(code, env, log)
 
 
