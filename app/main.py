@@ -70,12 +70,13 @@ from app.routes import (
     websocket,
 )
 from app.routes.auth import LocalOnly
-from app.routes.health import OK, ReadyCheck
+from app.routes.health import ReadyCheck
 from app.routes.run_counts import RunCounts
 from app.routes.server import AbortableHttp, AbortableWebSocket
 from app.routes.staging_port import StagingPort
 from app.runs.backlog import Backlog
 from app.runs.open_streams import OpenStreams
+from app.runs.readiness import OK
 from app.runs.services import Services
 from app.storage.factory import open_workspaces
 from app.stream.hub import StreamHub

@@ -3,57 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import HTTPConnection
 
 from app.core.clock import now_us
-from app.core.errors import StorageError
 from app.core.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, READY, RUNS, WORKERS
-from app.db.migrate import ensure_current
-from app.redis.inspect import ServerReport
 from app.routes.auth import CurrentServices, admin_calls
 from app.routes.run_counts import RunCounts
 from app.routes.schemas import Health, Readiness
 from app.routes.views import answer
+from app.runs.readiness import OK, StoreCheck, answered
 from app.runs.services import Services
 
 router = APIRouter(tags=["health"])
 
-OK, FAILED = "ok", "failed"
-_TIMEOUT_S = 2.0
+FAILED = "failed"
 
 
 class ReadyCheck:
-    """Asks everything that is needed, at the same time, for at most 2 s."""
+    """Whether this process can serve: its stores answer, and it is not stopping."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
-        self._server_report = ServerReport(services.redis)
-        self.remarks: list[str] = []
+        self._draining = services.draining
+        self._stores = StoreCheck(services.settings.effective_database_url, services.db, services.redis)
+
+    @property
+    def remarks(self) -> list[str]:
         """What is no reason to be not ready, but a person should know."""
-        self._migrated = False  # stays true once it was: nothing migrates down under a running server
+        return self._stores.remarks
 
     async def __call__(self) -> dict[str, str]:
         """Return `ok`, or what is wrong, of each."""
-        database, redis = await asyncio.gather(_ask(self._database), _ask(self._services.redis.ping))
-        checks = {"database": database, "redis": redis}
-        if redis == OK:
-            self.remarks = await self._server_report.remarks()
-        if self._services.draining.is_set():
-            checks["process"] = "stopping"
-        return checks
-
-    async def _database(self) -> None:
-        await self._services.db.ping()
-        if self._migrated:
-            return
-        url = self._services.settings.effective_database_url
-        await asyncio.to_thread(ensure_current, url)
-        self._migrated = True
+        return await self._stores() | ({"process": "stopping"} if self._draining.is_set() else {})
 
 
 def ready_check(conn: HTTPConnection) -> ReadyCheck:
@@ -93,20 +77,11 @@ async def metrics(
 ) -> Response:
     """Return all figures in Prometheus' text format; what cannot be asked just now keeps its last value."""
     await asyncio.gather(
-        _ask(lambda: _count_runs(services, counts)), _ask(lambda: _count_queue(services)), _count_ready(check)
+        answered(lambda: _count_runs(services, counts)),
+        answered(lambda: _count_queue(services)),
+        _count_ready(check),
     )
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _ask(what: Callable[[], Awaitable[Any]]) -> str:
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            await what()
-    except TimeoutError:
-        return f"no answer within {_TIMEOUT_S:g} s"
-    except StorageError as error:
-        return str(error)
-    return OK
 
 
 async def _count_runs(services: Services, counts: RunCounts) -> None:
