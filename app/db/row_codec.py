@@ -67,7 +67,8 @@ def _ways_of(kind: type, column: str) -> tuple[Convert | None, Convert | None]:
     if issubclass(kind, StrEnum):
         return partial(word, kind), lambda member: member.value
     if issubclass(kind, (dict, list)):
-        return partial(from_json, empty=kind(), column=column), to_json
+        empty: Any = kind()
+        return partial(from_json, empty=empty, column=column), to_json
     ways: dict[type, tuple[Convert | None, Convert | None]] = {
         str: (None, clean),
         float: (seconds, float),
