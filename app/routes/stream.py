@@ -51,6 +51,10 @@ _DESCRIPTION: dict[int | str, dict[str, Any]] = {
 @router.get("/agent/logs/{run_id}/stream", response_class=Response, responses=_DESCRIPTION, tags=["agent"])
 @router.get("/runs/{run_id}/logs/stream", response_class=Response, responses=_DESCRIPTION)
 @router.get("/api/v1/operations/{run_id}/stream", response_class=Response, responses=_DESCRIPTION)
+@router.head("/v1/runs/{run_id}/stream", include_in_schema=False)
+@router.head("/agent/logs/{run_id}/stream", include_in_schema=False)
+@router.head("/runs/{run_id}/logs/stream", include_in_schema=False)
+@router.head("/api/v1/operations/{run_id}/stream", include_in_schema=False)
 async def stream(
     request: Request,
     user: StreamUser,
@@ -97,6 +101,7 @@ async def stream(
         whole=not follow,
         ping_s=services.settings.stream_ping_s,
         send_timeout_s=services.settings.stream_send_timeout_s,
+        draining=services.draining,
         headers={} if follow else _as_file(run, form),
     )
 
