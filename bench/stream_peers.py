@@ -28,7 +28,6 @@ from app.db.migrate import migrate
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "bench" / "peers"
 INSTALLED = ROOT / "build" / "bench-peers"
-SSE_STARLETTE = "3.7.0"
 NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 TOKEN = "bench-token"
 START_S = 20.0
@@ -204,13 +203,11 @@ def own_sse(server: Server) -> str:
 
 def naive(server: Server) -> str:
     """sse-starlette, one subscription per watcher."""
-    if not (INSTALLED / "python" / "sse_starlette").exists():
-        raise Missing("sse-starlette is not installed and could not be")
     redis = server.with_redis()
     argv = [sys.executable, str(PEERS / "naive_sse.py"), str(server.port), str(redis.port)]
-    server.start(argv, PYTHONPATH=str(INSTALLED / "python"))
+    server.start(argv)
     server.fed_by("redis", str(redis.port))
-    return f"sse-starlette {SSE_STARLETTE}"
+    return f"sse-starlette {version('sse-starlette')}"
 
 
 def tailrun(server: Server) -> str:
@@ -267,10 +264,6 @@ def install() -> None:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(PEERS / name, INSTALLED / name)
         _try(["npm", "ci", "--silent", "--no-audit", "--no-fund"], INSTALLED)
-    if not (INSTALLED / "python" / "sse_starlette").exists():
-        wanted = f"sse-starlette=={SSE_STARLETTE}"
-        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-        _try([uv, "pip", "install", "-q", "--no-deps", "--target", str(INSTALLED / "python"), wanted], ROOT)
     if not NCHAN.exists():
         pairs = ("nginx:nginx", f"{NCHAN}:libnginx-mod-nchan")
         _try(["sh", str(ROOT / "scripts" / "debian_packages.sh"), *pairs], ROOT)

@@ -1,5 +1,7 @@
 """Which events a reader of a log asked for; and what a block of events may hold, without opening it.
 
+The route that reads the parameters makes the one `LogFilter`; all below it are given it.
+
 The database filters its rows in SQL. Blocks (chunks in the database, frames of an archive) are
 filtered here, by the same rules: whatever form a log has, the same question has the same answer.
 Pure.
@@ -7,7 +9,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.core.events import NEVER_FILTERED, Event, EventType
@@ -50,18 +52,26 @@ class LogFilter:
         """Return those of `events` that pass, in order."""
         if self.level is None and self.stream is None and not self.q:
             return list(events)
+        passes = self.rule()
+        return [event for event in events if passes(event.type, event.level, event.stream, event.content)]
+
+    def rule(self) -> Callable[[str, str | None, str | None, str | None], bool]:
+        """Return what says of an event's type, level, stream and content whether it passes."""
         wanted = folded(self.q) if self.q else b""
         levels = None if self.levels is None else frozenset(self.levels)
-        return [
-            event
-            for event in events
-            if event.type in NEVER_FILTERED
-            or (
-                (levels is None or event.level in levels)
-                and (self.stream is None or event.stream is self.stream)
-                and (not wanted or (event.content is not None and wanted in folded(event.content)))
+
+        def passes(kind: str, level: str | None, stream: str | None, content: str | None) -> bool:
+            return kind in NEVER_FILTERED or (
+                (levels is None or level in levels)
+                and (self.stream is None or stream == self.stream)
+                and (not wanted or (content is not None and wanted in folded(content)))
             )
-        ]
+
+        return passes
+
+
+EVERYTHING = LogFilter()
+"""Hides nothing."""
 
 
 @dataclass(frozen=True, slots=True)

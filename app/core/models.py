@@ -6,7 +6,7 @@ program and in the database; `format_ts` turns them into RFC 3339 at the edge.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -117,23 +117,43 @@ class StepRecord:
     error: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run as its row stands. Only `app.db.run_store` makes or changes one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDefinition:
+    """What a run is made of, as its maker said: a schedule keeps it, and a retry takes it over whole."""
+
+    kind: RunKind
+    spec: dict[str, Any]
+    max_attempts: int = 3
+    timeout_s: float = 3600
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    workspace_from: str | None = None
+    project: str | None = None
+    type: str | None = None
+    priority: Priority = Priority.NORMAL
+    retry_on: list[str] | None = None
+    webhook_url: str | None = None
+
+    def definition(self) -> dict[str, Any]:
+        """Return these fields alone, by name."""
+        return {name: getattr(self, name) for name in DEFINITION_FIELDS}
+
+
+DEFINITION_FIELDS = tuple(field.name for field in fields(RunDefinition))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run(RunDefinition):
+    """A run as its row stands, a column for each field. Only `app.db.run_store` makes or changes one."""
 
     run_id: str
     user_id: str
-    kind: RunKind
     status: RunStatus
-    spec: dict[str, Any]
     created_at: int
     attempt: int = 0
     worker_id: str | None = None
     planner: str | None = None
     retries: int = 0
     redeliveries: int = 0
-    max_attempts: int = 3
-    timeout_s: float = 3600
     queued_at: int | None = None
     started_at: int | None = None
     ended_at: int | None = None
@@ -145,15 +165,8 @@ class Run:
     log_size: int = 0
     truncated: bool = False
     last_seq: int = 0
-    labels: dict[str, str] = field(default_factory=dict[str, str])
     retry_of: str | None = None
-    workspace_from: str | None = None
-    project: str | None = None
-    type: str | None = None
-    priority: Priority = Priority.NORMAL
-    retry_on: list[str] | None = None
     run_at: int | None = None
-    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,11 @@ shown as it stands, a text that is no JSON counts as empty, and the log says of 
 from __future__ import annotations
 
 import math
-import re
 from enum import StrEnum
 from typing import Any, TypeVar
 
 import orjson
 
-from app.core.errors import InvalidRequest
 from app.core.telemetry import get_logger
 
 Word = TypeVar("Word", bound=StrEnum)
@@ -22,9 +20,6 @@ Kind = TypeVar("Kind", dict[str, Any], list[Any])
 
 LONGEST_S = 315_360_000.0
 """Ten years: what a time limit counts as that is longer, or no number."""
-
-_INT64 = 2**63
-_CURSOR = re.compile(r"(-?[0-9]{1,19})\.(.+)", re.ASCII)
 
 _log = get_logger(__name__)
 
@@ -70,11 +65,3 @@ def seconds(value: Any) -> float:
     """Return a time limit that timers take."""
     number = value if isinstance(value, (int, float)) else math.nan
     return min(float(number), LONGEST_S) if math.isfinite(number) and number > 0 else LONGEST_S
-
-
-def read_cursor(cursor: str) -> tuple[int, str]:
-    """Return where a page begins, as `<created_at>.<id>` says; `InvalidRequest` for what is no cursor."""
-    found = _CURSOR.fullmatch(cursor)
-    if found is None or not -_INT64 <= int(found[1]) < _INT64:
-        raise InvalidRequest(f"cursor {cursor[:64]!r} is not one of ours: use `next` of the page before")
-    return int(found[1]), found[2]

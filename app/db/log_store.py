@@ -25,18 +25,18 @@ cursor is the same before and after, so a page needs no transaction (see `log_qu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Subquery, collate, func, or_, select, true
 
 from app.core.events import NEVER_FILTERED, Event, EventType
-from app.core.log_filter import LogFilter, folded
+from app.core.log_filter import EVERYTHING, LogFilter, folded
 from app.db.engine import Database
 from app.db.log_chunks import CHUNK_EVENTS, events_of, may_hold, unpack
 from app.db.log_rows import WHOLE_LINE, to_event
 from app.db.tables import log_chunks, log_lines
-from app.db.text import clean
-from tailrun.process.lines import Level, Stream
+from app.db.text import clean_or_none
 
 _LINE, _CHUNK = log_lines.c, log_chunks.c
 _ALWAYS = sorted(kind.value for kind in NEVER_FILTERED)
@@ -169,21 +169,9 @@ class LogStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def page(
-        self,
-        run_id: str,
-        after: int,
-        limit: int,
-        *,
-        level: Level | None = None,
-        stream: Stream | None = None,
-        q: str | None = None,
-    ) -> list[Event]:
-        """Return up to `limit` events with a `seq` above `after`, in order, that pass the filters.
-
-        `LogFilter` says what passes.
-        """
-        wanted = LogFilter(level, stream, None if q is None else clean(q))
+    async def page(self, run_id: str, after: int, limit: int, wanted: LogFilter = EVERYTHING) -> list[Event]:
+        """Return up to `limit` events with a `seq` above `after`, in order, that pass `wanted`."""
+        wanted = replace(wanted, q=clean_or_none(wanted.q))  # rows hold cleaned text
         found: list[Event] = []
         while True:
             room = limit - len(found)
@@ -214,7 +202,7 @@ class LogStore:
         self, run_id: str, after: int, limit: int, wanted: LogFilter, found: list[Event]
     ) -> int:
         """Add to `found` what passes of the next chunks, up to `limit`; return the cursor after them."""
-        plain = wanted == LogFilter()
+        plain = wanted == EVERYTHING
         at_once = min(_CHUNKS_AT_ONCE, (limit - len(found)) // CHUNK_EVENTS + 2) if plain else _CHUNKS_AT_ONCE
         answers = await self._ask(chunks_after(run_id, after, at_once, wanted))
         for _, last_seq, marks, layout, body in answers:

@@ -10,7 +10,6 @@ each of them opens. The row's id is sealed in, so that a text moved to another r
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -90,7 +89,7 @@ class ProjectStore:
         statement = delete(projects).where(projects.c.id == project_id)
         return await self._db.write_one(lambda connection: connection.execute(statement).rowcount) > 0
 
-    async def reseal(self) -> builtins.list[str]:
+    async def reseal(self) -> list[str]:
         """Seal every project anew, with the first key; return their ids."""
         return await self._db.write(self._reseal)
 
@@ -138,7 +137,7 @@ class ProjectStore:
         content = {"db_conn": config.db_conn, "secrets": dict(config.secrets)}
         return self._seal.close(config.project_id, content)
 
-    def _reseal(self, connection: Connection) -> builtins.list[str]:
+    def _reseal(self, connection: Connection) -> list[str]:
         found = connection.execute(select(projects).where(projects.c.secrets.is_not(None))).mappings().all()
         for row in found:
             sealed = self._sealed(self._config(cast("Mapping[str, Any]", row)))

@@ -14,7 +14,7 @@ from app.core.errors import Conflict, NotFound
 from app.core.events import Event, EventType
 from app.core.models import Run, RunStatus
 from app.db.log_rows import insert_lines
-from app.db.run_rows import WHOLE_RUN, to_run
+from app.db.run_rows import RUN_ROW
 from app.db.tables import runs
 from app.db.text import to_json
 from app.db.webhook_store import note_end
@@ -76,10 +76,12 @@ def request_cancel(connection: Connection, run_id: str, now: int) -> Changed:
 
 
 def _locked(connection: Connection, run_id: str) -> Run:
-    row = connection.execute(select(*WHOLE_RUN).where(runs.c.run_id == run_id).with_for_update()).first()
+    row = connection.execute(
+        select(*RUN_ROW.columns).where(runs.c.run_id == run_id).with_for_update()
+    ).first()
     if row is None:
         raise NotFound(f"there is no run {run_id}")
-    return to_run(row)
+    return RUN_ROW.read(row)
 
 
 def _end(
@@ -117,5 +119,5 @@ def _end(
 
 
 def _set(connection: Connection, run_id: str, **values: Any) -> Run:
-    statement = update(runs).where(runs.c.run_id == run_id).values(**values).returning(*WHOLE_RUN)
-    return to_run(connection.execute(statement).one())
+    statement = update(runs).where(runs.c.run_id == run_id).values(**values).returning(*RUN_ROW.columns)
+    return RUN_ROW.read(connection.execute(statement).one())

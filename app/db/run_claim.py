@@ -18,7 +18,7 @@ from sqlalchemy import Connection, insert, text, update
 
 from app.core.models import Run, RunStatus
 from app.db.engine import Database
-from app.db.run_rows import RUN_SQL, WHOLE_RUN, to_run
+from app.db.run_rows import RUN_ROW, RUN_SQL
 from app.db.tables import attempts, runs
 
 EVER = 2**31 - 1
@@ -49,7 +49,7 @@ async def claim(
     work = _claim_sqlite if db.dialect == "sqlite" else _claim_postgres
     values = {"worker_id": worker_id, "now": now, "redelivered_below": redelivered_below}
     rows = await db.write_one(lambda connection: work(connection, run_ids, values))
-    return [to_run(row) for row in rows]
+    return [RUN_ROW.read(row) for row in rows]
 
 
 def _claim_postgres(connection: Connection, ids: Sequence[str], values: dict[str, Any]) -> Sequence[Any]:
@@ -85,7 +85,7 @@ def take_over(connection: Connection, seen: Run, worker_id: str, now: int) -> Ru
             error=None,
             exit_code=None,
         )
-        .returning(*WHOLE_RUN)
+        .returning(*RUN_ROW.columns)
     )
     row = connection.execute(statement).first()
     if row is None:
@@ -93,7 +93,7 @@ def take_over(connection: Connection, seen: Run, worker_id: str, now: int) -> Ru
     if was_running:
         close_lost_attempt(connection, seen, now)
     connection.execute(insert(attempts), [_opened(seen.run_id, seen.attempt + 1, worker_id, now)])
-    return to_run(row)
+    return RUN_ROW.read(row)
 
 
 def as_seen(seen: Run) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from app.core.events import Event, Written, first_seq
 from app.core.models import Fence, RunStatus, StepRecord
 from app.db.engine import Database
 from app.db.log_rows import block_values, insert_block, insert_from, insert_lines, line_arrays, weigh
-from app.db.run_rows import STEP_COLUMNS, step_values
+from app.db.run_rows import STEP_ROW
 from app.db.tables import log_lines, runs
 from app.db.text import clean_or_none, to_json, to_json_or_none
 from app.db.webhook_store import note_end
@@ -43,13 +43,13 @@ _FENCE_OUTCOME = """, status = CAST(:status AS text), exit_code = CAST(:exit_cod
  retries = retries + CAST(:retry AS integer), ended_at = CAST(:ended_at AS bigint),
  worker_id = CAST(:keep_worker AS text)"""
 _STEP_UPSERT = "ON CONFLICT (run_id, step_id) DO UPDATE SET " + ", ".join(
-    f"{name} = excluded.{name}" for name in STEP_COLUMNS if name not in {"run_id", "step_id"}
+    f"{name} = excluded.{name}" for name in STEP_ROW.names if name not in {"run_id", "step_id"}
 )
-_STEPS_INTO = f"INSERT INTO steps ({', '.join(STEP_COLUMNS)})"
-_STEPS_SQLITE = f"{_STEPS_INTO} VALUES ({', '.join('?' * len(STEP_COLUMNS))}) {_STEP_UPSERT}"
+_STEPS_INTO = f"INSERT INTO steps ({', '.join(STEP_ROW.names)})"
+_STEPS_SQLITE = f"{_STEPS_INTO} VALUES ({', '.join('?' * len(STEP_ROW.names))}) {_STEP_UPSERT}"
 _STEPS_POSTGRES = (
     f"{_STEPS_INTO} SELECT recs.* FROM fence, unnest("
-    + ", ".join(f"CAST(:step_{name} AS {_STEP_TYPES.get(name, 'text')}[])" for name in STEP_COLUMNS)
+    + ", ".join(f"CAST(:step_{name} AS {_STEP_TYPES.get(name, 'text')}[])" for name in STEP_ROW.names)
     + f") AS recs {_STEP_UPSERT}"
 )
 _USAGE = """INSERT INTO usage (run_id, attempt, data)
@@ -95,8 +95,8 @@ def _in_one(connection: Connection, values: dict[str, Any], batch: Batch) -> Any
     lines = _NONE if not batch.events else _BLOCK if block is not None else _ROWS
     parts = (lines, bool(batch.steps), batch.usage is not None, batch.outcome is not None)
     if batch.steps:
-        columns = zip(*map(step_values, batch.steps), strict=True)
-        arrays |= {f"step_{name}": list(column) for name, column in zip(STEP_COLUMNS, columns, strict=True)}
+        records = [STEP_ROW.write(record) for record in batch.steps]
+        arrays |= {f"step_{name}": [record[name] for record in records] for name in STEP_ROW.names}
     return connection.execute(_statement(*parts), {**values, **arrays}).first()
 
 
@@ -122,7 +122,9 @@ def _in_statements(connection: Connection, values: dict[str, Any], batch: Batch)
         return None
     insert_lines(connection, batch.events)
     if batch.steps:
-        connection.exec_driver_sql(_STEPS_SQLITE, [step_values(record) for record in batch.steps])
+        connection.exec_driver_sql(
+            _STEPS_SQLITE, [tuple(STEP_ROW.write(one).values()) for one in batch.steps]
+        )
     if batch.usage is not None:
         connection.execute(_USAGE_SQLITE, values)
     if batch.outcome is not None:

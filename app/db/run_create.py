@@ -11,38 +11,27 @@ from sqlalchemy.exc import NoResultFound
 
 from app.core.errors import Conflict
 from app.core.events import Event, EventType
-from app.core.models import Priority, Run, RunKind, RunStatus
+from app.core.models import Run, RunDefinition, RunStatus
 from app.db.engine import Database
 from app.db.log_rows import insert_from, insert_lines, line_arrays
 from app.db.run_queries import BACKLOG, owner
-from app.db.run_rows import RUN_COLUMNS, WHOLE_RUN, run_values, to_run
+from app.db.run_rows import RUN_ROW
 from app.db.tables import runs
 from app.db.text import clean, clean_or_none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewRun:
+class RunDraft(RunDefinition):
     """A run to be made. `start`: queued at once, else held as `created`."""
 
     run_id: str
     user_id: str
-    kind: RunKind
-    spec: dict[str, Any]
     start: bool
-    max_attempts: int
-    timeout_s: float
-    labels: dict[str, str]
-    workspace_from: str | None = None
     retry_of: str | None = None
-    project: str | None = None
-    type: str | None = None
     planner: str | None = None
+    run_at: int | None = None
     idempotency_key: str | None = None
     request_hash: str | None = None
-    priority: Priority = Priority.NORMAL
-    retry_on: list[str] | None = None
-    run_at: int | None = None
-    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +43,7 @@ class Created:
     fresh: bool
 
 
-_COLUMNS = (*RUN_COLUMNS, "idempotency_key", "request_hash")
+_COLUMNS = (*RUN_ROW.names, "idempotency_key", "request_hash")
 _INSERT = f"""INSERT INTO runs ({", ".join(_COLUMNS)}) VALUES ({", ".join(f":{name}" for name in _COLUMNS)})
  ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING run_id"""
 _INSERT_SQLITE = text(_INSERT)
@@ -63,7 +52,7 @@ _INSERT_POSTGRES = text(
 )
 
 
-async def create(db: Database, new: NewRun, now: int) -> Created:
+async def create(db: Database, new: RunDraft, now: int) -> Created:
     """Insert the run; Conflict when its idempotency key was used for another request."""
     run, events = _first_state(new, now)
     if await db.write_one(lambda connection: _insert(connection, new, run, events)):
@@ -72,7 +61,7 @@ async def create(db: Database, new: NewRun, now: int) -> Created:
     return Created(earlier, [], fresh=False)
 
 
-def create_within(connection: Connection, new: NewRun, now: int) -> Created | None:
+def create_within(connection: Connection, new: RunDraft, now: int) -> Created | None:
     """Insert the run within a transaction of the caller's. None: its idempotency key was used before."""
     run, events = _first_state(new, now)
     return Created(run, events, fresh=True) if _insert(connection, new, run, events) else None
@@ -85,7 +74,7 @@ def backlog(connection: Connection, user_id: str, cap: int) -> int:
     return connection.execute(BACKLOG, values).scalar_one()
 
 
-async def find_earlier(db: Database, new: NewRun) -> Created | None:
+async def find_earlier(db: Database, new: RunDraft) -> Created | None:
     """Return the run that the idempotency key made before, if any; Conflict as `create`."""
     try:
         return Created(await db.read_one(lambda connection: _earlier(connection, new)), [], fresh=False)
@@ -93,40 +82,30 @@ async def find_earlier(db: Database, new: NewRun) -> Created | None:
         return None
 
 
-def _first_state(new: NewRun, now: int) -> tuple[Run, list[Event]]:
+def _first_state(new: RunDraft, now: int) -> tuple[Run, list[Event]]:
     path = [RunStatus.CREATED, RunStatus.QUEUED] if new.start else [RunStatus.CREATED]
     events = [
         Event(seq, EventType.STATUS, now, new.run_id, 0, data={"status": status.value})
         for seq, status in enumerate(path, 1)
     ]
     run = Run(
+        **new.definition(),
         run_id=new.run_id,
         user_id=new.user_id,
-        kind=new.kind,
         status=path[-1],
-        spec=new.spec,
         created_at=now,
         queued_at=now if new.start else None,
         next_attempt_at=new.run_at if new.start and (new.run_at or 0) > now else None,
         planner=new.planner,
-        max_attempts=new.max_attempts,
-        timeout_s=new.timeout_s,
-        labels=new.labels,
-        workspace_from=new.workspace_from,
-        retry_of=new.retry_of,
-        project=new.project,
-        type=new.type,
         last_seq=len(events),
-        priority=new.priority,
-        retry_on=new.retry_on,
+        retry_of=new.retry_of,
         run_at=new.run_at,
-        webhook_url=new.webhook_url,
     )
     return run, events
 
 
-def _insert(connection: Connection, new: NewRun, run: Run, events: Sequence[Event]) -> bool:
-    values = run_values(run) | {
+def _insert(connection: Connection, new: RunDraft, run: Run, events: Sequence[Event]) -> bool:
+    values = RUN_ROW.write(run) | {
         "idempotency_key": clean_or_none(new.idempotency_key),
         "request_hash": clean_or_none(new.request_hash),
     }
@@ -145,12 +124,14 @@ def _insert_sqlite(connection: Connection, values: dict[str, Any], events: Seque
     return made
 
 
-def _earlier(connection: Connection, new: NewRun) -> Run:
+def _earlier(connection: Connection, new: RunDraft) -> Run:
     key = (runs.c.user_id == clean(new.user_id)) & (runs.c.idempotency_key == new.idempotency_key)
-    *columns, request_hash = connection.execute(select(*WHOLE_RUN, runs.c.request_hash).where(key)).one()
+    *columns, request_hash = connection.execute(
+        select(*RUN_ROW.columns, runs.c.request_hash).where(key)
+    ).one()
     if request_hash != new.request_hash:
         raise Conflict(
             "this Idempotency-Key was used for another request: use a new key",
             code="idempotency_key_reused",
         )
-    return to_run(columns)
+    return RUN_ROW.read(columns)

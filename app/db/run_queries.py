@@ -16,7 +16,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, TextClause, func, literal_column, select, text, tuple_
 
 from app.core.models import RunStatus
-from app.db.run_rows import WHOLE_RUN, WITHOUT_SPEC
+from app.core.paging import PageCursor
+from app.db.run_rows import RUN_ROW, WITHOUT_SPEC
 from app.db.tables import IS_QUEUED, IS_RUNNING, OWNER, runs
 from app.db.text import clean
 
@@ -59,7 +60,7 @@ def page(
     user_id: str | None,
     status: RunStatus | None,
     limit: int,
-    before: tuple[int, str] | None,
+    before: PageCursor | None,
     dialect: str,
 ) -> Select[*tuple[Any, ...]]:
     """Ask for runs without their specs, newest first, older than the time and the id of `before`."""
@@ -99,7 +100,7 @@ def open_runs(status: RunStatus, limit: int, after_id: str) -> Select[*tuple[Any
 
 def running_on(worker_id: str) -> Select[*tuple[Any, ...]]:
     """Ask for the runs that a worker owns by their rows."""
-    return select(*WHOLE_RUN).where(text(IS_RUNNING), _RUN.worker_id == worker_id)
+    return select(*RUN_ROW.columns).where(text(IS_RUNNING), _RUN.worker_id == worker_id)
 
 
 def counts(states: Collection[RunStatus]) -> Select[*tuple[Any, ...]]:

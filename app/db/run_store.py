@@ -7,7 +7,6 @@ A façade over its parts: `run_create`, `run_claim` (who owns it), `run_commit` 
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +15,19 @@ from sqlalchemy import Connection, Executable, func, select
 
 from app.core.events import SRC, EventType
 from app.core.models import Fence, Run, RunStatus, StepRecord
+from app.core.paging import PageCursor, page
 from app.db import log_weight, run_change, run_claim, run_commit, run_create, run_queries
 from app.db.engine import Database
-from app.db.lenient import from_json, read_cursor, word
+from app.db.lenient import from_json, word
 from app.db.log_weight import Kept
 from app.db.run_change import Changed
 from app.db.run_commit import Batch, Committed, Cut, Outcome
-from app.db.run_create import Created, NewRun
+from app.db.run_create import Created, RunDraft
 from app.db.run_queries import OpenRun
-from app.db.run_rows import WHOLE_RUN, WHOLE_STEP, WITHOUT_SPEC, to_run, to_step
+from app.db.run_rows import RUN_ROW, STEP_ROW, WITHOUT_SPEC
 from app.db.tables import log_lines, runs, steps
 
-__all__ = ["Batch", "Changed", "Committed", "Created", "Cut", "NewRun", "Outcome", "Owner", "RunStore"]
+__all__ = ["Batch", "Changed", "Committed", "Created", "Cut", "Outcome", "Owner", "RunDraft", "RunStore"]
 
 _AT_ONCE = 1000
 _LINES_BACK = 100
@@ -51,20 +51,20 @@ class RunStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def create(self, new: NewRun, now: int) -> Created:
+    async def create(self, new: RunDraft, now: int) -> Created:
         """Make a run; Conflict when its idempotency key stands for another request."""
         return await run_create.create(self._db, new, now)
 
-    async def earlier(self, new: NewRun) -> Created | None:
+    async def earlier(self, new: RunDraft) -> Created | None:
         """Return the run that the idempotency key of `new` made before; Conflict as `create`."""
         return await run_create.find_earlier(self._db, new)
 
     async def get(self, run_id: str) -> Run | None:
         """Return the run, or None."""
-        rows = await self._select(select(*WHOLE_RUN).where(runs.c.run_id == run_id))
-        return to_run(rows[0]) if rows else None
+        rows = await self._select(select(*RUN_ROW.columns).where(runs.c.run_id == run_id))
+        return RUN_ROW.read(rows[0]) if rows else None
 
-    async def list(
+    async def page(
         self,
         *,
         user_id: str | None,
@@ -73,13 +73,9 @@ class RunStore:
         cursor: str | None = None,
     ) -> tuple[list[Run], str | None]:
         """Return a page, newest first, with empty specs, and the cursor of the next page."""
-        before = None if cursor is None else read_cursor(cursor)
-        query = run_queries.page(user_id, status, limit + 1, before, self._db.dialect)
-        page = [to_run(row) for row in await self._select(query)]
-        if len(page) <= limit:
-            return page, None
-        last = page[limit - 1]
-        return page[:limit], f"{last.created_at}.{last.run_id}"
+        query = run_queries.page(user_id, status, limit + 1, PageCursor.parse(cursor), self._db.dialect)
+        found = [RUN_ROW.read(row) for row in await self._select(query)]
+        return page(found, limit, lambda run: PageCursor(run.created_at, run.run_id))
 
     async def start(self, run_id: str, now: int) -> Changed:
         """Queue a held run. Already queued or running: no events. Ended: Conflict. Unknown: NotFound."""
@@ -130,8 +126,10 @@ class RunStore:
 
     async def steps(self, run_id: str) -> list[StepRecord]:
         """Return the run's step records in the order of the plan."""
-        query = select(*WHOLE_STEP).where(steps.c.run_id == run_id).order_by(steps.c.idx, steps.c.step_id)
-        return [to_step(row) for row in await self._select(query)]
+        query = (
+            select(*STEP_ROW.columns).where(steps.c.run_id == run_id).order_by(steps.c.idx, steps.c.step_id)
+        )
+        return [STEP_ROW.read(row) for row in await self._select(query)]
 
     async def last_source(self, run_id: str, step: str) -> str | None:
         """Return the `src` of the newest line of a step that has one: how far its pod's log is kept."""
@@ -146,18 +144,18 @@ class RunStore:
         """Return what is stored of the log of a run that has not ended, weighed for the log cap."""
         return await self._db.read_one(lambda connection: log_weight.kept(connection, run_id))
 
-    async def open_runs(self, status: RunStatus, limit: int, after_id: str = "") -> builtins.list[OpenRun]:
+    async def open_runs(self, status: RunStatus, limit: int, after_id: str = "") -> list[OpenRun]:
         """Return runs in a state by id from after `after_id`: what the reconciler compares."""
         return [OpenRun(*row) for row in await self._select(run_queries.open_runs(status, limit, after_id))]
 
-    async def many(self, run_ids: Sequence[str]) -> builtins.list[Run]:
+    async def many(self, run_ids: Sequence[str]) -> list[Run]:
         """Return those runs that exist, in any order, with empty specs."""
         found = await self._select(select(*WITHOUT_SPEC).where(runs.c.run_id.in_(run_ids)))
-        return [to_run(row) for row in found]
+        return [RUN_ROW.read(row) for row in found]
 
-    async def running_on(self, worker_id: str) -> builtins.list[Run]:
+    async def running_on(self, worker_id: str) -> list[Run]:
         """Return the runs that a worker owns by their rows."""
-        return [to_run(row) for row in await self._select(run_queries.running_on(worker_id))]
+        return [RUN_ROW.read(row) for row in await self._select(run_queries.running_on(worker_id))]
 
     async def counts(self, states: Collection[RunStatus] = frozenset(RunStatus)) -> dict[RunStatus, int]:
         """Return how many runs there are in each of the states that has any; reads them all."""

@@ -6,36 +6,29 @@ is inserted with it, so that however many workers look at a due schedule, a tick
 
 from __future__ import annotations
 
-import builtins
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, tuple_, update
 
 from app.core.errors import Conflict
-from app.core.models import Priority, Run, RunKind
+from app.core.models import DEFINITION_FIELDS, Priority, Run, RunKind
+from app.core.paging import PageCursor, page
 from app.db import run_create
 from app.db.engine import Database
-from app.db.lenient import from_json, read_cursor
-from app.db.run_create import NewRun
+from app.db.row_codec import RowCodec
+from app.db.run_create import RunDraft
 from app.db.tables import schedules
-from app.db.text import clean, to_json
+from app.db.text import clean
 
 MOST_PER_USER = 1000
 BACKLOG_FULL = "skipped: so many of your runs wait or are held already (USER_BACKLOG_MAX)"
 
-_KEPT = (
-    *("kind", "spec", "max_attempts", "timeout_s", "labels", "workspace_from", "project", "type"),
-    *("priority", "retry_on", "webhook_url"),
-)
-"""Fields of a `NewRun` that all runs of a schedule share."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A schedule as its row stands. `run`: the fields that its runs share; times in microseconds.
+    """A schedule as its row stands. `run`: the `RunDefinition` of its runs; times in microseconds.
 
     `next_at` is None once the expression names no further time. `last_error` says why the last
     tick made no run.
@@ -52,33 +45,24 @@ class Schedule:
     last_run_id: str | None = None
     last_error: str | None = None
 
-    def new_run(self) -> NewRun:
+    def new_run(self) -> RunDraft:
         """Return the run of the tick `next_at`: the same one, by id and key, however often it is made."""
         run_id = str(uuid.uuid5(uuid.UUID(self.schedule_id), str(self.next_at)))
-        fields: dict[str, Any] = self.run | {
-            "kind": RunKind(self.run["kind"]),
-            "priority": Priority(self.run["priority"]),
-        }
-        return NewRun(
+        known = {name: value for name, value in self.run.items() if name in DEFINITION_FIELDS}
+        kind, priority = RunKind(known.pop("kind")), Priority(known.pop("priority"))
+        return RunDraft(
             run_id=run_id,
             user_id=self.user_id,
             start=True,
             idempotency_key=f"schedule:{self.schedule_id}:{self.next_at}",
             request_hash=self.schedule_id,
-            **fields,
+            kind=kind,
+            priority=priority,
+            **known,
         )
 
 
-def shared_fields(new: NewRun) -> dict[str, Any]:
-    """Return what a schedule keeps of the run that it was made with."""
-    return {name: getattr(new, name) for name in _KEPT}
-
-
-_COLUMNS = (
-    *("schedule_id", "user_id", "cron", "timezone", "run", "created_at", "next_at", "last_at"),
-    *("last_run_id", "last_error"),
-)
-_WHOLE = [schedules.c[name] for name in _COLUMNS]
+_ROW = RowCodec(Schedule, schedules)
 
 
 class ScheduleStore:
@@ -91,25 +75,22 @@ class ScheduleStore:
         """Keep a schedule; Conflict when its user has too many."""
         await self._db.write(lambda connection: _create(connection, schedule))
 
-    async def list(
+    async def page(
         self, *, user_id: str | None, limit: int, cursor: str | None = None
-    ) -> tuple[builtins.list[Schedule], str | None]:
+    ) -> tuple[list[Schedule], str | None]:
         """Return a page, newest first, and the cursor of the next page. `user_id` None: everybody's."""
         key = schedules.c
-        query = select(*_WHOLE).order_by(key.created_at.desc(), key.schedule_id.desc())
+        query = select(*_ROW.columns).order_by(key.created_at.desc(), key.schedule_id.desc())
         if user_id is not None:
             query = query.where(key.user_id == user_id)
-        if cursor is not None:
-            query = query.where(tuple_(key.created_at, key.schedule_id) < tuple_(*read_cursor(cursor)))
-        page = await self._select(query.limit(limit + 1))
-        if len(page) <= limit:
-            return page, None
-        last = page[limit - 1]
-        return page[:limit], f"{last.created_at}.{last.schedule_id}"
+        if (before := PageCursor.parse(cursor)) is not None:
+            query = query.where(tuple_(key.created_at, key.schedule_id) < tuple_(*before))
+        found = await self._select(query.limit(limit + 1))
+        return page(found, limit, lambda schedule: PageCursor(schedule.created_at, schedule.schedule_id))
 
     async def get(self, schedule_id: str, user_id: str | None) -> Schedule | None:
         """Return a schedule. `user_id` None: anybody's."""
-        query = select(*_WHOLE).where(schedules.c.schedule_id == schedule_id)
+        query = select(*_ROW.columns).where(schedules.c.schedule_id == schedule_id)
         if user_id is not None:
             query = query.where(schedules.c.user_id == user_id)
         found = await self._select(query)
@@ -122,9 +103,9 @@ class ScheduleStore:
             statement = statement.where(schedules.c.user_id == user_id)
         return await self._db.write_one(lambda connection: connection.execute(statement).rowcount) > 0
 
-    async def due(self, now: int, limit: int) -> builtins.list[Schedule]:
+    async def due(self, now: int, limit: int) -> list[Schedule]:
         """Return the schedules whose time has come, the longest due first."""
-        query = select(*_WHOLE).where(schedules.c.next_at <= now).order_by(schedules.c.next_at)
+        query = select(*_ROW.columns).where(schedules.c.next_at <= now).order_by(schedules.c.next_at)
         return await self._select(query.limit(limit))
 
     async def fire(self, seen: Schedule, next_at: int | None, now: int, *, backlog_max: int) -> Run | None:
@@ -140,9 +121,9 @@ class ScheduleStore:
         values = {"next_at": next_at, "last_error": clean(error)}
         await self._db.write(lambda connection: _move_on(connection, seen, values))
 
-    async def _select(self, query: Any) -> builtins.list[Schedule]:
+    async def _select(self, query: Any) -> list[Schedule]:
         rows = await self._db.read_one(lambda connection: connection.execute(query).all())
-        return [_to_schedule(row) for row in rows]
+        return [_ROW.read(row) for row in rows]
 
 
 def _create(connection: Connection, schedule: Schedule) -> None:
@@ -151,8 +132,7 @@ def _create(connection: Connection, schedule: Schedule) -> None:
         raise Conflict(
             f"You have {MOST_PER_USER} schedules already: delete one first.", code="too_many_schedules"
         )
-    values = {name: getattr(schedule, name) for name in _COLUMNS} | {"run": to_json(schedule.run)}
-    connection.execute(insert(schedules).values(values))
+    connection.execute(insert(schedules).values(_ROW.write(schedule)))
 
 
 def _fire(
@@ -172,9 +152,3 @@ def _fire(
 def _move_on(connection: Connection, seen: Schedule, values: dict[str, Any]) -> bool:
     row = (schedules.c.schedule_id == seen.schedule_id) & (schedules.c.next_at == seen.next_at)
     return connection.execute(update(schedules).where(row).values(values)).rowcount > 0
-
-
-def _to_schedule(row: Sequence[Any]) -> Schedule:
-    fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
-    fields["run"] = from_json(fields["run"], {}, "schedules.run")
-    return Schedule(**fields)

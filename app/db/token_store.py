@@ -9,7 +9,6 @@ been revoked or has expired.
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import secrets
 from collections.abc import Collection, Sequence
@@ -103,7 +102,7 @@ class TokenStore:
             )
         return found
 
-    async def list(self) -> builtins.list[Token]:
+    async def lasting(self) -> list[Token]:
         """Return every token but the short-lived ones of streams, oldest first."""
         query = select(*_WHOLE).where(tokens.c.scope != "stream")
         query = query.order_by(tokens.c.created_at, tokens.c.token_id)

@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.telemetry import HTTP_SECONDS, get_logger
 from app.routes.errors import error_answer
-from app.routes.health import OK, ReadyCheck
+from app.routes.health import ReadyCheck
+from app.runs.readiness import OK
 
 _log = get_logger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

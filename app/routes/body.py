@@ -4,7 +4,7 @@
 reading, for a `Content-Length` may be missing or wrong. Unknown fields are refused by the
 models, for a misspelt one would be silently ignored otherwise.
 
-What several routes take beside a body: how lines look, numbers in headers.
+What several routes take beside a body: how lines look, which page, numbers in headers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from app.core.errors import InvalidRequest, TooLarge, Unprocessable
+from app.core.paging import CURSOR_PATTERN
 from app.plan.explain import explain, kind_of
 from app.routes.auth import CurrentUser, services
+from tailrun.process.lines import Level, Stream
 
 MAX_DEPTH = 64
 """Levels of nesting that a body may have; deeper ones are an attack on whoever walks them."""
@@ -139,6 +141,12 @@ _DIGITS = 18
 AnsiParameter = Annotated[
     Literal["keep", "strip"], Query(description="`strip`: without colours and other terminal sequences.")
 ]
+PageLimit = Annotated[int, Query(ge=1, le=200)]
+CursorParameter = Annotated[
+    str | None, Query(pattern=CURSOR_PATTERN, description="`next` of the page before.")
+]
+LevelParameter = Annotated[Level | None, Query(description="Lines at least this severe.")]
+PipeParameter = Annotated[Stream | None, Query(description="Lines of this pipe.")]
 CollapseParameter = Annotated[
     Literal["cr", "none"] | None,
     Query(

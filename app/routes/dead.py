@@ -15,7 +15,7 @@ from app.core.errors import NotFound, StorageError, TailrunError, TooManyRequest
 from app.core.models import Run
 from app.redis.dead_letters import Letter
 from app.routes.auth import CurrentServices, CurrentUser, OwnRun
-from app.routes.body import documents, json_body
+from app.routes.body import PageLimit, documents, json_body
 from app.routes.logs import last_events
 from app.routes.queue import DeadDetail, DeadList, DeadRetried, DeadRetry, Dropped
 from app.routes.schemas import RunDetail
@@ -37,7 +37,7 @@ _EXAMPLES = {"some": {"run_ids": ["0b5c8a52-5c0e-4a55-9d0c-7f4f3f6e2a11"]}, "all
 async def list_letters(
     user: CurrentUser,
     services: CurrentServices,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    limit: PageLimit = 50,
     cursor: Annotated[
         str | None, Query(pattern=r"^[0-9]{1,6}$", description="`next` of the page before.")
     ] = None,

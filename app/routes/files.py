@@ -24,10 +24,8 @@ from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
-from starlette.types import Send
 
 from app.core.clock import format_ts
 from app.core.errors import InvalidRequest, NotFound, RangeNotSatisfiable, StorageError, TooLarge, Unavailable
@@ -35,7 +33,7 @@ from app.core.models import Run
 from app.routes.auth import CurrentServices, OwnRun
 from app.routes.body import announces_more
 from app.routes.errors import error_answer
-from app.routes.views import answer
+from app.routes.views import Download, answer
 from app.runs.services import Services
 from app.storage.archive import ArchiveFormat, archive
 from app.storage.workspace import FileInfo, Workspace
@@ -160,14 +158,6 @@ _FILE = "/v1/runs/{run_id}/files/{path:path}"
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
-class _Download(StreamingResponse):
-    """A stream whose source is closed with it, also when the client leaves in the middle."""
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self.body_iterator):  # pyright: ignore[reportArgumentType]
-            await super().stream_response(send)
-
-
 @router.get("/v1/runs/{run_id}/files", response_model=FileList)
 async def list_files(
     run: OwnRun,
@@ -209,7 +199,7 @@ async def download(run: OwnRun, services: CurrentServices, request: Request, pat
     extra = {"Content-Length": str(end - start)}
     if part is not None:
         extra["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
-    return _Download(content, 200 if part is None else 206, headers(file) | extra)
+    return Download(content, 200 if part is None else 206, headers(file) | extra)
 
 
 @router.head(_FILE, response_class=Response, include_in_schema=False)
@@ -265,7 +255,7 @@ async def download_archive(
     workspace = _workspace(services, run)
     with _store_errors():
         files = await workspace.list()
-    return _Download(
+    return Download(
         archive(workspace, files, format),
         headers={
             "Content-Disposition": disposition(f"{run.run_id}.{format}"),

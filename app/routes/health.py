@@ -3,80 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import HTTPConnection
 
 from app.core.clock import now_us
-from app.core.errors import StorageError
 from app.core.telemetry import QUEUE_DEPTH, QUEUE_OLDEST_AGE, READY, RUNS, WORKERS, get_logger
-from app.db.migrate import ensure_current
-from app.redis.inspect import ServerReport
 from app.routes.auth import CurrentServices, admin_calls
 from app.routes.run_counts import RunCounts
 from app.routes.schemas import Health, Readiness
 from app.routes.views import answer
+from app.runs.readiness import OK, StoreCheck, answered, trouble
 from app.runs.services import Services
 
 router = APIRouter(tags=["health"])
 
 _log = get_logger(__name__)
 
-OK, FAILED = "ok", "failed"
-_TIMEOUT_S = 2.0
+FAILED = "failed"
 _LOOK_EVERY_S, _LOOK_AGAIN_S = 5.0, 1.0
 
 
 class ReadyCheck:
-    """Asks everything that is needed, at the same time, for at most 2 s."""
+    """Whether this process can serve: its stores answer, and it is not stopping."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
-        self._server_report = ServerReport(services.redis)
-        self.remarks: list[str] = []
-        """What is no reason to be not ready, but a person should know."""
-        self._migrated = False  # stays true once it was: nothing migrates down under a running server
+        self._draining = services.draining
+        self._stores = StoreCheck(services.settings.effective_database_url, services.db, services.redis)
         self._before: dict[str, str] = {}
-        self._said: list[str] = []
+        self._logged: list[str] = []
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is no reason to be not ready, but a person should know."""
+        return self._stores.remarks
 
     async def __call__(self) -> dict[str, str]:
         """Return `ok`, or what is wrong, of each."""
-        database, redis = await asyncio.gather(_ask(self._database), _ask(self._services.redis.ping))
-        checks = {"database": database, "redis": redis}
-        if redis == OK:
-            self.remarks = await self._server_report.remarks()
-        if self._services.draining.is_set():
-            checks["process"] = "stopping"
-        return checks
+        return await self._stores() | ({"process": "stopping"} if self._draining.is_set() else {})
 
     async def look(self) -> None:
-        """Say in the log what is missing, whenever that changes."""
+        """Log what is missing, whenever that changes."""
         before, checks = self._before, await self()
         for name, result in checks.items():
             if result != OK and before.get(name) in {None, OK}:
                 _log.warning(f"not ready, trying again: {result}", waiting_for=name)
-        if _ready(checks) and checks != before:
+        if not trouble(checks) and checks != before:
             _log.info("ready")
         self._before = checks
         for remark in self.remarks:
-            if remark not in self._said:
+            if remark not in self._logged:
                 _log.warning(remark)
-        self._said = self.remarks
+        self._logged = list(self.remarks)
 
     def again_s(self) -> float:
         """Return in how many seconds to look again."""
-        return _LOOK_EVERY_S if _ready(self._before) else _LOOK_AGAIN_S
-
-    async def _database(self) -> None:
-        await self._services.db.ping()
-        if self._migrated:
-            return
-        url = self._services.settings.effective_database_url
-        await asyncio.to_thread(ensure_current, url)
-        self._migrated = True
+        return _LOOK_AGAIN_S if trouble(self._before) or not self._before else _LOOK_EVERY_S
 
 
 def ready_check(conn: HTTPConnection) -> ReadyCheck:
@@ -101,7 +85,7 @@ async def readyz(
 ) -> Response:
     """Ask Redis and the database, and say what does not answer; to an admin also why, and what is amiss."""
     checks, remarks = await check(), check.remarks
-    ready = _ready(checks)
+    ready = not trouble(checks)
     if not await admin_calls(conn, services):
         checks = {name: result if result == OK else FAILED for name, result in checks.items()}
         remarks = []
@@ -116,24 +100,11 @@ async def metrics(
 ) -> Response:
     """Return all figures in Prometheus' text format; what cannot be asked just now keeps its last value."""
     await asyncio.gather(
-        _ask(lambda: _count_runs(services, counts)), _ask(lambda: _count_queue(services)), _count_ready(check)
+        answered(lambda: _count_runs(services, counts)),
+        answered(lambda: _count_queue(services)),
+        _count_ready(check),
     )
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _ready(checks: Mapping[str, str]) -> bool:
-    return all(result == OK for result in checks.values())
-
-
-async def _ask(what: Callable[[], Awaitable[Any]]) -> str:
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            await what()
-    except TimeoutError:
-        return f"no answer within {_TIMEOUT_S:g} s"
-    except StorageError as error:
-        return str(error)
-    return OK
 
 
 async def _count_runs(services: Services, counts: RunCounts) -> None:

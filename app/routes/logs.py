@@ -14,15 +14,22 @@ from fastapi import APIRouter, Query, Response
 
 from app.core.errors import Unprocessable
 from app.core.events import Event, EventType
+from app.core.log_filter import LogFilter
 from app.core.models import Run
 from app.routes.auth import CurrentServices, OwnRun
-from app.routes.body import MAX_SEQ, AnsiParameter, CollapseParameter, collapses
+from app.routes.body import (
+    MAX_SEQ,
+    AnsiParameter,
+    CollapseParameter,
+    LevelParameter,
+    PipeParameter,
+    collapses,
+)
 from app.routes.schemas import LogPage
 from app.routes.views import answer
 from app.stream.log_history import LogHistory
 from app.stream.progress import collapse as collapse_updates
 from tailrun.ansi import strip_ansi
-from tailrun.process.lines import Level, Stream
 
 router = APIRouter(tags=["logs"])
 
@@ -62,8 +69,8 @@ async def page(
     *,
     after: Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events with a higher `seq`.")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
-    level: Annotated[Level | None, Query(description="Lines at least this severe.")] = None,
-    stream: Annotated[Stream | None, Query(description="Lines of this pipe.")] = None,
+    level: LevelParameter = None,
+    stream: PipeParameter = None,
     q: Annotated[
         str | None, Query(max_length=200, description="Lines that contain this, in any case.")
     ] = None,
@@ -74,7 +81,7 @@ async def page(
     """Read a page of events; `next_after` is null once the run has ended and nothing is left."""
     if q is not None and "\0" in q:
         raise Unprocessable("q must not hold a NUL character.")
-    events = await services.logs.page(run.run_id, after, limit, level=level, stream=stream, q=q)
+    events = await services.logs.page(run.run_id, after, limit, LogFilter(level, stream, q))
     following = _next_after(run, after, limit, events)
     if collapses(collapse, text=format == "text"):
         events, following = _collapsed(events, following, more=len(events) == limit)

@@ -10,7 +10,7 @@ from app.core.clock import now_us
 from app.core.errors import Forbidden
 from app.core.models import RunStatus
 from app.routes.auth import CurrentServices, CurrentUser, OwnRun
-from app.routes.body import documents, json_body
+from app.routes.body import CursorParameter, PageLimit, documents, json_body
 from app.routes.logs import last_events
 from app.routes.schemas import NewRun, RunDetail, RunList, StepList, StreamTokenMade
 from app.routes.views import answer, links, moment, run_detail, run_view, step_view
@@ -59,18 +59,15 @@ async def list_runs(
     services: CurrentServices,
     *,
     status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[
-        str | None,
-        Query(pattern=r"^-?[0-9]{1,19}\.[0-9a-f-]{1,64}$", description="`next` of the page before."),
-    ] = None,
+    limit: PageLimit = 50,
+    cursor: CursorParameter = None,
     all_users: Annotated[bool, Query(alias="all", description="All users' runs; admin only.")] = False,
 ) -> Response:
     """List your runs, newest first."""
     if all_users and not user.admin:
         raise Forbidden("all=1 needs a token of scope admin.")
     owner = None if all_users else user.user_id
-    runs, following = await services.runs.list(user_id=owner, status=status, limit=limit, cursor=cursor)
+    runs, following = await services.runs.page(user_id=owner, status=status, limit=limit, cursor=cursor)
     return answer({"items": [run_view(run) for run in runs], "next": following})
 
 

@@ -16,11 +16,11 @@ from pydantic import BaseModel, Field
 
 from app.core.clock import now_us
 from app.core.errors import Forbidden, NotFound, Unprocessable
-from app.db.schedule_store import Schedule, shared_fields
+from app.db.schedule_store import Schedule
 from app.plan.cron import MAX_CRON, MAX_TIMEZONE, next_tick
 from app.plan.run_fields import Body, Text
 from app.routes.auth import CurrentServices, CurrentUser
-from app.routes.body import documents, json_body
+from app.routes.body import CursorParameter, PageLimit, documents, json_body
 from app.routes.schemas import NewRun
 from app.routes.views import answer, moment
 from app.runs.submit import compose
@@ -77,18 +77,15 @@ async def list_schedules(
     user: CurrentUser,
     services: CurrentServices,
     *,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[
-        str | None,
-        Query(pattern=r"^-?[0-9]{1,19}\.[0-9a-f-]{1,64}$", description="`next` of the page before."),
-    ] = None,
+    limit: PageLimit = 50,
+    cursor: CursorParameter = None,
     all_users: Annotated[bool, Query(alias="all", description="All users' schedules; admin only.")] = False,
 ) -> Response:
     """List your schedules, newest first."""
     if all_users and not user.admin:
         raise Forbidden("all=1 needs a token of scope admin.")
     owner = None if all_users else user.user_id
-    found, following = await services.schedules.list(user_id=owner, limit=limit, cursor=cursor)
+    found, following = await services.schedules.page(user_id=owner, limit=limit, cursor=cursor)
     return answer({"items": [_view(schedule) for schedule in found], "next": following})
 
 
@@ -114,7 +111,7 @@ async def create(
         user_id=user.user_id,
         cron=body.cron,
         timezone=body.timezone,
-        run=shared_fields(new),
+        run=new.definition(),
         created_at=now,
         next_at=first,
     )

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import IO, Annotated
 
 from fastapi import APIRouter, Path, Request, Response, Security
-from fastapi.responses import StreamingResponse
 from fastapi.security import APIKeyHeader
 from starlette.requests import ClientDisconnect
-from starlette.types import Send
 
 from app.core.errors import InvalidRequest, NotFound, TooLarge
 from app.routes.auth import CurrentServices
 from app.routes.body import announces_more
+from app.routes.views import Download
 from app.storage.api_staging import TOKEN_HEADER, Part, StagedFiles, Way
 from app.storage.factory import staged_files, workspace_limits
 from app.storage.staging_archive import largest_upload
@@ -40,14 +38,6 @@ _token = APIKeyHeader(
 Token = Annotated[str | None, Security(_token)]
 
 
-class _Download(StreamingResponse):
-    """A stream whose file is closed with it, also when the client leaves in the middle."""
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self.body_iterator):  # pyright: ignore[reportArgumentType]
-            await super().stream_response(send)
-
-
 @router.get(_PATH, response_class=Response, responses={200: {"content": _GZIP}})
 async def fetch(key: Key, services: CurrentServices, token: Token) -> Response:
     """Give the pod its workspace and its sources."""
@@ -56,7 +46,7 @@ async def fetch(key: Key, services: CurrentServices, token: Token) -> Response:
     file = await _threads.run(staged.open, key, Way.DOWN)
     size = os.fstat(file.fileno()).st_size
     headers = {"Content-Length": str(size), "Cache-Control": "no-store"}
-    return _Download(_content(file), headers=headers, media_type="application/gzip")
+    return Download(_content(file), headers=headers, media_type="application/gzip")
 
 
 @router.put(

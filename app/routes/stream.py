@@ -13,14 +13,22 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from app.core.errors import Unprocessable
+from app.core.log_filter import LogFilter
 from app.core.models import Run
 from app.routes.auth import CurrentServices, StreamRun, StreamUser
-from app.routes.body import MAX_SEQ, AnsiParameter, CollapseParameter, collapses, whole_number
+from app.routes.body import (
+    MAX_SEQ,
+    AnsiParameter,
+    CollapseParameter,
+    LevelParameter,
+    PipeParameter,
+    collapses,
+    whole_number,
+)
 from app.routes.stream_response import StreamResponse
 from app.runs.services import Services
 from app.stream.formats import Format, accepted, encoding, replay_encoding
 from app.stream.reader import Reader
-from tailrun.process.lines import Level, Stream
 
 router = APIRouter(tags=["stream"])
 
@@ -43,6 +51,10 @@ _DESCRIPTION: dict[int | str, dict[str, Any]] = {
 @router.get("/agent/logs/{run_id}/stream", response_class=Response, responses=_DESCRIPTION, tags=["agent"])
 @router.get("/runs/{run_id}/logs/stream", response_class=Response, responses=_DESCRIPTION)
 @router.get("/api/v1/operations/{run_id}/stream", response_class=Response, responses=_DESCRIPTION)
+@router.head("/v1/runs/{run_id}/stream", include_in_schema=False)
+@router.head("/agent/logs/{run_id}/stream", include_in_schema=False)
+@router.head("/runs/{run_id}/logs/stream", include_in_schema=False)
+@router.head("/api/v1/operations/{run_id}/stream", include_in_schema=False)
 async def stream(
     request: Request,
     user: StreamUser,
@@ -56,8 +68,8 @@ async def stream(
     tail: Annotated[int | None, Query(ge=0, le=_MAX_TAIL, description="Begin with the last N lines.")] = None,
     follow: Annotated[bool, Query(description="0: what is there, then the end.")] = True,
     format: Annotated[Format | None, Query(description="Default: `Accept`, else sse.")] = None,  # noqa: A002 - the public name
-    level: Annotated[Level | None, Query(description="Lines at least this severe.")] = None,
-    stream: Annotated[Stream | None, Query(description="Lines of this pipe.")] = None,
+    level: LevelParameter = None,
+    stream: PipeParameter = None,
     ansi: AnsiParameter = "keep",
     collapse: CollapseParameter = None,
 ) -> Response:
@@ -68,15 +80,16 @@ async def stream(
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
     services.streams.admit(user.user_id)
     form = format or accepted(request.headers.get("accept", ""))
+    wanted = LogFilter(level, stream)
     view = {"strip": ansi == "strip", "collapse": collapses(collapse, text=form is Format.TEXT)}
     top = run.last_seq if ended or follow else await services.hub.top(run.run_id)
 
     @contextmanager
     def opened() -> Generator[Reader]:
         opening = (
-            services.hub.follow(run.run_id, cursor, encoding(form, level, stream, **view))
+            services.hub.follow(run.run_id, cursor, encoding(form, wanted, **view))
             if follow and not ended
-            else services.hub.replay(run.run_id, cursor, top, replay_encoding(form, level, stream, **view))
+            else services.hub.replay(run.run_id, cursor, top, replay_encoding(form, wanted, **view))
         )
         with services.streams.place(user.user_id, user.rests_on) as place, opening as reader:
             place.end = reader.close
@@ -88,6 +101,7 @@ async def stream(
         whole=not follow,
         ping_s=services.settings.stream_ping_s,
         send_timeout_s=services.settings.stream_send_timeout_s,
+        draining=services.draining,
         headers={} if follow else _as_file(run, form),
     )
 

@@ -1,12 +1,9 @@
-"""Our own streaming response: what a reader hands out goes to the client, payload by payload.
+"""The response of every stream over HTTP: sse-starlette's `EventSourceResponse` around a reader of the hub.
 
-Owns the life of one HTTP stream: first bytes at once, a ping when it is silent, the end when
-the client leaves, when the run ends or when the process drains, and the cut when the client
-does not read. docs/decisions/0003-own-sse-response.md says why it is not sse-starlette's.
-
-One timer per stream: says when it was silent for long, and when its reader does not read.
-
-It is re-armed lazily, so that sending a payload costs two clock readings and no timer.
+The library owns the life of the response: the headers, HEAD, the wait for the client to leave, and the
+grace that a stream gets when the process stops. Ours is what it sends: the reader's payloads as they are,
+each of them many joined events; a ping only after a silence; and the cut for a client that does not read.
+docs/decisions/0030-sse-starlette.md has the measurements.
 """
 
 from __future__ import annotations
@@ -15,8 +12,10 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+import anyio
+from sse_starlette.sse import AppStatus, EventSourceResponse
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn import Server
 
 from app.core.errors import StorageError
 from app.core.telemetry import get_logger
@@ -30,9 +29,14 @@ OpenReader = Callable[[], AbstractContextManager[Reader]]
 
 _FIRST = b"retry: 2000\n\n"
 _PING = b": ping\n\n"
+_GRACE_S = 4.5
+"""How long a stream may go on once the process stops: less than the server waits (`main._GRACEFUL_S`)."""
+
+if Server.handle_exit is AppStatus.handle_exit and AppStatus.original_handler is not None:
+    Server.handle_exit = AppStatus.original_handler  # importing the library has replaced it for every server
 
 
-class StreamResponse(Response):
+class StreamResponse(EventSourceResponse):
     """Sends what the reader has; the reader is open exactly while this is sent.
 
     A stream that ends before its reader has finished ends cleanly, for a follower goes on with its
@@ -47,49 +51,57 @@ class StreamResponse(Response):
         whole: bool,
         ping_s: float,
         send_timeout_s: float,
+        draining: asyncio.Event,
         headers: dict[str, str] | None = None,
     ) -> None:
-        self.status_code = 200
-        self.background = None
+        fixed = {"Content-Type": form.media_type, "X-Content-Type-Options": "nosniff"}
+        super().__init__(
+            iter(()),  # the payloads come from the reader, which is opened when they are sent
+            headers=fixed | (headers or {}),
+            ping=0,  # the library's pings go out at fixed times, whatever else was sent
+            client_close_handler_callable=self._close,
+            shutdown_event=draining,  # pyright: ignore[reportArgumentType] - asyncio's has the same methods
+            shutdown_grace_period=_GRACE_S,
+        )
+        del self.headers["Connection"]  # the server's business
         self._open_reader = open_reader
         self._whole = whole
         self._sse = form is Format.SSE
         self._ping_s = ping_s
         self._send_timeout_s = send_timeout_s
-        # init_headers adds no length where there is no body.
-        self.init_headers(
-            {
-                "Content-Type": form.media_type,
-                "Cache-Control": "no-store",
-                "X-Accel-Buffering": "no",
-                "X-Content-Type-Options": "nosniff",
-                **(headers or {}),
-            }
-        )
+        self._draining = draining
+        self._scope: Scope = {}
+        self._reader: Reader | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the stream to its end."""
-        with self._open_reader() as reader:
-            leaving = asyncio.ensure_future(_until_gone(receive, reader))
+        self._scope = scope
+        await super().__call__(scope, receive, send)
+
+    async def _listen_for_exit_signal(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Wait for our own server's signal; the library's would poll for whichever server it finds."""
+        await self._draining.wait()
+
+    async def _stream_response(self, send: Send) -> None:
+        """Send the reader's payloads, and the end if it is one."""
+        with self._open_reader() as reader, anyio.CancelScope() as sending:
+            self._reader = reader
             watchdog = Watchdog(
                 self._ping_s if self._sse else None,
                 self._send_timeout_s,
                 on_idle=reader.poke,
-                on_stalled=_cut(scope, reader),
+                on_stalled=lambda: self._cut(sending),
             )
             try:
                 await self._send_all(reader, watchdog, send)
-                if reader.finished or not (self._whole and abort(scope)):
+                if reader.finished or not (self._whole and abort(self._scope)):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
             except StorageError as error:
                 _log.warning("stream cut", error=str(error))
-                abort(scope)
-            except asyncio.CancelledError:
-                if not watchdog.stalled:
-                    raise
+                abort(self._scope)
             finally:
+                self.active = False
                 watchdog.stop()
-                leaving.cancel()
 
     async def _send_all(self, reader: Reader, watchdog: Watchdog, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -103,25 +115,17 @@ class StreamResponse(Response):
             await send({"type": "http.response.body", "body": payload, "more_body": True})
             watchdog.sent()
 
+    async def _close(self, message: Message) -> None:
+        """End the stream of a client that left, without cancelling a query that others may wait for."""
+        if self._reader is not None:
+            self._reader.close()
+            await anyio.sleep_forever()  # until `_stream_response` returns, which cancels this
 
-async def _until_gone(receive: Receive, reader: Reader) -> None:
-    """End the stream when its client leaves."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    reader.close()
-
-
-def _cut(scope: Scope, reader: Reader) -> Callable[[], None]:
-    """Return what frees everything that a client who does not read holds."""
-    serving = asyncio.current_task()
-
-    def cut() -> None:
+    def _cut(self, sending: anyio.CancelScope) -> None:
+        """Free everything that a client who does not read holds."""
         _log.info("stream cut: its reader does not read")
-        reader.close()
-        if not abort(scope) and serving is not None:
-            serving.cancel()
-
-    return cut
+        abort(self._scope)
+        sending.cancel()
 
 
 class Watchdog:

@@ -23,7 +23,7 @@ _EXAMPLES = {"token": {"user_id": "ada", "scope": "user", "name": "laptop"}}
 @router.get("", response_model=TokenList)
 async def list_tokens(_admin: Admin, services: CurrentServices) -> Response:
     """List tokens, without their secrets."""
-    tokens = [token for token in await services.tokens.list() if token.scope != "stream"]
+    tokens = [token for token in await services.tokens.lasting() if token.scope != "stream"]
     return answer({"items": [token_view(token) for token in tokens], "next": None})
 
 

@@ -1,19 +1,24 @@
 """How things look in an answer: the one place that turns nouns into JSON.
 
-Encoded with orjson and sent as they are; `app.routes.schemas` describes them for OpenAPI.
+Encoded with orjson and sent as they are; `app.routes.schemas` describes them for OpenAPI. A run has the
+fields of `RunView` there, by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Any
 
 import orjson
 from fastapi import Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Send
 
 from app.core.clock import format_ts
 from app.core.models import Run, StepRecord
 from app.db.token_store import Token
+from app.routes.schemas import RunView
 
 
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -21,47 +26,28 @@ def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     return Response(orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE), status, headers, "application/json")
 
 
+class Download(StreamingResponse):
+    """A stream whose source is closed with it, also when the client leaves in the middle."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Send what the source has."""
+        async with aclosing(self.body_iterator):  # pyright: ignore[reportArgumentType]
+            await super().stream_response(send)
+
+
 def moment(us: int | None) -> str | None:
     """Format a time that may not have come yet."""
     return None if us is None else format_ts(us)
 
 
+_RUN_FIELDS = [name for name in RunView.model_fields if name != "links"]
+
+
 def run_view(run: Run) -> dict[str, Any]:
-    """Return a run as every route shows it."""
-    return {
-        "run_id": run.run_id,
-        "user_id": run.user_id,
-        "kind": run.kind,
-        "planner": run.planner,
-        "status": run.status,
-        "attempt": run.attempt,
-        "retries": run.retries,
-        "redeliveries": run.redeliveries,
-        "max_attempts": run.max_attempts,
-        "timeout_s": run.timeout_s,
-        "created_at": moment(run.created_at),
-        "queued_at": moment(run.queued_at),
-        "started_at": moment(run.started_at),
-        "ended_at": moment(run.ended_at),
-        "next_attempt_at": moment(run.next_attempt_at),
-        "cancel_requested_at": moment(run.cancel_requested_at),
-        "exit_code": run.exit_code,
-        "error": run.error,
-        "log_lines": run.log_lines,
-        "log_size": run.log_size,
-        "truncated": run.truncated,
-        "last_seq": run.last_seq,
-        "labels": run.labels,
-        "retry_of": run.retry_of,
-        "workspace_from": run.workspace_from,
-        "project": run.project,
-        "type": run.type,
-        "priority": run.priority,
-        "retry_on": run.retry_on,
-        "run_at": moment(run.run_at),
-        "webhook_url": run.webhook_url,
-        "links": links(run.run_id),
-    }
+    """Return a run as every route shows it: the fields of `RunView`."""
+    shown = {name: getattr(run, name) for name in _RUN_FIELDS}
+    times = {name: moment(value) for name, value in shown.items() if name.endswith("_at")}
+    return shown | times | {"links": links(run.run_id)}
 
 
 def run_detail(run: Run) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from app.config import Settings
 from app.core.clock import now_us, parse_ts
 from app.core.errors import Conflict, NotFound, StorageError, TooManyRequests, Unprocessable
 from app.core.events import Event
-from app.core.models import Priority, Run, RunKind, RunStatus
+from app.core.models import DEFINITION_FIELDS, Priority, Run, RunKind, RunStatus
 from app.core.telemetry import get_logger
-from app.db.run_store import Created, NewRun
+from app.db.run_store import Created, RunDraft
 from app.plan.projects import DEFAULT
 from app.plan.run_fields import RunFields
 from app.plan.steps import parse_steps
@@ -31,8 +31,13 @@ from app.runs.services import RUN_ID, Principal, Services
 _log = get_logger(__name__)
 _KEY_CHARS = 255
 _MAX_DELAY_US = 366 * 24 * 3600 * 1_000_000
-_LATER_FIELDS = {"priority": "normal", "retry_on": None, "run_at": None, "webhook_url": None}
-"""Fields that 0.1.0 had not: left out of the hash at their defaults, so that its keys still repeat."""
+_TAKEN_AS_SENT = RunFields.model_fields.keys() & set(DEFINITION_FIELDS)
+"""Fields of a body that a run takes over; `compose` replaces those that it has to check."""
+_HASHED_ALWAYS = {
+    *("prompt", "steps", "argv", "type", "command", "params", "project", "labels", "env"),
+    *("timeout_s", "max_attempts", "workspace_from"),
+}
+"""The fields of 0.1.0. Later ones are left out of the hash at their defaults: keys of then still repeat."""
 
 
 async def submit(
@@ -53,27 +58,27 @@ async def submit(
     return await _create(services, new)
 
 
-async def compose(services: Services, user: Principal, body: RunFields, *, start: bool) -> NewRun:
+async def compose(services: Services, user: Principal, body: RunFields, *, start: bool) -> RunDraft:
     """Check what the body's model cannot, and return the run that it asks for; raises as `submit`."""
     kind, spec = _spec(body)
     if kind is RunKind.TASK:
         await _check_task(services, body)
-    return NewRun(
+    checked_fields: dict[str, Any] = {
+        "kind": kind,
+        "spec": spec | ({"env": body.env} if body.env else {}),
+        "max_attempts": body.max_attempts or services.settings.job_max_attempts,
+        "timeout_s": _timeout(body, services.settings.job_timeout_s),
+        "workspace_from": await _source(services, user, body.workspace_from),
+        "priority": Priority(body.priority),
+        "project": (body.project or DEFAULT) if kind is RunKind.TASK else None,
+        "webhook_url": _webhook(body.webhook_url, services.settings),
+    }
+    return RunDraft(
+        **{name: getattr(body, name) for name in _TAKEN_AS_SENT} | checked_fields,
         run_id=str(uuid.uuid4()),
         user_id=user.user_id,
-        kind=kind,
-        spec=spec | ({"env": body.env} if body.env else {}),
         start=start,
-        max_attempts=body.max_attempts or services.settings.job_max_attempts,
-        timeout_s=_timeout(body, services.settings.job_timeout_s),
-        labels=body.labels,
-        workspace_from=await _source(services, user, body.workspace_from),
-        priority=Priority(body.priority),
-        retry_on=body.retry_on,
         run_at=_run_at(body.run_at),
-        project=(body.project or DEFAULT) if kind is RunKind.TASK else None,
-        type=body.type,
-        webhook_url=_webhook(body.webhook_url, services.settings),
     )
 
 
@@ -94,23 +99,15 @@ async def retry_run(services: Services, run: Run, key: str | None = None) -> Run
     if not run.status.terminal:
         raise Conflict(f"Run {run.run_id} is {run.status}; only a finished run can be retried.")
     began = run.started_at is not None or run.workspace_from is None
-    new = NewRun(
+    definition = run.definition()
+    # Its files hold what was uploaded for it; before its first attempt they lack the source's.
+    definition["workspace_from"] = run.run_id if began else run.workspace_from
+    new = RunDraft(
+        **definition,
         run_id=str(uuid.uuid4()),
         user_id=run.user_id,
-        kind=run.kind,
-        spec=run.spec,
         start=True,
-        max_attempts=run.max_attempts,
-        timeout_s=run.timeout_s,
-        labels=run.labels,
-        # Its files hold what was uploaded for it; before its first attempt they lack the source's.
-        workspace_from=run.run_id if began else run.workspace_from,
         retry_of=run.run_id,
-        project=run.project,
-        type=run.type,
-        priority=run.priority,
-        retry_on=run.retry_on,
-        webhook_url=run.webhook_url,
         idempotency_key=key,
         request_hash=key,
     )
@@ -125,7 +122,7 @@ async def announce(services: Services, events: Sequence[Event]) -> None:
         _log.warning("watchers not told, they will read the database", error=str(error))
 
 
-async def _create(services: Services, new: NewRun) -> Created:
+async def _create(services: Services, new: RunDraft) -> Created:
     now = now_us()
     try:
         async with services.backlog.place(new.user_id):
@@ -227,6 +224,8 @@ def _webhook(url: str | None, settings: Settings) -> str | None:
 
 
 def _hash(body: RunFields, *, start: bool) -> str:
-    later = {name for name, default in _LATER_FIELDS.items() if getattr(body, name) == default}
-    fields = body.model_dump(exclude={"action", *later}, warnings="none") | {"start": start}
+    later = RunFields.model_fields.keys() - _HASHED_ALWAYS
+    defaults = {name: RunFields.model_fields[name].get_default(call_default_factory=True) for name in later}
+    unset = {name for name in later if getattr(body, name) == defaults[name]}
+    fields = body.model_dump(exclude={"action", *unset}, warnings="none") | {"start": start}
     return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -18,7 +18,7 @@ import zstandard
 
 from app.core.errors import StorageError
 from app.core.events import Event, EventType
-from app.core.log_filter import BlockSummary, LogFilter
+from app.core.log_filter import EVERYTHING, BlockSummary, LogFilter
 from app.storage.workspace import Workspace
 
 ARCHIVE_NAME = "log.ndjson.zst"
@@ -87,7 +87,7 @@ class LogArchive:
         """Return up to `limit` events with a `seq` above `after`, in order, that pass `wanted`."""
         found: list[Event] = []
         some = [f for f in self._frames if f.summary.last_seq > after and f.summary.may_pass(wanted)]
-        for together in _neighbours(some, limit if wanted == LogFilter() else None):
+        for together in _neighbours(some, limit if wanted == EVERYTHING else None):
             events = [event for event in await self._events(together) if event.seq > after]
             found += wanted.select(events)[: limit - len(found)]
             if len(found) == limit:

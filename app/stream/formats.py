@@ -13,11 +13,11 @@ from typing import Any
 
 import orjson
 
-from app.core.events import NEVER_FILTERED, EventType
+from app.core.events import EventType
+from app.core.log_filter import EVERYTHING, LogFilter
 from app.core.models import RunStatus
 from app.stream.progress import Collapsed, collapse_entries
 from tailrun.ansi import FIRST, strip_ansi
-from tailrun.process.lines import Level, Stream
 
 Entry = tuple[int, bytes]
 Encoding = Callable[[Sequence[Entry]], Any]
@@ -66,31 +66,24 @@ def accepted(accept: str) -> Format:
 
 @lru_cache(maxsize=256)
 def encoding(
-    form: Format,
-    level: Level | None = None,
-    stream: Stream | None = None,
-    *,
-    strip: bool = False,
-    collapse: bool = False,
+    form: Format, wanted: LogFilter = EVERYTHING, *, strip: bool = False, collapse: bool = False
 ) -> Encoding:
-    """Return what makes one payload of bytes of some events, without those that the filters hide.
+    """Return what makes one payload of bytes of some events, without those that `wanted` hides.
 
     `strip`: without terminal sequences. `collapse`: without updates that others of the payload
     replace; so what comes live comes as it is.
     """
-    encode, select = _encoder(form, strip=strip), _selection(level, stream)
+    encode, select = _encoder(form, strip=strip), _selection(wanted)
     if collapse:
         return lambda entries: encode(collapse_entries(select(entries)))
     return encode if select is _all else lambda entries: encode(select(entries))
 
 
-def replay_encoding(
-    form: Format, level: Level | None, stream: Stream | None, *, strip: bool, collapse: bool
-) -> Encoding:
+def replay_encoding(form: Format, wanted: LogFilter, *, strip: bool, collapse: bool) -> Encoding:
     """Return the same for one reader of what is over: updates are collapsed across payloads."""
     if not collapse:
-        return encoding(form, level, stream, strip=strip)
-    return Collapsed(_encoder(form, strip=strip), _selection(level, stream))
+        return encoding(form, wanted, strip=strip)
+    return Collapsed(_encoder(form, strip=strip), _selection(wanted))
 
 
 def messages(entries: Sequence[Entry]) -> list[str]:
@@ -168,22 +161,13 @@ def _encoder(form: Format, *, strip: bool) -> Encoding:
     return stripped(_ENCODE[form]) if strip else _ENCODE[form]
 
 
-def _selection(level: Level | None, stream: Stream | None) -> Callable[[Sequence[Entry]], Sequence[Entry]]:
-    if level is None and stream is None:
+def _selection(wanted: LogFilter) -> Callable[[Sequence[Entry]], Sequence[Entry]]:
+    if wanted == EVERYTHING:
         return _all
-    passes = _filter(level, stream)
-    return lambda entries: [entry for entry in entries if passes(entry[1])]
+    passes = wanted.rule()
 
-
-def _filter(level: Level | None, stream: Stream | None) -> Callable[[bytes], bool]:
-    levels = frozenset(list(Level)[list(Level).index(level) :]) if level else None
-
-    def passes(raw: bytes) -> bool:
+    def kept(raw: bytes) -> bool:
         event = orjson.loads(raw)
-        if event["type"] in NEVER_FILTERED:
-            return True
-        return (levels is None or event.get("level") in levels) and (
-            stream is None or event.get("stream") == stream
-        )
+        return passes(event["type"], event.get("level"), event.get("stream"), event.get("content"))
 
-    return passes
+    return lambda entries: [entry for entry in entries if kept(entry[1])]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from app.core.errors import NotFound
 from app.core.events import Event
-from app.core.log_filter import LogFilter
+from app.core.log_filter import EVERYTHING, LogFilter
 from app.db.log_store import LogStore, is_archived
 from app.db.run_store import RunStore
 from app.storage.log_archive import LogArchive
 from app.storage.workspace import Workspaces
-from tailrun.process.lines import Level, Stream
 
 _INDEXES_KEPT = 32
 
@@ -25,22 +24,13 @@ class LogHistory:
         self._logs, self._runs, self._workspaces = logs, runs, workspaces
         self._archives: dict[str, LogArchive] = {}
 
-    async def page(
-        self,
-        run_id: str,
-        after: int,
-        limit: int,
-        *,
-        level: Level | None = None,
-        stream: Stream | None = None,
-        q: str | None = None,
-    ) -> list[Event]:
-        """Return up to `limit` events with a `seq` above `after`, in order, that pass the filters."""
-        events = await self._logs.page(run_id, after, limit, level=level, stream=stream, q=q)
+    async def page(self, run_id: str, after: int, limit: int, wanted: LogFilter = EVERYTHING) -> list[Event]:
+        """Return up to `limit` events with a `seq` above `after`, in order, that pass `wanted`."""
+        events = await self._logs.page(run_id, after, limit, wanted)
         if not any(map(is_archived, events)):
             return events
         archive = await self._archive(run_id)
-        return events if archive is None else await archive.page(after, limit, LogFilter(level, stream, q))
+        return events if archive is None else await archive.page(after, limit, wanted)
 
     async def tail_cursor(self, run_id: str, n: int) -> int:
         """Return the `after` that yields the last `n` lines of output and what follows them; 0 if fewer."""

@@ -56,7 +56,7 @@ class Worker:
         try:
             if await self._readiness.wait(self._draining):
                 await self._parts.executor.start()
-                await self._readiness.remark()
+                self._readiness.remark()
                 await self._serve()
         finally:
             await health.stop()

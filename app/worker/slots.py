@@ -12,7 +12,7 @@ from app.core.errors import StorageError
 from app.core.models import Run
 from app.core.telemetry import SLOTS_BUSY
 from app.worker.attempts import Attempt, InFlight
-from app.worker.health import Readiness
+from app.worker.health import ClaimReadiness
 from app.worker.job_processor import AttemptContext, JobProcessor
 from app.worker.resources import FRESH_S, Resources
 from tailrun.process.stop import StopReason
@@ -33,7 +33,7 @@ class Slots:
         bench: AttemptContext,
         in_flight: InFlight,
         resources: Resources,
-        readiness: Readiness,
+        readiness: ClaimReadiness,
         draining: asyncio.Event,
     ) -> None:
         self._bench, self._queue, self._in_flight = bench, bench.queue, in_flight
@@ -67,7 +67,7 @@ class Slots:
             await self._claim(free)
         except StorageError as error:
             log.warning("claiming stops", error=str(error))
-            await self._readiness.pause(self._draining, error)
+            await self._readiness.pause(self._draining, str(error))
             await self._readiness.wait(self._draining)
 
     async def _claim(self, free: int) -> None:

@@ -29,11 +29,12 @@ from app.redis.queue import Queue
 from app.redis.subscriber import Signals
 from app.redis.tail import Tail
 from app.redis.ticks import TICK_EVERY_S, Ticks
+from app.runs.readiness import StoreCheck
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
 from app.stream.writer import LogPolicy
 from app.worker.attempts import InFlight
-from app.worker.health import Readiness
+from app.worker.health import ClaimReadiness
 from app.worker.job_processor import AttemptContext
 from app.worker.job_queue import JobQueue
 from app.worker.project_source import ProjectSource, Secrets
@@ -55,8 +56,8 @@ class Wiring:
         self.ticks = Ticks(self._redis, settings.lease_s)
         self.signals = Signals(self._redis)
         self.resources = Resources.of(settings)
-        self.readiness = Readiness(
-            settings.effective_database_url, self._redis, self._db, self.runs, self.resources
+        self.readiness = ClaimReadiness(
+            StoreCheck(settings.effective_database_url, self._db, self._redis), self.resources
         )
         self._workspaces = open_workspaces(settings)
         self._projects = ProjectSource(ProjectStore(self._db, settings.project_keys), settings)

@@ -22,6 +22,9 @@ Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="ID…", help="Ids of letters, or of their runs.", show_default=False),
 ]
+All = Annotated[
+    bool, typer.Option("--all", help="All letters that you may see; `retry` takes those that have a run.")
+]
 _SHOWN = 200
 """Characters of an error in a table."""
 
@@ -90,7 +93,7 @@ def show(
 def retry(
     names: Names = None,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="All that have a run.")] = False,
+    everything: All = False,
     as_json: Json = False,
     url: Url = None,
     token: Token = None,
@@ -143,7 +146,7 @@ def _run_of(client: Client, name: str) -> str:
 def drop(
     names: Names = None,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="All that you may see.")] = False,
+    everything: All = False,
     as_json: Json = False,
     url: Url = None,
     token: Token = None,

@@ -213,7 +213,7 @@ async def test_text_that_postgresql_refuses_is_stored_with_replacements(
     assert (after.labels, after.project, after.planner) == ({"k": "a\x00\ufffd"}, "p\ufffd", "p\ufffd")
     assert after.log_size == len(stored.content.encode())
     assert await store.get("no\x00thing") is None
-    assert await store.list(user_id="no\x00body") == ([], None)
+    assert await store.page(user_id="no\x00body") == ([], None)
 
 
 async def test_every_kind_of_event_comes_back_as_it_went(store: RunStore, database: Database) -> None:

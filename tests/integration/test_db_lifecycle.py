@@ -167,21 +167,21 @@ async def test_lists_page_newest_first_with_filters(store: RunStore) -> None:
     await store.create(new_run(user_id="bob"), NOW)
     seen, cursor = [], None
     for _ in range(4):
-        page, cursor = await store.list(user_id="ann", limit=2, cursor=cursor)
+        page, cursor = await store.page(user_id="ann", limit=2, cursor=cursor)
         seen += [run.run_id for run in page]
     assert cursor is None
     assert seen == [run.run_id for run in reversed(made)]
-    queued, _ = await store.list(user_id="ann", status=RunStatus.QUEUED)
+    queued, _ = await store.page(user_id="ann", status=RunStatus.QUEUED)
     assert [run.run_id for run in queued] == [run.run_id for run in reversed(made) if run.queued_at]
-    assert len((await store.list(user_id=None))[0]) == 8
+    assert len((await store.page(user_id=None))[0]) == 8
     for broken in ("x", "5", ".r", "٣.r", "9" * 30 + ".r"):
         with pytest.raises(InvalidRequest):
-            await store.list(user_id=None, cursor=broken)
+            await store.page(user_id=None, cursor=broken)
 
 
 async def test_a_list_leaves_specs_out(store: RunStore) -> None:
     await store.create(new_run(spec={"prompt": "x" * 1000}), NOW)
-    (run,), _ = await store.list(user_id="ann")
+    (run,), _ = await store.page(user_id="ann")
     assert run.spec == {}
 
 
@@ -219,7 +219,7 @@ async def test_what_the_reconciler_and_the_hubs_ask(store: RunStore) -> None:
 async def test_nothing_waits_in_an_empty_database(store: RunStore) -> None:
     assert await store.counts() == {}
     assert await store.oldest_queued_at() is None
-    assert await store.list(user_id=None) == ([], None)
+    assert await store.page(user_id=None) == ([], None)
 
 
 async def test_a_new_attempt_forgets_the_error_of_the_last(store: RunStore, database: Database) -> None:

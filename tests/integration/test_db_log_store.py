@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.run_rows import NOW, end, line, running
 
 from app.core.events import Event, EventType
+from app.core.log_filter import LogFilter
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.run_store import Batch, RunStore
@@ -50,8 +53,8 @@ async def test_pages_follow_the_sequence(logs: LogStore, run_id: str) -> None:
     assert await logs.page("unknown", 0, 10) == []
 
 
-async def seqs(logs: LogStore, run_id: str, after: int = 0, limit: int = 100, **filters: object) -> list[int]:
-    return [event.seq for event in await logs.page(run_id, after, limit, **filters)]  # pyright: ignore[reportArgumentType]
+async def seqs(logs: LogStore, run_id: str, after: int = 0, limit: int = 100, **filters: Any) -> list[int]:
+    return [event.seq for event in await logs.page(run_id, after, limit, LogFilter(**filters))]
 
 
 async def test_level_means_at_least(logs: LogStore, run_id: str) -> None:

@@ -35,7 +35,7 @@ async def test_a_revoked_token_is_no_token(tokens: TokenStore) -> None:
     assert await tokens.find(secret, NOW + 2) is None
     assert not await tokens.revoke(made.token_id, NOW + 3)
     assert not await tokens.revoke("unknown", NOW)
-    assert [token.revoked_at for token in await tokens.list()] == [NOW + 1]
+    assert [token.revoked_at for token in await tokens.lasting()] == [NOW + 1]
 
 
 async def test_stream_tokens_expire_and_are_purged(tokens: TokenStore) -> None:
@@ -44,7 +44,7 @@ async def test_stream_tokens_expire_and_are_purged(tokens: TokenStore) -> None:
     assert (await tokens.find(secret, NOW + 9)) == made
     assert made.run_id == "r1"
     assert await tokens.find(secret, NOW + 10) is None
-    assert [token.scope for token in await tokens.list()] == ["user"]
+    assert [token.scope for token in await tokens.lasting()] == ["user"]
     assert await tokens.purge_expired(NOW + 9) == 0
     assert await tokens.purge_expired(NOW + 10) == 1
     assert await tokens.find(kept, NOW + 10)
@@ -59,5 +59,5 @@ async def test_the_bootstrap_token_is_made_once(tokens: TokenStore) -> None:
     async with anyio.create_task_group() as group:
         for _ in range(10):
             group.start_soon(make)
-    assert len(await tokens.list()) == 1
+    assert len(await tokens.lasting()) == 1
     assert await tokens.find("s3cret", NOW)

@@ -108,7 +108,14 @@ def test_a_body_has_only_so_many_values() -> None:
 
 def plan_s(prompt: str) -> float:
     """Return the CPU time in which a prompt becomes a plan, or is refused."""
-    run = Run("r", "ann", RunKind.PROMPT, RunStatus.RUNNING, {"prompt": prompt}, 1)
+    run = Run(
+        run_id="r",
+        user_id="ann",
+        kind=RunKind.PROMPT,
+        status=RunStatus.RUNNING,
+        spec={"prompt": prompt},
+        created_at=1,
+    )
     began, said = time.process_time(), ""
     try:
         plan(run)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.ended_runs import LATER, TEXT, any_log, ended_run, pack_all, plain_lines, read_all, to_keep
 
 from app.core.events import Event
+from app.core.log_filter import LogFilter
 from app.db import log_store
 from app.db.engine import Database
 from app.db.log_chunks import unpack
@@ -136,8 +137,8 @@ async def test_a_page_opens_only_the_chunks_it_needs(
         (lambda: logs.page(run.run_id, 0, 200), 200, 1),
         (lambda: logs.page(run.run_id, 9_950, 100), 100, 2),
         (lambda: logs.page(run.run_id, 3, 1000), 1000, 6),
-        (lambda: logs.page(run.run_id, 0, 1000, level=Level.ERROR), 2, 1),
-        (lambda: logs.page(run.run_id, 0, 1000, stream=Stream.STDERR), 1, 0),
+        (lambda: logs.page(run.run_id, 0, 1000, LogFilter(Level.ERROR)), 2, 1),
+        (lambda: logs.page(run.run_id, 0, 1000, LogFilter(stream=Stream.STDERR)), 1, 0),
         (lambda: logs.page(run.run_id, 20_002, 1000), 1, 0),
     ):
         opened = 0

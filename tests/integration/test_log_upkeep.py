@@ -179,7 +179,7 @@ async def test_an_expired_run_stays_listed_and_says_that_its_log_is_not_whole(
     after = await store.get(run.run_id)
     assert after is not None
     assert (after.truncated, after.log_lines, after.log_size) == (True, run.log_lines, run.log_size)
-    assert [item.run_id for item in (await store.list(user_id="ann"))[0]] == [run.run_id]
+    assert [item.run_id for item in (await store.page(user_id="ann"))[0]] == [run.run_id]
     assert await logs.tail_cursor(run.run_id, 10) == 0
     for stage in (None, PACKED):
         assert await upkeep.ended(stage, since=0, before=LATER, limit=10) == []

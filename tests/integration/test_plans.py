@@ -171,10 +171,10 @@ async def _look(runs: Any) -> None:
     """Every list with every filter and its second page, and what metrics and the leader ask."""
     for user in (None, "ann", "user-1", "user-3", "nobody"):
         for status in (None, *RunStatus):
-            found, cursor = await runs.list(user_id=user, status=status, limit=20)
+            found, cursor = await runs.page(user_id=user, status=status, limit=20)
             assert all(run.status is status for run in found if status)
             if cursor is not None:
-                older, _ = await runs.list(user_id=user, status=status, limit=20, cursor=cursor)
+                older, _ = await runs.page(user_id=user, status=status, limit=20, cursor=cursor)
                 assert older[0].created_at <= found[-1].created_at
     for user in ("ann", "user-1", "user-3", "nobody"):
         await runs.backlog(user, 50)
@@ -224,7 +224,7 @@ async def test_schedules_tokens_and_projects(db: Database) -> None:
         secret, token = await tokens.create("ann", "user", "laptop", NOW)
         await tokens.create("ann", "stream", "", NOW, expires_at=NOW + 1)
         assert await tokens.find(secret, NOW)
-        assert await tokens.list()
+        assert await tokens.lasting()
         assert await tokens.valid([token.token_id], NOW) == {token.token_id}
         assert await tokens.revoke(token.token_id, NOW)
         assert await tokens.purge_expired(NOW + 2) == 1
@@ -246,7 +246,7 @@ async def _schedule(schedules: Any) -> None:
         next_at=NOW,
     )
     await schedules.create(made)
-    assert await schedules.list(user_id="user-1", limit=10)
+    assert await schedules.page(user_id="user-1", limit=10)
     assert await schedules.get(made.schedule_id, "user-1")
     [due] = await schedules.due(NOW, 10)
     await schedules.postpone(due, NOW + 1, "later")

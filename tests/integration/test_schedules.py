@@ -16,7 +16,7 @@ from app.core.errors import Conflict
 from app.core.models import Priority, RunStatus
 from app.db.engine import Database
 from app.db.run_store import RunStore
-from app.db.schedule_store import BACKLOG_FULL, Schedule, ScheduleStore, shared_fields
+from app.db.schedule_store import BACKLOG_FULL, Schedule, ScheduleStore
 from app.maintenance.scheduler import Scheduler
 from app.redis.clients import RedisClients
 from app.redis.queue import Queue
@@ -37,7 +37,7 @@ def scheduler(database: Database, clients: RedisClients, backlog: int = 100) -> 
 
 
 def schedule(n: int, next_at: int | None, cron: str = "0 * * * *", **fields: object) -> Schedule:
-    shared = shared_fields(new_run(labels={"n": str(n)}, priority=Priority.HIGH, retry_on=["timeout"]))
+    shared = new_run(labels={"n": str(n)}, priority=Priority.HIGH, retry_on=["timeout"]).definition()
     made = Schedule(
         schedule_id=ID.format(n),
         user_id="ann",
@@ -51,7 +51,7 @@ def schedule(n: int, next_at: int | None, cron: str = "0 * * * *", **fields: obj
 
 
 async def runs_of(database: Database) -> list[str]:
-    page, _ = await RunStore(database).list(user_id="ann", limit=200)
+    page, _ = await RunStore(database).page(user_id="ann", limit=200)
     return [run.run_id for run in page]
 
 
@@ -72,7 +72,7 @@ async def test_a_due_schedule_makes_its_run(database: Database, clients: RedisCl
     )
     [entry] = await clients.commands.lrange("jobs:pending", 0, -1)
     assert orjson.loads(entry)["run_id"] == run_id
-    [after], _ = await store.list(user_id="ann", limit=10)
+    [after], _ = await store.page(user_id="ann", limit=10)
     assert (after.last_at, after.last_run_id, after.last_error) == (now - 5, run_id, None)
     assert after.next_at is not None
     assert now < after.next_at <= now + HOUR_US
@@ -86,7 +86,7 @@ async def test_missed_ticks_are_one_run(database: Database, clients: RedisClient
     assert await scheduler(database, clients).fire_due() == 1
     assert await scheduler(database, clients).fire_due() == 0
     assert len(await runs_of(database)) == 1
-    [after], _ = await store.list(user_id="ann", limit=10)
+    [after], _ = await store.page(user_id="ann", limit=10)
     assert after.next_at is not None
     assert after.next_at > now
 
@@ -131,7 +131,7 @@ async def test_a_full_backlog_skips_the_tick(database: Database, clients: RedisC
     await RunStore(database).create(new_run(), now)
     await store.create(schedule(1, now - 5))
     assert await scheduler(database, clients, backlog=1).fire_due() == 0
-    [after], _ = await store.list(user_id="ann", limit=10)
+    [after], _ = await store.page(user_id="ann", limit=10)
     assert (after.last_error, after.last_run_id) == (BACKLOG_FULL, None)
     assert after.next_at is not None
     assert after.next_at > now
@@ -146,7 +146,7 @@ async def test_a_schedule_that_is_not_understood_stops_no_other(
     await store.create(schedule(2, now - 8, run={"kind": "dance"}))
     await store.create(schedule(3, now - 7))
     assert await scheduler(database, clients).fire_due() == 1
-    found, _ = await store.list(user_id="ann", limit=10)
+    found, _ = await store.page(user_id="ann", limit=10)
     for broken in (one for one in found if not one.schedule_id.endswith("3")):
         assert broken.last_error
         assert broken.next_at is not None
@@ -157,7 +157,7 @@ async def test_a_schedule_that_has_no_further_time_rests(database: Database, cli
     store, now = ScheduleStore(database), await Queue(clients).time_us()
     await store.create(schedule(1, now - 5, cron="0 0 */31 2 SUN#5"))
     assert await scheduler(database, clients).fire_due() == 1
-    [after], _ = await store.list(user_id="ann", limit=10)
+    [after], _ = await store.page(user_id="ann", limit=10)
     assert after.next_at is None
     assert await store.due(now + 10**15, 10) == []
 
@@ -178,14 +178,14 @@ async def test_schedules_are_listed_in_pages(database: Database) -> None:
         await store.create(schedule(n, 5, created_at=n // 2))
     await store.create(schedule(9, 5, user_id="bob"))
     seen: list[str] = []
-    page, cursor = await store.list(user_id="ann", limit=2)
+    page, cursor = await store.page(user_id="ann", limit=2)
     while True:
         seen += [one.schedule_id for one in page]
         if cursor is None:
             break
-        page, cursor = await store.list(user_id="ann", limit=2, cursor=cursor)
+        page, cursor = await store.page(user_id="ann", limit=2, cursor=cursor)
     assert seen == [ID.format(n) for n in (4, 3, 2, 1, 0)]
-    assert len((await store.list(user_id=None, limit=10))[0]) == 6
+    assert len((await store.page(user_id=None, limit=10))[0]) == 6
 
 
 async def test_a_deleted_schedule_fires_no_more(database: Database, clients: RedisClients) -> None:

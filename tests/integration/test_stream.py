@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,17 @@ async def test_aliases_give_the_same(run: LiveRun, stores: Stores, path: str) ->
     await run.lines(3)
     await run.end()
     assert await body(stores, path.format(run.run_id)) == await body(stores, run.path)
+
+
+@pytest.mark.parametrize("path", ["/v1/runs/{}/stream", "/agent/logs/{}/stream", "/runs/{}/logs/stream"])
+async def test_head_is_answered_while_the_run_goes_on(run: LiveRun, stores: Stores, path: str) -> None:
+    """What GET would be answered with, without the stream; the connection serves the next request."""
+    await run.lines(3)
+    answer = await stores.http.head(path.format(run.run_id))
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert (await stores.http.head(path.format(str(uuid.uuid4())))).status_code == 404
+    assert hub_of(stores.api).readers == 0
 
 
 async def test_reconnect_at_every_seq(run: LiveRun, stores: Stores) -> None:

@@ -33,7 +33,15 @@ class Place:
         self.executor = LocalExecutor(tmp_dir=self.tmp, silence_s=60, grace_s=1)
         self.log = Recorder()
         self.stop = StopToken()
-        self.run = Run("r1", "u1", RunKind.STEPS, RunStatus.RUNNING, spec or {}, 0, attempt=1)
+        self.run = Run(
+            run_id="r1",
+            user_id="u1",
+            kind=RunKind.STEPS,
+            status=RunStatus.RUNNING,
+            spec=spec or {},
+            created_at=0,
+            attempt=1,
+        )
         self.workspace: Workspace = self.workspaces.open("u1", "r1")
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from app.core.events import Event, EventType
+from app.core.log_filter import LogFilter
 from app.core.models import Run
 from app.db.engine import Database
 from app.db.log_retention import EndedRun, LogUpkeep
@@ -80,7 +81,7 @@ async def expire_all(upkeep: LogUpkeep, run: Run, stage: str | None, *, archived
 async def read_all(logs: LogStore, run_id: str, limit: int = 1000, **filters: Any) -> list[Event]:
     """Every page, as a client reads them."""
     found: list[Event] = []
-    while page := await logs.page(run_id, found[-1].seq if found else 0, limit, **filters):
+    while page := await logs.page(run_id, found[-1].seq if found else 0, limit, LogFilter(**filters)):
         found += page
     return found
 

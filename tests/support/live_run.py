@@ -14,7 +14,7 @@ import httpx2
 from app.core.events import Event, EventType
 from app.core.models import Fence, RunKind, RunStatus
 from app.db.engine import Database
-from app.db.run_store import Batch, NewRun, Outcome, RunStore
+from app.db.run_store import Batch, Outcome, RunDraft, RunStore
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
 from app.stream.hub import StreamHub
@@ -47,7 +47,7 @@ class Stores:
 
     async def live_run(self, user: str = "admin") -> LiveRun:
         """Create, start and claim a run; its two `status` events are committed."""
-        new = NewRun(
+        new = RunDraft(
             run_id=str(uuid.uuid4()),
             user_id=user,
             kind=RunKind.STEPS,

@@ -8,14 +8,14 @@ from typing import Any
 from app.core.events import Event, EventType
 from app.core.models import Fence, Run, RunKind, RunStatus, StepRecord, StepStatus
 from app.db.engine import Database
-from app.db.run_store import Batch, NewRun, Outcome, RunStore
+from app.db.run_store import Batch, Outcome, RunDraft, RunStore
 from tailrun.process.lines import Level, Stream
 
 NOW = 1_790_000_000_000_000
 _ids = itertools.count(1)
 
 
-def new_run(**fields: Any) -> NewRun:
+def new_run(**fields: Any) -> RunDraft:
     defaults: dict[str, Any] = {
         "run_id": f"run-{next(_ids):06}",
         "user_id": "ann",
@@ -26,7 +26,7 @@ def new_run(**fields: Any) -> NewRun:
         "timeout_s": 60.0,
         "labels": {},
     }
-    return NewRun(**(defaults | fields))
+    return RunDraft(**(defaults | fields))
 
 
 def line(run_id: str, seq: int, content: str = "a line", attempt: int = 1, **fields: Any) -> Event:

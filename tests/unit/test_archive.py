@@ -12,7 +12,7 @@ import pytest
 from starlette.types import Message
 
 from app.core.errors import NotFound, StorageError
-from app.routes.files import _Download
+from app.routes.views import Download
 from app.storage.archive import ArchiveFormat, archive
 from app.storage.workspace import FileInfo, Workspace
 
@@ -104,5 +104,5 @@ async def test_a_download_closes_its_source_when_the_client_is_gone() -> None:
 
     held = source()
     with pytest.raises(ConnectionResetError):
-        await _Download(held).stream_response(send)
+        await Download(held).stream_response(send)
     assert closed == [True]

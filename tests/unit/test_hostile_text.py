@@ -286,7 +286,7 @@ READERS = {
 }
 
 BOUNDED = {
-    "app/db/lenient.py:_CURSOR": "a cursor of the query string, which the server bounds",
+    "app/core/paging.py:_CURSOR": "a cursor of the query string, which the server bounds",
     "app/routes/access.py:_REQUEST_ID": "at most 128 characters match",
     "app/runs/services.py:RUN_ID": "of one length",
     "app/routes/docs_page.py:_curl": "paths of our own routes",

@@ -14,7 +14,15 @@ from app.core.periodic import Backoff
 from app.worker.job_processor import dead_reason, failed
 from tailrun.process.errors import ErrorCode, RunFailure
 
-RUN = Run("r", "u", RunKind.STEPS, RunStatus.RUNNING, {}, created_at=0, max_attempts=3)
+RUN = Run(
+    run_id="r",
+    user_id="u",
+    kind=RunKind.STEPS,
+    status=RunStatus.RUNNING,
+    spec={},
+    created_at=0,
+    max_attempts=3,
+)
 NOW = 1_000_000
 BACKOFF = Backoff(1, 60, Random(1))
 FINAL = {ErrorCode.EXIT_NONZERO, ErrorCode.TIMEOUT, ErrorCode.INVALID_PLAN, ErrorCode.CANCELLED}

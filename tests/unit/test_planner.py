@@ -18,7 +18,9 @@ LS = Step("s1", "shell", {"command": "ls"})
 
 
 def run_of(**spec: Any) -> Run:
-    return Run("r1", "u1", RunKind.PROMPT, RunStatus.RUNNING, spec, 0)
+    return Run(
+        run_id="r1", user_id="u1", kind=RunKind.PROMPT, status=RunStatus.RUNNING, spec=spec, created_at=0
+    )
 
 
 def refusal(**spec: Any) -> str:

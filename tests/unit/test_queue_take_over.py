@@ -10,7 +10,14 @@ from app.core.models import Run, RunKind, RunStatus
 from app.runs.take_over import Verdict, alone_from, judge, redelivered
 
 NOW = 1_000_000_000
-QUEUED = Run("r", "u", RunKind.STEPS, RunStatus.QUEUED, {}, created_at=0)
+QUEUED = Run(
+    run_id="r",
+    user_id="u",
+    kind=RunKind.STEPS,
+    status=RunStatus.QUEUED,
+    spec={},
+    created_at=0,
+)
 RUNNING = replace(QUEUED, status=RunStatus.RUNNING, attempt=1, worker_id="other")
 ENDED = [status for status in RunStatus if status.terminal]
 

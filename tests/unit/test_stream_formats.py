@@ -6,6 +6,7 @@ import pytest
 from support.stream_fixtures import end, log
 
 from app.core.events import Event, EventType
+from app.core.log_filter import LogFilter
 from app.stream.formats import Format, accepted, bare_messages, encoding, messages, verdict
 from tailrun.process.lines import Level, Stream
 
@@ -43,7 +44,7 @@ def test_bare_text() -> None:
 
 def test_equal_requests_share_an_encoding() -> None:
     """The hub shares payloads between viewers whose encodings are the same object."""
-    assert encoding(Format.SSE, Level.ERROR, None) is encoding(Format.SSE, Level.ERROR, None)
+    assert encoding(Format.SSE, LogFilter(Level.ERROR)) is encoding(Format.SSE, LogFilter(Level.ERROR))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_filters(level: Level | None, stream: Stream | None, left: list[int]) ->
         GAP,
         CUT,
     )
-    lines = encoding(Format.NDJSON, level, stream)(given).splitlines()
+    lines = encoding(Format.NDJSON, LogFilter(level, stream))(given).splitlines()
     assert [seq for seq, raw in given if raw in lines] == left
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.events import Entry, Event, EventType
+from app.core.log_filter import EVERYTHING, LogFilter
 from app.stream.formats import Format, bare_messages, encoding, messages, replay_encoding, stripped
 from app.stream.progress import Collapsed, collapse, collapse_entries
 from tailrun.ansi import strip_ansi
@@ -82,12 +83,12 @@ def test_text_live_has_updates_as_they_come_and_history_the_last() -> None:
     live = encoding(Format.TEXT, collapse=True)
     assert b"".join(live([entry]) for entry in entries(*BAR[:2])) == b"10 %\n20 %\n"
     assert live(entries(*BAR)) == b"90 %\n"
-    past = replay_encoding(Format.TEXT, None, Stream.STDOUT, strip=False, collapse=True)
+    past = replay_encoding(Format.TEXT, LogFilter(stream=Stream.STDOUT), strip=False, collapse=True)
     assert (
         past(entries(*BAR[:5])) + past(entries(*BAR[5:])) + past(entries(DONE, STEP)) + past([]) == b"100 %\n"
     )
     assert bare_messages(entries(*BAR)) == ["90 %"]
-    every = replay_encoding(Format.NDJSON, None, None, strip=False, collapse=False)
+    every = replay_encoding(Format.NDJSON, EVERYTHING, strip=False, collapse=False)
     assert len(every(entries(*BAR)).splitlines()) == 9
 
 

@@ -52,12 +52,12 @@ class Case:
 
     def __init__(self, *steps: Step, attempt: int = 1, notes: list[tuple[Level, str]] | None = None) -> None:
         self.run = Run(
-            "r1",
-            "u1",
-            RunKind.STEPS,
-            RunStatus.RUNNING,
-            {},
-            0,
+            run_id="r1",
+            user_id="u1",
+            kind=RunKind.STEPS,
+            status=RunStatus.RUNNING,
+            spec={},
+            created_at=0,
             attempt=attempt,
             timeout_s=60,
         )

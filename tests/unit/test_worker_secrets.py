@@ -18,7 +18,14 @@ KEYS = [urlsafe_b64encode(bytes([n]) * 32).decode() for n in (1, 2)]
 
 
 def run(**env: str) -> Run:
-    return Run("r1", "joe", RunKind.STEPS, RunStatus.RUNNING, {"env": env} if env else {}, 0)
+    return Run(
+        run_id="r1",
+        user_id="joe",
+        kind=RunKind.STEPS,
+        status=RunStatus.RUNNING,
+        spec={"env": env} if env else {},
+        created_at=0,
+    )
 
 
 def settings(tmp_path: Path, **given: Any) -> Settings:
