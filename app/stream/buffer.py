@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
-from app.core.events import LineBatch, Written
+from app.core.events import Written
 
 _CHUNK_EVENTS = 1024
 _CHUNK_BYTES = 512_000
@@ -41,7 +41,7 @@ class WriteBuffer:
 
     def add(self, written: Written, *, publish: bool = True) -> None:
         """Take what follows `seq`; what is not to be published yet comes with `publish` later."""
-        raws = written.encode() if isinstance(written, LineBatch) else [written.encode()]
+        raws = written.encoded()
         size = sum(map(len, raws))
         self.seq = written.seq
         self.bytes += size

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import structlog
 
 from app.core.errors import LostOwnership, StorageError
-from app.core.events import SRC, Event, EventType, LineBatch, with_usage
+from app.core.events import SRC, Event, EventType, LineBatch, Written, with_usage
 from app.core.models import Fence, Run, StepRecord
 from app.core.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_GAPS, LOG_LINES
 from app.db.run_store import Batch, Outcome, RunStore
@@ -244,7 +244,7 @@ class LogWriter:
         kind, text = EventType.LOG, line.content
         return self._event(kind, level=line.level, stream=line.stream, step=step, content=text, data=marks)
 
-    def _enqueue(self, written: Event | LineBatch) -> None:
+    def _enqueue(self, written: Written) -> None:
         self._left.add(written)
         if self._left.uncommitted >= COMMIT_EVENTS:
             self._hurry.set()
