@@ -4,7 +4,7 @@ Each step is one small transaction that leaves a log which is whole and readable
 does this may be killed at any point and another may go on. Steps lock the run's row and look first,
 so two at once do no harm either. A run that goes on is never touched.
 
-`log_stages` draws where a log goes. Packing goes from the front, chunk by chunk. Expiry deletes from
+`app.db.log_store` draws where a log goes. Packing goes from the front, chunk by chunk. Expiry deletes from
 the back, so that the marker shows with the first deletion, and what is in front of it still follows
 on without a hole.
 """

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from app.core.errors import Unavailable
 from app.core.telemetry import STREAM_LIMIT, WATCHERS
 from app.redis.clients import RedisClients
+from app.redis.publisher import Tail
 from app.redis.subscriber import NoSubscriptions, Subscriptions
-from app.redis.tail import Tail
 from app.stream.feed import Encode, FeedLimits, RunFeed
 from app.stream.history import Backfill, Heads, History
 from app.stream.reader import LiveReader, Reader, Replay

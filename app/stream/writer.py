@@ -24,8 +24,7 @@ from app.core.models import Fence, Run, StepRecord
 from app.core.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_GAPS, LOG_LINES
 from app.db.run_store import Batch, Outcome, RunStore
 from app.db.text import stored_bytes
-from app.redis.publisher import Publisher
-from app.redis.tail import Tail
+from app.redis.publisher import Publisher, Tail
 from app.stream.buffer import WriteBuffer
 from app.stream.cap import LogCap
 from app.stream.fenced_tail import FencedTail

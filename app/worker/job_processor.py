@@ -31,8 +31,7 @@ from app.db.run_store import Outcome, RunStore
 from app.execution.executor import Executor
 from app.plan.projects import DEFAULT
 from app.plan.task_types import TaskTypes
-from app.redis.publisher import Publisher
-from app.redis.tail import Tail
+from app.redis.publisher import Publisher, Tail
 from app.storage.workspace import Workspaces
 from app.stream.writer import LogPolicy, LogWriter
 from app.worker.in_flight import Attempt

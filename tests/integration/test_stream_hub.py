@@ -13,7 +13,7 @@ from support.stream_fixtures import Committed, Writer, end, log, seqs, until
 from app.core.errors import Unavailable
 from app.core.events import Event, EventType
 from app.redis.clients import RedisClients
-from app.redis.tail import Tail
+from app.redis.publisher import Tail
 from app.stream.hub import StreamHub
 
 RUN = "11111111-1111-4111-8111-111111111111"

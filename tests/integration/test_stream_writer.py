@@ -23,8 +23,7 @@ from app.db.log_weight import Block, blocks_of
 from app.db.migrate import migrate
 from app.db.run_store import Batch, Cut, Outcome, RunStore
 from app.redis.clients import RedisClients
-from app.redis.publisher import Publisher
-from app.redis.tail import Tail
+from app.redis.publisher import Publisher, Tail
 from app.stream.masking import Masker
 from app.stream.writer import LogPolicy, LogWriter
 from tailrun.process.lines import Level, Line, Stream
