@@ -13,6 +13,7 @@ TailrunError                 HTTP status, code, message
 └── Unavailable              503
 RunFailure                   why an attempt failed: an ErrorCode, which knows whether it is retried
 LostOwnership                another attempt owns the run now: stop and write nothing
+LogBroken                    the attempt cannot write the run's log: stop, the run is taken over later
 StorageError                 the database or Redis could not be reached just now
 """
 
@@ -95,6 +96,10 @@ class Unavailable(TailrunError):
 
 class LostOwnership(Exception):
     """Another attempt owns the run: stop the program, discard what is unwritten, write nothing."""
+
+
+class LogBroken(Exception):
+    """The run's log cannot be written: end this attempt and write nothing; the run is taken over later."""
 
 
 class StorageError(Exception):

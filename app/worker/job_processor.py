@@ -22,7 +22,7 @@ from app.agent.tools.router import ToolRouter
 from app.agent.tools.task import TaskProgram, prepare
 from app.config import Settings
 from app.core.clock import format_ts
-from app.core.errors import LostOwnership, StorageError, TailrunError
+from app.core.errors import LogBroken, LostOwnership, StorageError, TailrunError
 from app.core.events import EventType
 from app.core.models import Fence, Run, RunKind, RunStatus, StepRecord
 from app.core.periodic import Backoff
@@ -121,7 +121,8 @@ class JobProcessor:
             return await self._bounded(asyncio.create_task(self._work()))
         except (RunFailure, Drained) as end:
             return end
-        except LostOwnership:
+        except (LostOwnership, LogBroken):
+            self._writer.check()  # a log that broke stops the program as a take-over does
             raise
         except (StorageError, TailrunError, OSError) as error:
             return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, str(error))
