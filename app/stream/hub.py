@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 
 from app.core.errors import Unavailable
-from app.core.telemetry import STREAM_LIMIT, WATCHERS
+from app.core.telemetry import STREAM_LIMIT, WATCHERS, get_logger
 from app.redis.clients import RedisClients
 from app.redis.publisher import Tail
 from app.redis.subscriber import NoSubscriptions, Subscriptions
@@ -23,6 +23,8 @@ from app.stream.history import Backfill, Heads, History
 from app.stream.reader import LiveReader, Reader, Replay
 
 __all__ = ["Heads", "History", "StreamHub"]
+
+_log = get_logger(__name__)
 
 _COMPARE_EVERY_S = 1.0
 _POLL_EVERY_S = 0.5
@@ -166,7 +168,10 @@ class StreamHub:
     async def _every_second(self, compare: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(self._compare_every_s)
-            await compare()
+            try:
+                await compare()
+            except Exception:  # noqa: BLE001 - logged; without further rounds quiet streams would hang
+                _log.exception("feeds could not be compared")
 
     async def _compare_database(self) -> None:
         silent = self._silent()
