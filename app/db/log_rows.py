@@ -2,11 +2,10 @@
 
 PostgreSQL takes one array per column and unnests them (measured: several times faster than a row
 per VALUES). SQLite takes one tuple per row, but a batch of lines as one statement that reads them
-from a JSON array: it lets go of the GIL once, where `executemany` does for every row and then waits
-for a busy event loop to let go of it in turn (measured: 55 µs a row).
+from a JSON array: it releases the GIL once, where `executemany` does for every row and then waits
+for a busy event loop to release it in turn (measured: 55 µs a row).
 
-Many plain lines as one text: the fast way into PostgreSQL.
-
+The fast way into PostgreSQL is many plain lines as one text (`insert_block`).
 A loud program's commit is thousands of lines that differ in their content, and hardly in anything
 else. As an array per column they cost asyncpg four to five times as much, and the server a fifth
 more (measured: 8.7 against 1.8 µs of the client's and 7.2 against 5.9 µs of the server's time a line,

@@ -213,7 +213,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The log cap: rows `from_seq` to `marker.seq` go, and `marker` stands for them."""
+    """The log cap: `marker` takes the place of the rows `from_seq` to `marker.seq`."""
 
     marker: Event
     from_seq: int

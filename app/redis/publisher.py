@@ -6,7 +6,7 @@ refuses as well, except right after a take-over: only the database can say wheth
 still owns the run (docs/decisions/0005).
 
 Fence and tail always have an expiry: `TAIL_TTL_S` from the run's end on, and before that a day, which
-every append begins anew. So whatever way a run ends, and whoever dies on it, Redis holds nothing for ever.
+every append begins anew. So Redis keeps nothing without an end, in whatever way a run ends.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ return nil
 
 # KEYS  1 agent:fence:<run_id>
 # ARGV  1 attempt  2 life of the fence in seconds
-# Output  the fence that stands now
+# Output  the fence that is set now
 _RAISE = Script("""
 local fence = redis.call('GET', KEYS[1])
 if fence and tonumber(fence) >= tonumber(ARGV[1]) then return fence end
@@ -107,7 +107,7 @@ class Publisher:
         return Refused(int(fence) if fence else None)
 
     async def raise_fence(self, run_id: str, attempt: int) -> int:
-        """Let only `attempt` or a later one publish; return the fence that stands."""
+        """Let only `attempt` or a later one publish; return the fence that is set."""
         with guard():
             return int(await _RAISE(self._redis, (self._keys.fence(run_id),), (attempt, LIVE_TTL_S)))
 
@@ -167,7 +167,7 @@ class Tail:
                 calls = await self._redis.xrange(self._keys.tail(run_id), min=f"{last + 1}-0", count=count)
             for _, fields in calls:
                 for raw in fields[b"e"].split(b"\n"):
-                    if (seq := seq_of(raw)) > last:  # a call that was repeated stands twice
+                    if (seq := seq_of(raw)) > last:  # a call that was repeated is there twice
                         last = seq
                         found.append((seq, raw))
                 if limit is not None and len(found) >= limit:

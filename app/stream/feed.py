@@ -114,7 +114,7 @@ class RunFeed:
         return found
 
     async def wait(self, poked: asyncio.Future[None]) -> None:
-        """Wait until the ring may have grown, or until somebody resolves `poked`."""
+        """Wait until the ring may have grown, or until `poked` is resolved."""
         self._waiting.add(poked)
         try:
             await poked

@@ -58,7 +58,7 @@ _VERDICTS = {
     RunStatus.TIMED_OUT: "TIMEOUT",
 }
 _ANSI_SIGNS = tuple(orjson.dumps(first)[1:-1] for first in FIRST)
-"""How the first characters of terminal sequences stand in JSON."""
+"""The first characters of terminal sequences, as JSON encodes them."""
 
 
 def accepted(accept: str) -> Format:

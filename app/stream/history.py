@@ -63,7 +63,7 @@ class Backfill:
         self._holes: dict[tuple[str, int], float] = {}
 
     async def top(self, run_id: str) -> int:
-        """Return the highest seq that exists now; `StorageError` when nobody can say."""
+        """Return the highest seq that exists now; `StorageError` when neither store answers."""
         tail, heads = await asyncio.gather(
             self._ask_tail(lambda: self._tail.top(run_id)), self._heads([run_id]), return_exceptions=True
         )
@@ -77,7 +77,7 @@ class Backfill:
     async def page(self, run_id: str, after: int, limit: int) -> list[Entry]:
         """Do `fetch` for a reader: few at a time, and once for all who come back at once.
 
-        What follows `after` stays the same, so a page is right for a while; not for ever, for logs expire.
+        What follows `after` stays the same, so a page is kept for a while; not longer, since logs expire.
         """
         key = (run_id, after, limit)
         async with self._readers:

@@ -40,14 +40,14 @@ _SECRET = _words(
     passphrase passwd password passwords pat psk secret secrets token tokens
     """,
 )
-"""Words that make a name secret wherever they stand."""
+"""Words that make a name secret in any place."""
 _SECRET_AT_THE_END = _words(
     """
     auth key keys mnemonic oauth otp pass pin private pw pwd salt seed session sessionid sid sig
     signature totp
     """,
 )
-"""Words that say so only of the thing itself: AUTH, but not AUTH_MODE."""
+"""Words that make a name secret only at its end: AUTH, but not AUTH_MODE."""
 _GLUED = re.compile(
     r"\w*(?:password|passwd|passphrase|secret|token|credentials?"
     r"|(?:api|access|secret|private|signing|encryption|auth|ssh|master|account|license|shared)key"
@@ -128,7 +128,7 @@ def is_secret_name(name: str) -> bool:
     if not words or words in (["pwd"], ["old", "pwd"], ["oldpwd"]):
         return False
     if words[-1] == "url" and "webhook" in words:
-        return True  # whoever has the address may send
+        return True  # the address alone allows to send
     while len(words) > 1 and words[-1] in _MORE:
         words.pop()
     last, before = words[-1], words[-2] if len(words) > 1 else ""
@@ -183,7 +183,7 @@ def _inside(value: str) -> Iterator[str]:
 
 
 def _of_address(rest: str) -> Iterator[str]:
-    """Yield what stands before the `@` of an address, where a password may hold `/`, `#`, `?` and `@`."""
+    """Yield what is before the `@` of an address, where a password may hold `/`, `#`, `?` and `@`."""
     rest = re.split(r"[\s\"'<>]", rest, maxsplit=1)[0]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, _ = (authority if "@" in authority else rest).rpartition("@")

@@ -303,7 +303,7 @@ class LogWriter:
     def _broke(self, error: BaseException) -> None:
         run_id, attempt = self._run.run_id, self._fence.attempt
         log.error("log writer broke, the attempt ends", run_id=run_id, attempt=attempt, exc_info=error)
-        broken = LogBroken(f"{run_id}: its log cannot be written: {type(error).__name__}: {error}")
+        broken = LogBroken(f"{run_id}: its log cannot be written ({type(error).__name__}: see the log)")
         broken.__cause__ = error
         self._fail(broken)
 
