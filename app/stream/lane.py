@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Queue(Generic[T]):
+class LaneQueue(Generic[T]):
     """Items in order of `seq`; each brings events up to its own `seq`, and has a size in bytes.
 
     `sent` is the seq up to which events have left the queue, `bytes` the size of those that are in it. Items
@@ -80,13 +80,13 @@ class Lane(Generic[T]):
     def __init__(
         self, send: Callable[[], Awaitable[None]], *, every: float, most: int, eager: bool = False
     ) -> None:
-        self.queue = Queue[T]()
+        self.queue = LaneQueue[T]()
         self._send, self._every, self._most, self._eager = send, every, most, eager
         self._changed = asyncio.Event()
         self._hurried = self._closed = False
 
     def add(self, item: T, seq: int, size: int) -> None:
-        """Queue an item."""
+        """LaneQueue an item."""
         idle = not self.queue
         self.queue.add(item, seq, size)
         if idle or self.queue.events >= self._most:

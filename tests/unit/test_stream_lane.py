@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from support.virtual_loop import run
 
-from app.stream.lane import Lane, Queue
+from app.stream.lane import Lane, LaneQueue
 
 
 class Calls:
@@ -122,7 +122,7 @@ def test_what_a_call_raises_ends_the_lane_and_the_item_stays() -> None:
 
 def test_what_was_skipped_during_a_call_is_not_removed_twice() -> None:
     """While Redis is away what is committed leaves the queue, also from under a call that then succeeds."""
-    queue = Queue[str]()
+    queue = LaneQueue[str]()
     for n in range(1, 6):
         queue.add(f"item {n}", n * 10, 1)
     assert queue.head(25) == (["item 1", "item 2", "item 3"], 3)

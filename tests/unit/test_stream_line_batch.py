@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from app.core.events import Event, LineBatch
 from app.db.log_rows import line_arrays, weigh
 from app.db.log_weight import Block, blocks_of
-from app.stream.lane import Queue
+from app.stream.lane import LaneQueue
 from tailrun.process.lines import Level, Line, Stream
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -56,7 +56,7 @@ def test_a_batch_weighs_what_its_events_weigh(batch: LineBatch) -> None:
 @given(st.lists(batches, min_size=1, max_size=5), st.integers(1, 60))
 def test_what_is_queued_is_handed_out_once_and_in_order(parts: list[LineBatch], limit: int) -> None:
     """In calls of about so many events; what is not removed is handed out again."""
-    queue, seq, size = Queue[LineBatch](), 0, 0
+    queue, seq, size = LaneQueue[LineBatch](), 0, 0
     events: list[Event] = []
     for part in parts:
         batch = LineBatch(seq + 1, part.ts, part.run_id, part.attempt, part.step, part.lines)
