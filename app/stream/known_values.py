@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
 
 from app.stream.secret_values import Form
 
-try:
-    from ahocorasick_rs import AhoCorasick, Implementation, MatchKind
-except ImportError:  # no wheel for this machine (musl): the same is found, more slowly
-    HAS_AUTOMATON = False
-else:
-    HAS_AUTOMATON = True
+if TYPE_CHECKING:
+    from ahocorasick_rs import AhoCorasick
+
+HAS_AUTOMATON = find_spec("ahocorasick_rs") is not None
+"""Without it (it has no wheel for musl) the same is found, more slowly."""
 
 Span = tuple[int, int]
 
@@ -190,8 +190,8 @@ class Automaton:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._few = len(texts) <= FEW
-        self._first = _automaton(texts if self._few else [], MatchKind.LeftmostFirst)
-        self._every = _automaton(texts, MatchKind.Standard)
+        self._first = _automaton(texts if self._few else [], first=True)
+        self._every = _automaton(texts, first=False)
 
     def missing(self, text: str) -> bool:
         """Whether none is there; the kind of automaton that skips ahead is fast only with few texts."""
@@ -202,7 +202,10 @@ class Automaton:
         return _search(self._every, text, overlapping=True)
 
 
-def _automaton(texts: Sequence[str], kind: MatchKind) -> AhoCorasick:
+def _automaton(texts: Sequence[str], *, first: bool) -> AhoCorasick:
+    from ahocorasick_rs import AhoCorasick, Implementation, MatchKind  # noqa: PLC0415 - not on every machine
+
+    kind = MatchKind.LeftmostFirst if first else MatchKind.Standard
     return AhoCorasick(
         texts, matchkind=kind, store_patterns=False, implementation=Implementation.ContiguousNFA
     )
