@@ -43,9 +43,8 @@ from app.db.webhook_store import WebhookStore
 from app.plan.task_types import BadTasksFile, TaskTypes, load
 from app.redis.clients import RedisClients
 from app.redis.dead_letters import DeadLetters
-from app.redis.publisher import Publisher
+from app.redis.publisher import Publisher, Tail
 from app.redis.queue import Queue
-from app.redis.tail import Tail
 from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.routes import (
     access,
@@ -78,8 +77,8 @@ from app.runs.backlog import Backlog
 from app.runs.open_streams import OpenStreams
 from app.runs.services import Services
 from app.storage.factory import open_workspaces
+from app.stream.history import LogHistory
 from app.stream.hub import StreamHub
-from app.stream.log_history import LogHistory
 
 _log = get_logger(__name__)
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.agent.planner import Plan
-from app.agent.run_log import RunLog
 from app.agent.step_lines import ended, exit_nonzero, started
-from app.agent.tools.program import ToolOutcome
+from app.agent.tools.program import RunLog, ToolOutcome
 from app.agent.tools.router import ToolRouter
 from app.core.errors import LostOwnership
 from app.core.events import EventType

@@ -14,6 +14,7 @@ TailrunError                 HTTP status, code, message
 └── StorageError             503: the database, Redis or another store does not answer just now
 RunFailure                   why an attempt failed: an ErrorCode, which knows whether it is retried
 LostOwnership                another attempt owns the run now: stop and write nothing
+LogBroken                    the attempt cannot write the run's log: stop, the run is taken over later
 """
 
 from __future__ import annotations
@@ -104,3 +105,7 @@ class StorageError(TailrunError):
 
 class LostOwnership(Exception):
     """Another attempt owns the run: stop the program, discard what is unwritten, write nothing."""
+
+
+class LogBroken(Exception):
+    """The run's log cannot be written: end this attempt and write nothing; the run is taken over later."""

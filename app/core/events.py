@@ -1,8 +1,9 @@
-"""Many log lines as one object, from the log writer to the wire and to the database.
+"""The events of a run's stream: one by one (`Event`), or many lines as one object (`LineBatch`).
 
 A program may print 100 000 lines a second. At that rate an `Event` per line, and a dictionary
-to encode it, cost more than everything else on a line's way. What the lines of one read have
-in common is kept once here; how they look on the wire is still said by `Event.encode` alone.
+to encode it, cost more than everything else on a line's way. So the lines of one read stay together
+from the log writer to the wire and to the database. Both are `Written`, so that the code between them
+need not know which of the two it has; how a line looks on the wire is defined by `Event.encode` alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -36,6 +37,42 @@ NEVER_FILTERED = frozenset({EventType.END, EventType.GAP, EventType.TRUNCATED})
 """Event types that no `level` or `stream` filter hides."""
 
 
+class Written(Protocol):
+    """What a log writer writes: consecutive events from seq `first` to `seq`, at least one."""
+
+    @property
+    def first(self) -> int:
+        """The seq of its first event."""
+        ...
+
+    @property
+    def seq(self) -> int:
+        """The seq of its last event."""
+        ...
+
+    @property
+    def ts(self) -> int:
+        """When its events were written, in microseconds."""
+        ...
+
+    @property
+    def contents(self) -> Sequence[str]:
+        """The texts of its lines of output; other events have none."""
+        ...
+
+    def encoded(self) -> list[bytes]:
+        """Return the wire shape of each event."""
+        ...
+
+    def events(self) -> Sequence[Event]:
+        """Return each event."""
+        ...
+
+    def plain(self) -> LineBatch | None:
+        """Return the batch, if its lines differ only in content, level and stream: the fast way in."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One entry of a run's stream, and one row of `log_lines`.
@@ -54,6 +91,28 @@ class Event:
     step: str | None = None
     content: str | None = None
     data: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def first(self) -> int:
+        """As `Written`: an event is a batch of one."""
+        return self.seq
+
+    @property
+    def contents(self) -> Sequence[str]:
+        """As `Written`."""
+        return (self.content or "",) if self.type is EventType.LOG else ()
+
+    def encoded(self) -> list[bytes]:
+        """As `Written`."""
+        return [self.encode()]
+
+    def events(self) -> Sequence[Event]:
+        """As `Written`."""
+        return (self,)
+
+    def plain(self) -> LineBatch | None:
+        """As `Written`."""
+        return None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the wire shape, `seq` first, absent fields left out."""
@@ -149,13 +208,17 @@ class LineBatch:
         return self.first + len(self.lines) - 1
 
     @property
-    def sourced(self) -> bool:
-        """Whether the lines have a `src`."""
-        return self.lines[0].src is not None
+    def contents(self) -> list[str]:
+        """As `Written`."""
+        return [line.content for line in self.lines]
 
-    def encode(self) -> list[bytes]:
+    def plain(self) -> LineBatch | None:
+        """As `Written`: lines that have a `src` are not."""
+        return self if self.lines[0].src is None else None
+
+    def encoded(self) -> list[bytes]:
         """Return what `Event.encode` returns for each line."""
-        if self.sourced:
+        if self.plain() is None:
             return [event.encode() for event in self.events()]
         out = list[bytes]()
         level: Level | None = None
@@ -170,7 +233,7 @@ class LineBatch:
         return out
 
     def events(self) -> list[Event]:
-        """Return an event for each line."""
+        """As `Written`: one for each line."""
         kind, ts, run_id, attempt, step = EventType.LOG, self.ts, self.run_id, self.attempt, self.step
         return [
             Event(
@@ -189,15 +252,6 @@ class LineBatch:
         ]
 
     def _head(self, level: Level, stream: Stream) -> bytes:
-        """Return what stands between the seq and the content of such a line: `content` is the last field."""
+        """Return what is between the seq and the content of such a line: `content` is the last field."""
         empty = Event(0, EventType.LOG, self.ts, self.run_id, self.attempt, level, stream, self.step, "")
         return empty.encode()[len(_SEQ) + 1 : -len(_CONTENT)]
-
-
-Written = Event | LineBatch
-"""What a log writer commits, in order of `seq`."""
-
-
-def first_seq(written: Written) -> int:
-    """Return the seq of an event, or of a batch's first line."""
-    return written.first if isinstance(written, LineBatch) else written.seq

@@ -1,6 +1,6 @@
 """Between events and a chunk: up to 200 events of an ended run in one row of `log_chunks`.
 
-The body is JSON, a list per column (alike values stand together, times and numbers as differences),
+The body is JSON, a list per column (alike values are together, times and numbers as differences),
 compressed with zstd. docs/decisions/0006-log-storage.md has the figures. `format` names the layout:
 a new one gets a new number, and the old ones stay readable.
 """

@@ -1,10 +1,10 @@
 """What becomes of the log of a run that has ended: packed into chunks, and deleted when it is old.
 
-Each step is one small transaction that leaves a log which is whole and readable, so that whoever
-does this may be killed at any point and another may go on. Steps lock the run's row and look first,
+Each step is one small transaction that leaves a log which is whole and readable, so that the
+process may be killed at any point and another one may go on. Steps lock the run's row and look first,
 so two at once do no harm either. A run that goes on is never touched.
 
-`log_stages` draws where a log goes. Packing goes from the front, chunk by chunk. Expiry deletes from
+`app.db.log_store` draws where a log goes. Packing goes from the front, chunk by chunk. Expiry deletes from
 the back, so that the marker shows with the first deletion, and what is in front of it still follows
 on without a hole.
 """
@@ -97,7 +97,7 @@ class LogUpkeep:
     async def expire_next(self, run: EndedRun, now: int, *, archived: bool) -> bool:
         """Delete the last of what is left of the log; return whether there is more to delete.
 
-        `archived`: the whole log stands in the run's archive, and the marker shall say so.
+        `archived`: the whole log is in the run's archive; the marker tells it.
         """
         return await self._db.write(lambda connection: _expire(connection, run, now, archived))
 
@@ -133,7 +133,7 @@ def _rows_to_pack(run: EndedRun, limit: int) -> Any:
 
 
 def _put(connection: Connection, run: EndedRun, packed: int, chunk: Chunk | None, more: bool) -> bool:
-    """Put `chunk` in the place of its rows; False when somebody else has been here."""
+    """Put `chunk` in the place of its rows; False when another process was faster."""
     if not _locked(connection, run) or _end_of_chunks(connection, run) != packed:
         return False
     if chunk is not None:
@@ -165,7 +165,7 @@ def _expire(connection: Connection, run: EndedRun, now: int, archived: bool) -> 
 
 
 def _put_marker(connection: Connection, run: EndedRun, last: int, now: int, archived: bool) -> None:
-    """Put the marker in the place of row `last`, unless it stands there from a step before."""
+    """Put the marker in the place of row `last`, unless it is there from a step before."""
     there = select(*WHOLE_LINE).where(_LINE.run_id == run.run_id, _LINE.seq == last)
     row = connection.execute(there).first()
     if row is None or not is_expired(to_event(row)):
@@ -184,7 +184,7 @@ def _delete_last_rows(connection: Connection, run: EndedRun, packed: int, last: 
 
 
 def _delete_last_chunks(connection: Connection, run: EndedRun, last: int) -> int:
-    """Delete the highest chunks, and the marker of packing if it stands among them."""
+    """Delete the highest chunks, and the marker of packing if it is among them."""
     mine = _CHUNK.run_id == run.run_id
     highest = select(_CHUNK.last_seq).where(mine).order_by(_CHUNK.last_seq.desc()).limit(_CHUNKS_AT_ONCE)
     first = select(func.min(highest.subquery().c.last_seq)).scalar_subquery()

@@ -2,11 +2,10 @@
 
 PostgreSQL takes one array per column and unnests them (measured: several times faster than a row
 per VALUES). SQLite takes one tuple per row, but a batch of lines as one statement that reads them
-from a JSON array: it lets go of the GIL once, where `executemany` does for every row and then waits
-for a busy event loop to let go of it in turn (measured: 55 µs a row).
+from a JSON array: it releases the GIL once, where `executemany` does for every row and then waits
+for a busy event loop to release it in turn (measured: 55 µs a row).
 
-Many plain lines as one text: the fast way into PostgreSQL.
-
+The fast way into PostgreSQL is many plain lines as one text (`insert_block`).
 A loud program's commit is thousands of lines that differ in their content, and hardly in anything
 else. As an array per column they cost asyncpg four to five times as much, and the server a fifth
 more (measured: 8.7 against 1.8 µs of the client's and 7.2 against 5.9 µs of the server's time a line,
@@ -17,12 +16,12 @@ them holds, the rest as numbers, and `seq` is counted by the server.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import orjson
 from sqlalchemy import Connection, text
 
-from app.core.events import SRC, Event, EventType, LineBatch, Written
+from app.core.events import Event, EventType, LineBatch, Written
 from app.db.lenient import from_json, word, word_or
 from app.db.tables import log_lines
 from app.db.text import clean, clean_or_none, stored_bytes, to_json
@@ -77,10 +76,11 @@ def line_arrays(events: Sequence[Written]) -> dict[str, list[Any]]:
     """Return the parameters of `insert_from`: a list per column."""
     columns = tuple(list[Any]() for _ in LINE_COLUMNS)
     for written in events:
-        if isinstance(written, LineBatch):
-            _extend(columns, written)
-        else:
-            for column, value in zip(columns, line_values(written), strict=True):
+        if (batch := written.plain()) is not None:
+            _extend(columns, batch)
+            continue
+        for event in written.events():
+            for column, value in zip(columns, line_values(event), strict=True):
                 column.append(value)
     return {f"line_{name}": column for name, column in zip(LINE_COLUMNS, columns, strict=True)}
 
@@ -92,19 +92,14 @@ def insert_lines(connection: Connection, events: Sequence[Written]) -> None:
     if connection.dialect.name != "sqlite":
         connection.execute(_POSTGRES_INSERT, line_arrays(events))
         return
-    plain = [line_values(event) for written in events for event in _one_by_one(written)]
-    if plain:
-        connection.exec_driver_sql(_SQLITE_INSERT, plain)
+    rows = list[tuple[Any, ...]]()
     for written in events:
-        if isinstance(written, LineBatch) and not written.sourced:
-            connection.exec_driver_sql(_SQLITE_BATCH, _batch_values(written))
-
-
-def _one_by_one(written: Written) -> Sequence[Event]:
-    """Return the events of what does not go in as a batch."""
-    if isinstance(written, Event):
-        return (written,)
-    return written.events() if written.sourced else ()
+        if (batch := written.plain()) is not None:
+            connection.exec_driver_sql(_SQLITE_BATCH, _batch_values(batch))
+        else:
+            rows += map(line_values, written.events())
+    if rows:
+        connection.exec_driver_sql(_SQLITE_INSERT, rows)
 
 
 def _extend(columns: Sequence[list[Any]], batch: LineBatch) -> None:
@@ -120,9 +115,7 @@ def _extend(columns: Sequence[list[Any]], batch: LineBatch) -> None:
         [line.stream.value for line in lines],
         [clean_or_none(batch.step)] * count,
         _contents(batch),
-        [None if line.src is None else to_json({SRC: line.src}) for line in lines]
-        if batch.sourced
-        else [None] * count,
+        [None] * count,
     )
     for column, more in zip(columns, values, strict=True):
         column.extend(more)
@@ -139,7 +132,7 @@ def _batch_values(batch: LineBatch) -> tuple[Any, ...]:
 
 def _contents(batch: LineBatch) -> list[str]:
     """Return the texts of a batch, each `clean`: looked at together, for that is cheap."""
-    contents = [line.content for line in batch.lines]
+    contents = batch.contents
     text = "".join(contents)
     return contents if clean(text) is text else list(map(clean, contents))
 
@@ -165,12 +158,9 @@ def weigh(events: Sequence[Written]) -> tuple[int, int]:
     """Return how many lines of output `events` hold, and their bytes."""
     lines = size = 0
     for written in events:
-        if isinstance(written, LineBatch):
-            lines += len(written.lines)
-            size += stored_bytes("".join([line.content for line in written.lines]))
-        elif written.type is EventType.LOG:
-            lines += 1
-            size += stored_bytes(written.content or "")
+        contents = written.contents
+        lines += len(contents)
+        size += stored_bytes("".join(contents))
     return lines, size
 
 
@@ -200,38 +190,41 @@ def block_values(events: Sequence[Written]) -> dict[str, Any] | None:
 
     A block is consecutive plain lines of one run, attempt and step.
     """
-    if not _alike(events):
+    batches = _alike(events)
+    if batches is None:
         return None
-    contents = [line.content for batch in events for line in batch.lines]
+    contents = [line.content for batch in batches for line in batch.lines]
     if len(contents) < _FEW:
         return None
     text = clean("\n".join(contents))
     if text.count("\n") != len(contents) - 1:
         return None
-    first = events[0]
+    first = batches[0]
     return {
         "block_run_id": first.run_id,
         "block_first": first.first,
         "block_attempt": first.attempt,
         "block_step": clean_or_none(first.step),
         "block_contents": text,
-        "block_codes": _codes(events),
-        "block_ts": [batch.ts for batch in events for _ in batch.lines],
+        "block_codes": _codes(batches),
+        "block_ts": [batch.ts for batch in batches for _ in batch.lines],
     }
 
 
-def _alike(events: Sequence[Written]) -> TypeGuard[Sequence[LineBatch]]:
-    first = events[0]
-    if not isinstance(first, LineBatch):
-        return False
-    after = first.first
-    for batch in events:
-        if not isinstance(batch, LineBatch) or batch.sourced or batch.first != after:
-            return False
-        if (batch.run_id, batch.attempt, batch.step) != (first.run_id, first.attempt, first.step):
-            return False
-        after = batch.seq + 1
-    return True
+def _alike(events: Sequence[Written]) -> list[LineBatch] | None:
+    """Return `events` as the batches of one block; None if they are no block."""
+    batches = list[LineBatch]()
+    for written in events:
+        batch = written.plain()
+        if batch is None:
+            return None
+        if batches:
+            last = batches[-1]
+            same = (batch.run_id, batch.attempt, batch.step) == (last.run_id, last.attempt, last.step)
+            if not same or batch.first != last.seq + 1:
+                return None
+        batches.append(batch)
+    return batches
 
 
 def _codes(batches: Sequence[LineBatch]) -> list[int]:

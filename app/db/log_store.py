@@ -5,7 +5,7 @@ counts: **a row counts only beyond the last chunk**. So a statement that asks fo
 chunks and for rows can neither miss nor double an event, whenever the janitor commits. Each answer
 comes beside that end, in a left join, so that there is an answer also where nothing was found.
 
-How far the log of an ended run has gone, and the marker that stands for what is not in rows.
+How far the log of an ended run has gone, and the marker in the place of what is not in rows.
 
     written   rows 1 … n                                  (runs.log_stage NULL)
     packed    chunks 1 … n-1, a hidden marker, row n      ('packed')
@@ -105,7 +105,7 @@ def last_seq(run_id: str) -> Select[*tuple[Any, ...]]:
 
 
 def last_rows(run_id: str, count: int) -> Select[*tuple[Any, ...]]:
-    """Ask for the last rows, whole, the last one first: with a run's end stands the marker of its expiry."""
+    """Ask for the last rows, whole, the last one first: beside a run's end is the marker of its expiry."""
     return select(*WHOLE_LINE).where(_LINE.run_id == run_id).order_by(_LINE.seq.desc()).limit(count)
 
 
@@ -145,18 +145,18 @@ PACKED, EXPIRED = "packed", "expired"
 
 
 def marker_data(to: int, lines: int, size: int, reason: str, *, archived: bool = False) -> dict[str, Any]:
-    """Return what a marker says of 1 to `to`; `archived`: the lines stand in the run's archive."""
+    """Return what a marker says of 1 to `to`; `archived`: the lines are in the run's archive."""
     data: dict[str, Any] = {"from": 1, "to": to, "lines": lines, "bytes": size, "reason": reason}
     return data | {"archived": True} if archived else data
 
 
 def is_expired(event: Event) -> bool:
-    """Whether `event` stands for lines that expired."""
+    """Whether `event` is in the place of lines that expired."""
     return event.type is EventType.TRUNCATED and event.data.get("reason") == EXPIRED
 
 
 def is_archived(event: Event) -> bool:
-    """Whether `event` stands for expired lines that are in an archive."""
+    """Whether `event` is in the place of expired lines that are in an archive."""
     return is_expired(event) and event.data.get("archived") is True
 
 
@@ -164,7 +164,7 @@ _CHUNKS_AT_ONCE = 16
 
 
 class LogStore:
-    """The committed events of runs. What is not committed yet stands in Redis's tail."""
+    """The committed events of runs. What is not committed yet is in the tail in Redis."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -194,7 +194,7 @@ class LogStore:
         return await self._packed_cursor(run_id, n - lines) if packed else 0
 
     async def archived(self, run_id: str) -> bool:
-        """Whether lines of this log are deleted here and stand in the run's archive."""
+        """Whether lines of this log are deleted here and are in the run's archive."""
         answers = await self._ask(last_rows(run_id, 2))
         return any(is_archived(to_event(answer)) for answer in answers)
 

@@ -14,10 +14,9 @@ import orjson
 from sqlalchemy import Connection, LargeBinary, case, cast, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from app.core.events import SRC, EventType, LineBatch, Written
+from app.core.events import Event, EventType, Written
 from app.db.tables import log_lines
 from app.db.text import stored_bytes, to_json
-from tailrun.process.lines import Line
 
 ROW_BYTES = 100
 """What an event weighs beside its step, content and data.
@@ -58,31 +57,30 @@ class Kept:
 
 def blocks_of(written: Written, grain: int) -> Iterator[Block]:
     """Yield what is written in blocks that weigh at most `grain`, or are one event."""
-    if isinstance(written, LineBatch):
-        yield from _blocks(written.lines, written.first, ROW_BYTES + stored_bytes(written.step or ""), grain)
-        return
-    line = written.type is EventType.LOG
-    size = stored_bytes(written.content or "")
-    data = _json_bytes(written.data) if written.data else 0
-    weight = ROW_BYTES + stored_bytes(written.step or "") + size + data
-    yield Block(written.seq, int(line), size if line else 0, weight)
+    if (batch := written.plain()) is None:
+        yield from map(_block, written.events())
+    else:
+        yield from _blocks(batch.contents, batch.first, ROW_BYTES + stored_bytes(batch.step or ""), grain)
 
 
-def _blocks(lines: Sequence[Line], first: int, row: int, grain: int) -> Iterator[Block]:
-    count = len(lines)
-    size = stored_bytes("".join([line.content for line in lines]))
-    data = 0 if lines[0].src is None else sum([_json_bytes({SRC: line.src}) for line in lines])
-    weight = row * count + size + data
+def _block(event: Event) -> Block:
+    line = event.type is EventType.LOG
+    size = stored_bytes(event.content or "")
+    data = stored_bytes(to_json(event.data)) if event.data else 0
+    weight = ROW_BYTES + stored_bytes(event.step or "") + size + data
+    return Block(event.seq, int(line), size if line else 0, weight)
+
+
+def _blocks(contents: Sequence[str], first: int, row: int, grain: int) -> Iterator[Block]:
+    count = len(contents)
+    size = stored_bytes("".join(contents))
+    weight = row * count + size
     if weight <= grain or count == 1:
         yield Block(first + count - 1, count, size, weight)
         return
     step = -(-count // min(count, -(-weight // grain)))
     for at in range(0, count, step):
-        yield from _blocks(lines[at : at + step], first + at, row, grain)
-
-
-def _json_bytes(data: dict[str, Any]) -> int:
-    return stored_bytes(to_json(data))
+        yield from _blocks(contents[at : at + step], first + at, row, grain)
 
 
 def kept(connection: Connection, run_id: str) -> Kept:

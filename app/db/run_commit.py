@@ -19,7 +19,7 @@ from sqlalchemy import Connection, TextClause, delete, select, text
 from sqlalchemy.exc import IntegrityError
 
 from app.core.errors import LostOwnership
-from app.core.events import Event, Written, first_seq
+from app.core.events import Event, Written
 from app.core.models import Fence, RunStatus, StepRecord
 from app.db.engine import Database
 from app.db.log_rows import block_values, insert_block, insert_from, insert_lines, line_arrays, weigh
@@ -142,8 +142,8 @@ def _cut(connection: Connection, cut: Cut) -> None:
 
 
 def _values(fence: Fence, after: int, batch: Batch) -> dict[str, Any]:
-    if batch.events and first_seq(batch.events[0]) <= after:
-        raise ValueError(f"{fence.run_id}: event {first_seq(batch.events[0])} does not follow {after}")
+    if batch.events and batch.events[0].first <= after:
+        raise ValueError(f"{fence.run_id}: event {batch.events[0].first} does not follow {after}")
     lines, size = weigh(batch.events)
     values: dict[str, Any] = {
         "run_id": fence.run_id,
@@ -215,7 +215,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The log cap: rows `from_seq` to `marker.seq` go, and `marker` stands for them."""
+    """The log cap: `marker` takes the place of the rows `from_seq` to `marker.seq`."""
 
     marker: Event
     from_seq: int

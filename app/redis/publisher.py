@@ -1,4 +1,4 @@
-"""The write side of a run's stream in Redis: fence, tail and channel.
+"""A run's stream in Redis: what is published (fence, tail and channel), and how the tail is read.
 
 `append` is the one way in while a run is owned: one script checks the fence, appends to the
 tail and publishes, so that what a watcher sees is always in the tail first. A missing fence
@@ -6,7 +6,7 @@ refuses as well, except right after a take-over: only the database can say wheth
 still owns the run (docs/decisions/0005).
 
 Fence and tail always have an expiry: `TAIL_TTL_S` from the run's end on, and before that a day, which
-every append begins anew. So whatever way a run ends, and whoever dies on it, Redis holds nothing for ever.
+every append begins anew. So Redis keeps nothing without an end, in whatever way a run ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from app.core.events import Event, EventType
+from app.core.events import Entry, Event, EventType, seq_of
 from app.redis.clients import RedisClients, guard
 from app.redis.keys import Script
 
@@ -54,7 +54,7 @@ return nil
 
 # KEYS  1 agent:fence:<run_id>
 # ARGV  1 attempt  2 life of the fence in seconds
-# Output  the fence that stands now
+# Output  the fence that is set now
 _RAISE = Script("""
 local fence = redis.call('GET', KEYS[1])
 if fence and tonumber(fence) >= tonumber(ARGV[1]) then return fence end
@@ -107,7 +107,7 @@ class Publisher:
         return Refused(int(fence) if fence else None)
 
     async def raise_fence(self, run_id: str, attempt: int) -> int:
-        """Let only `attempt` or a later one publish; return the fence that stands."""
+        """Let only `attempt` or a later one publish; return the fence that is set."""
         with guard():
             return int(await _RAISE(self._redis, (self._keys.fence(run_id),), (attempt, LIVE_TTL_S)))
 
@@ -138,3 +138,57 @@ class Publisher:
             await self._redis.publish(
                 self._keys.control(), orjson.dumps({"run_id": run_id, "signal": signal})
             )
+
+
+_USUAL = 64
+"""Events in an entry, for a first guess: one call may have brought one or five hundred."""
+
+
+class Tail:
+    """The read side of the tails. Every method raises `RedisDown` while Redis is away."""
+
+    def __init__(self, clients: RedisClients) -> None:
+        self._redis: Any = clients.commands
+        self._keys = clients.keys
+
+    async def read(
+        self, run_id: str, after: int, limit: int | None = None, *, per_call: int = _USUAL
+    ) -> list[Entry]:
+        """Return (seq, event as JSON) of what the tail has above `after`, in order.
+
+        With a `limit`, up to the end of the first call to the publisher that brings so many, and
+        so wherever readers start, they meet at the same places. `per_call` is a guess.
+        """
+        found: list[Entry] = []
+        last = after
+        while True:
+            count = None if limit is None else 1 + (limit - len(found)) // per_call
+            with guard():
+                calls = await self._redis.xrange(self._keys.tail(run_id), min=f"{last + 1}-0", count=count)
+            for _, fields in calls:
+                for raw in fields[b"e"].split(b"\n"):
+                    if (seq := seq_of(raw)) > last:  # a call that was repeated is there twice
+                        last = seq
+                        found.append((seq, raw))
+                if limit is not None and len(found) >= limit:
+                    return found
+            if count is None or len(calls) < count:
+                return found
+            per_call = max(1, len(found) // count)
+
+    async def top(self, run_id: str) -> int:
+        """Return the highest seq in the tail, 0 if it is empty."""
+        return (await self.tops([run_id]))[run_id]
+
+    async def tops(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """Return the highest seq in each tail, in one round trip."""
+        with guard():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for run_id in run_ids:
+                    pipe.xrevrange(self._keys.tail(run_id), count=1)
+                found = await pipe.execute() if run_ids else []
+        return {run_id: _seq(rows[0][0]) if rows else 0 for run_id, rows in zip(run_ids, found, strict=True)}
+
+
+def _seq(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])

@@ -27,8 +27,8 @@ from app.routes.body import (
 )
 from app.routes.schemas import LogPage
 from app.routes.views import answer
-from app.stream.log_history import LogHistory
-from app.stream.progress import collapse as collapse_updates
+from app.stream.formats import collapse as collapse_updates
+from app.stream.history import LogHistory
 from tailrun.ansi import strip_ansi
 
 router = APIRouter(tags=["logs"])

@@ -17,14 +17,13 @@ from app.db.webhook_store import WebhookStore
 from app.plan.task_types import TaskTypes
 from app.redis.clients import RedisClients
 from app.redis.dead_letters import DeadLetters
-from app.redis.publisher import Publisher
+from app.redis.publisher import Publisher, Tail
 from app.redis.queue import Queue
-from app.redis.tail import Tail
 from app.runs.backlog import Backlog
 from app.runs.open_streams import OpenStreams
 from app.storage.workspace import Workspaces
+from app.stream.history import LogHistory
 from app.stream.hub import StreamHub
-from app.stream.log_history import LogHistory
 
 ADMIN_USER = "admin"
 """The user that the bootstrap token (`API_TOKEN`) stands for."""

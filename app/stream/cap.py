@@ -1,8 +1,8 @@
 """What the database keeps of a run that prints too much: the first half and the last half.
 
 The window at the end moves: rows that fall out of it are deleted from the middle, and one
-`truncated` marker stands for them. Live watchers saw every line; the end, where the error
-is, never disappears.
+`truncated` marker takes their place. Live watchers saw every line; the end, where the error
+is, is always kept.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CutRange:
     bytes: int
 
     def marked(self, fence: Fence, now: int) -> Cut:
-        """Return what the commit is told: the range, and the marker that stands for it."""
+        """Return what the commit is told: the range, and the marker that takes its place."""
         data = {"from": self.from_seq, "to": self.to_seq, "lines": self.lines, "bytes": self.bytes}
         text = f"… {self.lines} lines ({self.bytes} bytes) are not kept: the log is over its limit …"
         kind = EventType.TRUNCATED

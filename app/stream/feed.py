@@ -114,7 +114,7 @@ class RunFeed:
         return found
 
     async def wait(self, poked: asyncio.Future[None]) -> None:
-        """Wait until the ring may have grown, or until somebody resolves `poked`."""
+        """Wait until the ring may have grown, or until `poked` is resolved."""
         self._waiting.add(poked)
         try:
             await poked
@@ -137,7 +137,7 @@ class RunFeed:
             self._catching_up = self._loop.create_task(self._catch_up(), name=f"catch up {self.run_id}")
 
     def close(self) -> None:
-        """Stop; nobody watches any more."""
+        """Stop: it has no readers any more."""
         if self._catching_up is not None:
             self._catching_up.cancel()
         if self._wake_later is not None:
@@ -154,6 +154,8 @@ class RunFeed:
                 await self._fetch()
         except StorageError as error:
             _log.debug("catching up waits", run_id=self.run_id, error=str(error))
+        except Exception:  # noqa: BLE001 - logged; the next comparison of the hub tries again
+            _log.exception("catching up broke", run_id=self.run_id)
         finally:
             self._catching_up = None
 

@@ -9,8 +9,7 @@ from app.core.events import Event, EventType
 from app.core.models import Fence
 from app.core.telemetry import LOG_GAPS
 from app.db.run_store import Batch, RunStore
-from app.redis.publisher import Publisher
-from app.redis.tail import Tail
+from app.redis.publisher import Publisher, Tail
 
 
 class FencedTail:

@@ -1,8 +1,11 @@
-"""What a run's stream holds so far, read in the one order that has no hole: tail, then database.
+"""What a run's stream holds so far: in the tail, in the database, or, when it is too old, in an archive.
 
-The tail is trimmed only behind what the database has committed. So whoever looks at the tail
-first and at the database afterwards finds every event in one of the two; the other way round
-an event that was committed and trimmed in between would be in neither.
+The tail is trimmed only behind what the database has committed. So whoever reads the tail first and the
+database afterwards finds every event in one of the two; the other way round an event that was committed
+and trimmed in between would be in neither. `Backfill` reads in this order.
+
+What is committed is read by `LogHistory`: from the database, which knows whether there is an archive, by
+the marker in the place of the deleted lines. Where the archive is gone, the marker is what is shown.
 """
 
 from __future__ import annotations
@@ -14,10 +17,15 @@ from typing import TypeVar
 import orjson
 
 from app.core.clock import parse_ts
-from app.core.errors import StorageError
+from app.core.errors import NotFound, StorageError
 from app.core.events import Entry, Event, EventType
+from app.core.log_filter import EVERYTHING, LogFilter
 from app.core.models import RunStatus
-from app.redis.tail import Tail
+from app.db.log_store import LogStore, is_archived
+from app.db.run_store import RunStore
+from app.redis.publisher import Tail
+from app.storage.log_archive import LogArchive
+from app.storage.workspace import Workspaces
 from app.stream.ring import contiguous
 
 History = Callable[[str, int, int], Awaitable[list[Event]]]
@@ -35,6 +43,7 @@ _LOST_AFTER_S = 3.0
 _READERS = 4
 _KEPT_BYTES = 8_000_000
 _PAGE_KEPT_S = 10.0
+_INDEXES_KEPT = 32
 
 
 class Backfill:
@@ -53,7 +62,7 @@ class Backfill:
         self._holes: dict[tuple[str, int], float] = {}
 
     async def top(self, run_id: str) -> int:
-        """Return the highest seq that exists now; `StorageError` when nobody can say."""
+        """Return the highest seq that exists now; `StorageError` when neither store answers."""
         tail, heads = await asyncio.gather(
             self._ask_tail(lambda: self._tail.top(run_id)), self._heads([run_id]), return_exceptions=True
         )
@@ -67,7 +76,7 @@ class Backfill:
     async def page(self, run_id: str, after: int, limit: int) -> list[Entry]:
         """Do `fetch` for a reader: few at a time, and once for all who come back at once.
 
-        What follows `after` stays the same, so a page is right for a while; not for ever, for logs expire.
+        What follows `after` stays the same, so a page is kept for a while; not longer, since logs expire.
         """
         key = (run_id, after, limit)
         async with self._readers:
@@ -187,3 +196,40 @@ def page_limit(entries: Sequence[Entry]) -> int:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+class LogHistory:
+    """Reads committed events, by page."""
+
+    def __init__(self, logs: LogStore, runs: RunStore, workspaces: Workspaces) -> None:
+        self._logs, self._runs, self._workspaces = logs, runs, workspaces
+        self._archives: dict[str, LogArchive] = {}
+
+    async def page(self, run_id: str, after: int, limit: int, wanted: LogFilter = EVERYTHING) -> list[Event]:
+        """Return up to `limit` events with a `seq` above `after`, in order, that pass `wanted`."""
+        events = await self._logs.page(run_id, after, limit, wanted)
+        if not any(map(is_archived, events)):
+            return events
+        archive = await self._archive(run_id)
+        return events if archive is None else await archive.page(after, limit, wanted)
+
+    async def tail_cursor(self, run_id: str, n: int) -> int:
+        """Return the `after` that yields the last `n` lines of output and what follows them; 0 if fewer."""
+        archive = await self._archive(run_id) if await self._logs.archived(run_id) else None
+        return await self._logs.tail_cursor(run_id, n) if archive is None else await archive.tail_cursor(n)
+
+    async def _archive(self, run_id: str) -> LogArchive | None:
+        """Open the run's archive, or take the one that is open; None when it is gone."""
+        found = self._archives.pop(run_id, None)
+        if found is None:
+            run = await self._runs.get(run_id)
+            if run is None:
+                return None
+            try:
+                found = await LogArchive.open(self._workspaces.private(run.user_id, run_id))
+            except NotFound:
+                return None
+        self._archives[run_id] = found
+        if len(self._archives) > _INDEXES_KEPT:
+            del self._archives[next(iter(self._archives))]
+        return found

@@ -16,8 +16,8 @@ from app.core.errors import Unavailable
 from app.core.periodic import Periodic
 from app.core.telemetry import STREAM_LIMIT, WATCHERS
 from app.redis.clients import RedisClients
+from app.redis.publisher import Tail
 from app.redis.subscriber import NoSubscriptions, Subscriptions
-from app.redis.tail import Tail
 from app.stream.feed import Encode, FeedLimits, RunFeed
 from app.stream.history import Backfill, Heads, History
 from app.stream.reader import LiveReader, Reader, Replay
@@ -102,17 +102,17 @@ class StreamHub:
 
     @contextmanager
     def replay(self, run_id: str, after: int, until: int, encode: Encode) -> Generator[Reader]:
-        """Open a reader of what stands between `after` and `until`."""
+        """Open a reader of what is between `after` and `until`."""
         self._start()
         with self._counted(Replay(run_id, self._backfill, after, until, encode)) as reader:
             yield reader
 
     async def top(self, run_id: str) -> int:
-        """Return the highest seq that exists now; `StorageError` when nobody can say."""
+        """Return the highest seq that exists now; `StorageError` when neither store answers."""
         return await self._backfill.top(run_id)
 
     async def close(self) -> None:
-        """End every stream and let go of the subscription."""
+        """End every stream and close the subscription."""
         for reader in list(self._readers):
             reader.close()
         if self._ending is not None:

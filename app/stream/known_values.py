@@ -1,8 +1,8 @@
 """Finds any of many texts in one line, in a time that grows with the line and with nothing else.
 
-Texts are known by their first characters (their head). Heads are found by an automaton, or without one by
-`app.stream.literals`, and what stands behind one is compared only where it was found. So a million
-characters of texts cost a search for a few thousand.
+Texts are known by their first characters (their head). Heads are found by an automaton (Aho-Corasick), or
+without one by a look at each place; the rest of a text is compared only where its head was found. So a
+million characters of texts cost a search for a few thousand.
 
 Most output holds nothing, so the first look is what counts: one pass for heads and marks (what the
 masker's own patterns need) together. Only where it finds something is it asked what, and where.
@@ -14,18 +14,17 @@ them, and a line with too many finds is hidden whole. Nothing is ever shown beca
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
 
-from app.stream.literals import Hashed, Literals, all_finds
-from app.stream.secret_forms import Form
+from app.stream.secret_values import Form
 
-_automaton: Callable[[Sequence[str]], Literals] | None = None
-try:
-    from app.stream.automaton import Automaton
-except ImportError:  # no wheel for this machine: the same is found, more slowly
-    pass
-else:
-    _automaton = Automaton
+if TYPE_CHECKING:
+    from ahocorasick_rs import AhoCorasick
+
+HAS_AUTOMATON = find_spec("ahocorasick_rs") is not None
+"""Without it (it has no wheel for musl) the same is found, more slowly."""
 
 Span = tuple[int, int]
 
@@ -105,8 +104,8 @@ class KnownValues:
 
 def _finder(texts: Sequence[str]) -> Literals:
     """Return the fastest finder of these texts."""
-    if _automaton is not None and len("".join(texts).encode()) <= _MOST_BYTES:
-        return _automaton(texts)
+    if HAS_AUTOMATON and len("".join(texts).encode()) <= _MOST_BYTES:
+        return Automaton(texts)
     return Hashed(texts)
 
 
@@ -121,3 +120,101 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
 
 def _goes_on(char: str) -> bool:
     return char.isascii() and char.isalnum()
+
+
+# -- how texts are found ----------------------------------------------------------------
+
+Find = tuple[int, int, int]
+"""Which of the texts, and where it begins and ends."""
+
+FEW = 60
+"""Up to so many are worth a first look that only says whether there is one."""
+_SOME = 200
+"""Up to so many searches are faster than a look at each place."""
+_WINDOW = 16_384
+"""Characters that are searched at once: the list of finds is not held for a whole long line."""
+
+
+class Literals(Protocol):
+    """Texts to be found; immutable."""
+
+    def missing(self, text: str) -> bool:
+        """Whether `text` certainly holds none of them; cheap, and may be wrong the other way."""
+        ...
+
+    def finds(self, text: str) -> Iterable[Find]:
+        """Return every place of each of them in a short text, also where they overlap."""
+        ...
+
+
+def all_finds(wanted: Literals, text: str, longest: int) -> Iterable[Find]:
+    """Return every place in a text of any length; no text that is looked for is longer than `longest`."""
+    return wanted.finds(text) if len(text) <= _WINDOW else _by_window(wanted, text, longest)
+
+
+def _by_window(wanted: Literals, text: str, longest: int) -> Iterator[Find]:
+    for begin in range(0, len(text), _WINDOW):
+        for which, start, end in wanted.finds(text[begin : begin + _WINDOW + longest - 1]):
+            if start < _WINDOW:
+                yield which, begin + start, begin + end
+
+
+class Hashed:
+    """With a look at each place of the text: as fast with a hundred thousand texts as with a hundred."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._which = {wanted: which for which, wanted in enumerate(texts)}
+        self._begin = min(map(len, texts), default=1)
+        lengths = dict[str, set[int]]()
+        for wanted in texts:
+            lengths.setdefault(wanted[: self._begin], set()).add(len(wanted))
+        self._lengths = {begin: tuple(sorted(found)) for begin, found in lengths.items()}
+
+    def missing(self, text: str) -> bool:
+        """Whether none is there; of many texts never sure: it would save nothing."""
+        return len(self._which) <= _SOME and not any(wanted in text for wanted in self._which)
+
+    def finds(self, text: str) -> Iterator[Find]:
+        """Yield every place, one by one: who has seen enough stops it."""
+        lengths, size = self._lengths, self._begin
+        for start in [at for at in range(len(text) - size + 1) if text[at : at + size] in lengths]:
+            for length in lengths[text[start : start + size]]:
+                end = start + length
+                which = self._which.get(text[start:end])
+                if which is not None and end <= len(text):
+                    yield which, start, end
+
+
+class Automaton:
+    """With an Aho-Corasick automaton: whatever the number of texts, one pass."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._few = len(texts) <= FEW
+        self._first = _automaton(texts if self._few else [], first=True)
+        self._every = _automaton(texts, first=False)
+
+    def missing(self, text: str) -> bool:
+        """Whether none is there; the kind of automaton that skips ahead is fast only with few texts."""
+        return self._few and not _search(self._first, text, overlapping=False)
+
+    def finds(self, text: str) -> Sequence[Find]:
+        """Return every place."""
+        return _search(self._every, text, overlapping=True)
+
+
+def _automaton(texts: Sequence[str], *, first: bool) -> AhoCorasick:
+    from ahocorasick_rs import AhoCorasick, Implementation, MatchKind  # noqa: PLC0415 - not on every machine
+
+    kind = MatchKind.LeftmostFirst if first else MatchKind.Standard
+    return AhoCorasick(
+        texts, matchkind=kind, store_patterns=False, implementation=Implementation.ContiguousNFA
+    )
+
+
+def _search(automaton: AhoCorasick, text: str, *, overlapping: bool) -> Sequence[Find]:
+    """Search; a lone surrogate, which no value and no output holds, is as good as a `?`."""
+    try:
+        return automaton.find_matches_as_indexes(text, overlapping=overlapping)
+    except UnicodeEncodeError:
+        readable = text.encode("utf-8", "replace").decode()
+        return automaton.find_matches_as_indexes(readable, overlapping=overlapping)

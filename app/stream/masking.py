@@ -1,6 +1,6 @@
 """Keeps secrets out of lines and records: known values in their usual guises, and what looks like a secret.
 
-`app.stream.secret_names` says which values are secret, `app.stream.secret_forms` in which guises each is
+`app.stream.secret_values` says which values are secret, `app.stream.secret_values` in which guises each is
 found, `app.stream.known_values` where they are in a line. Here that becomes `***`, also where a
 line was cut or a key goes on over several lines.
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from app.stream.known_values import KnownValues, Span
-from app.stream.secret_forms import forms_of
+from app.stream.secret_values import forms_of
 from tailrun.process.lines import Line, Stream
 
 MASK = "***"

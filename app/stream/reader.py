@@ -1,8 +1,8 @@
 """Those who read a run's stream: a cursor each, and nothing else.
 
-`LiveReader` follows a run that goes on: from history while it stands below the ring, then from
+`LiveReader` follows a run that goes on: from history while it is below the ring, then from
 the ring, then it waits. `Replay` reads what is there and ends. Both hand out payloads, one
-`next()` at a time, so that a reader who is slow holds one payload and nobody up.
+`next()` at a time, so that a slow reader holds one payload and delays no other.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Reader(Protocol):
         ...
 
     def drain(self) -> None:
-        """The process is about to stop: end, if whoever reads can go on elsewhere."""
+        """The process is about to stop: end, if the client can go on with another process."""
         ...
 
 
@@ -168,7 +168,7 @@ class Replay:
         self._closed = False
 
     async def next(self) -> Any:
-        """Return the next payload, None at the end; `StorageError` when nobody can say what follows."""
+        """Return the next payload, None at the end; `StorageError` when neither store answers."""
         while not self._closed and not self.finished:
             chunk = await self._chunk() if self.cursor < self._until else []
             if chunk:

@@ -3,8 +3,8 @@
 Pure: no I/O and no clock, so that a property test can drive it through any interleaving.
 `Ring.offer` takes what pub/sub brought, `Ring.fill` what was read from tail or database;
 both append only what follows `last` directly. A message beyond a hole waits in the stash
-until the hole is filled. Readers are cursors: whoever stands at `floor` or above reads on
-from here, whoever stands below pages from history first.
+until the hole is filled. Readers are cursors: one at `floor` or above reads on from here, one
+below pages from history first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def is_end(raw: bytes) -> bool:
 
 
 def follows(entry: Entry, last: int) -> bool:
-    """Return whether `entry` continues a stream that stands at `last`: next seq, or a range over it."""
+    """Return whether `entry` continues a stream that is at `last`: next seq, or a range over it."""
     seq, raw = entry
     if seq <= last + 1:
         return seq == last + 1
@@ -135,7 +135,7 @@ class Ring:
         if head == self._head:
             return
         self.floor, self._head = self._seqs[head - 1], head
-        # Cutting moves the whole list, so it is done when half of it is waste; bytes are let go at once.
+        # Cutting moves the whole list, so it is done when half of it is waste; bytes are freed at once.
         if head > count - head:
             del self._seqs[:head], self._raws[:head], self._sizes[:head]
             self._head = 0

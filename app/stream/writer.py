@@ -1,40 +1,43 @@
 """The log writer: the only writer of a run's stream while an attempt owns it.
 
-It gives every event its `seq`, then sends it two ways that do not wait for each other: to
-Redis (tail and channel; the first line at once, then every 20 ms or 64 lines) and to the
-database (every 200 ms or 500 lines, fenced). While Redis is away lines go on to the
-database; while the database is away the tail holds them, up to a bound, and then whoever
-writes waits: the tool's pipe is left unread, and no line is dropped.
+It masks lines, gives every event its `seq`, and queues it in two lanes that do not wait for each other: to
+Redis (tail and channel; the first line at once, then every 20 ms or 64 lines) and to the database (every
+200 ms or 500 lines, fenced). While Redis is away lines go on to the database; while the database is away the
+tail holds them, up to a bound, and then the caller waits: the tool's pipe is left unread, and no line is
+dropped.
+
+A lane that ends by an error ends the attempt: every call that waits for it, and every later one, raises.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import structlog
 
-from app.core.errors import LostOwnership, StorageError
-from app.core.events import SRC, Event, EventType, LineBatch, with_usage
+from app.core.errors import LogBroken, LostOwnership, StorageError
+from app.core.events import SRC, Event, EventType, LineBatch, Written, with_usage
 from app.core.models import Fence, Run, StepRecord
 from app.core.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_GAPS, LOG_LINES
 from app.db.run_store import Batch, Outcome, RunStore
 from app.db.text import stored_bytes
-from app.redis.publisher import Publisher
-from app.redis.tail import Tail
-from app.stream.buffer import WriteBuffer
+from app.redis.publisher import Publisher, Tail
 from app.stream.cap import LogCap
 from app.stream.fenced_tail import FencedTail
+from app.stream.lane import Lane
 from app.stream.masking import LineMasker, Masker
 from tailrun.process.lines import Level, Line, Stream
 
 COMMIT_EVERY_S = 0.2
 COMMIT_EVENTS = 500
+_MOST_COMMITTED = 4 * COMMIT_EVENTS
+_PUBLISHED_EVENTS, _PUBLISHED_BYTES = 1024, 512_000
 _RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+_REDIS_RETRY_S = 0.2
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -51,10 +54,10 @@ class LogPolicy:
 
 
 class LogWriter:
-    """Implements `app.agent.run_log.RunLog` for one attempt.
+    """Implements `app.agent.tools.program.RunLog` for one attempt.
 
     `open` first, `finish` or `abandon` last. `on_cancel` is called when the row turns out to
-    carry a cancel request, `on_lost` when another attempt owns the run.
+    carry a cancel request, `on_lost` when nothing can be written any more: `check` raises why.
     """
 
     def __init__(
@@ -79,19 +82,19 @@ class LogWriter:
         self._masker = masker
         self._masked_step: tuple[str | None, LineMasker] = (None, LineMasker(masker))
         self._cap = LogCap(policy.max_bytes, run.last_seq)
-        self._left = WriteBuffer(run.last_seq)
-        self._steps: dict[str, StepRecord] = {}
+        self._publishing = Lane[list[bytes]](
+            self._publish, every=policy.linger_s, most=policy.batch, eager=True
+        )
+        self._committing = Lane[Written | StepRecord](
+            self._commit_next, every=COMMIT_EVERY_S, most=COMMIT_EVENTS
+        )
+        self._start(run.last_seq)
         self._planner: str | None = None
         self._usage: dict[str, Any] = {}
-        self._flush = False
-        self._hurry = asyncio.Event()
-        self._batching = False
-        self._closing = False
-        self._ended = asyncio.Event()
         self._redis_away = False
-        self._lost: LostOwnership | None = None
-        self._added = asyncio.Event()
+        self._failure: LostOwnership | LogBroken | None = None
         self._moved = asyncio.Event()
+        """Set, and cleared at once, whenever a lane has sent something or has failed."""
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life ---------------------------------------------------------------------------
@@ -108,8 +111,8 @@ class LogWriter:
             kept = await self._until_stored(lambda: self._runs.kept(self._run.run_id))
             self._cap = LogCap.resumed(self._policy.max_bytes, kept)
         self._tasks = [
-            asyncio.create_task(self._guarded(self._publish_loop())),
-            asyncio.create_task(self._guarded(self._commit_loop())),
+            asyncio.create_task(self._guarded(self._publishing)),
+            asyncio.create_task(self._guarded(self._committing)),
         ]
 
     async def finish(self, outcome: Outcome, kind: EventType, data: dict[str, Any]) -> int | None:
@@ -118,29 +121,28 @@ class LogWriter:
         The last lines are published with it, for a short run in one message; if the commit takes
         longer than lines wait in any case, they go ahead.
         Returns the time of a cancel request that the row carries, if any. Waits while the
-        database is away; raises `LostOwnership`.
+        database is away; raises `LostOwnership` and `LogBroken`.
         """
+        self.check()
         publishing, committing = self._tasks
-        self._closing = True
-        self._hurry.set()
-        self._added.set()
-        await committing
+        self._committing.close()
+        while not committing.done():
+            await self._progress()
         outcome = replace(outcome, error=self.hide(outcome.error))
         last = self._event(kind, data=self.hide(data))
-        self._left.add(last, publish=False)
-        batch = self._next_batch(outcome)
-        requested = await self._until_stored(lambda: self._commit(batch))
-        self._ended.set()
-        self._added.set()
+        self._committing.add(last, last.seq, 0)
+        batch, end = self._next_batch(outcome)
+        requested = await self._until_stored(lambda: self._commit(batch, end))
+        self._publishing.close()
         await publishing
-        self._left.publish(last.encode())
-        with contextlib.suppress(StorageError, LostOwnership):  # committed: hubs find it in the database
-            while self._left.unpublished:
-                await self._publish_chunk(ended=outcome.status.terminal)
+        await self._publish_end(last, ended=outcome.status.terminal)
         return requested
 
     async def abandon(self) -> None:
-        """Stop writing; what is unwritten is dropped, for somebody else owns the run."""
+        """Stop writing; what is not written yet is dropped, for another attempt will own the run."""
+        if self._failure is None:
+            self._failure = LostOwnership("this attempt has ended")
+        self._wake()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -157,7 +159,7 @@ class LogWriter:
 
     async def lines(self, lines: Sequence[Line], step: str | None) -> None:
         """Append output lines; waits while too much is unwritten."""
-        self._check()
+        self.check()
         masked = self._mask(lines, step)
         if any(line.cr or line.split for line in masked):
             for line in masked:
@@ -166,17 +168,17 @@ class LogWriter:
             now, run_id, attempt = self._clock(), self._run.run_id, self._fence.attempt
             for at in range(0, len(masked), COMMIT_EVENTS):
                 part = masked[at : at + COMMIT_EVENTS]
-                self._enqueue(LineBatch(self._left.seq + 1, now, run_id, attempt, step, part))
+                self._enqueue(LineBatch(self._seq + 1, now, run_id, attempt, step, part))
         LOG_BYTES.inc(stored_bytes("".join([line.content for line in lines])))
         for stream, count in Counter([line.stream for line in lines]).items():
             LOG_LINES.labels(stream).inc(count)
-        await self._breathe()
+        await self._room()
 
     async def say(self, level: Level, content: str, step: str | None = None) -> None:
         """Append one line of Tailrun's own."""
-        text = self._masker.text(content)
-        self._enqueue(self._event(EventType.LOG, level=level, stream=Stream.SYSTEM, step=step, content=text))
-        await self._breathe()
+        text, stream = self._masker.text(content), Stream.SYSTEM
+        self._enqueue(self._event(EventType.LOG, level=level, stream=stream, step=step, content=text))
+        await self._room()
 
     async def event(
         self,
@@ -191,11 +193,11 @@ class LogWriter:
         text = None if content is None else self._masker.text(content)
         if kind is EventType.USAGE and data is not None:
             self._usage = with_usage(self._usage, data)
-        if kind is EventType.GAP:  # what never got a number: it stands for nothing but itself
+        if kind is EventType.GAP:  # the lines that are lost have no numbers: the range is the event itself
             LOG_GAPS.inc()
-            data = {"from": self._left.seq + 1, "to": self._left.seq + 1, **(data or {})}
+            data = {"from": self._seq + 1, "to": self._seq + 1, **(data or {})}
         self._enqueue(self._event(kind, level=level, step=step, content=text, data=self.hide(data or {})))
-        await self._breathe()
+        await self._room()
 
     def _mask(self, lines: Sequence[Line], step: str | None) -> Sequence[Line]:
         """Hide secrets; a secret that runs over several lines is followed within one step."""
@@ -204,10 +206,10 @@ class LogWriter:
         return self._masked_step[1].lines(lines)
 
     async def save_step(self, record: StepRecord) -> None:
-        """Put a step record into the next transaction."""
-        self._check()
+        """Put a step record into a transaction with what was handed over before it, or a later one."""
+        self.check()
         args, result, error = self.hide(record.args), self.hide(record.result), self.hide(record.error)
-        self._steps[record.step_id] = replace(record, args=args, result=result, error=error)
+        self._committing.add(replace(record, args=args, result=result, error=error), self._seq, 0)
 
     def set_planner(self, planner: str) -> None:
         """Put the planner's name into the next transaction."""
@@ -219,22 +221,29 @@ class LogWriter:
 
     async def flush(self) -> None:
         """Return once everything handed over so far is committed."""
-        target = self._left.seq
-        while self._left.committed < target or self._steps or self._batching:
-            self._check()
-            self._flush = True
-            moved = self._moved
-            self._added.set()
-            self._hurry.set()
-            await moved.wait()
-        self._check()
+        queue = self._committing.queue
+        last = queue.added
+        self.check()
+        while queue.removed < last:
+            self._committing.hurry()
+            await self._progress()
 
-    # -- buffers ------------------------------------------------------------------------
+    def check(self) -> None:
+        """Raise why nothing can be written any more, if so."""
+        if self._failure is not None:
+            raise self._failure
+
+    # -- into the lanes -----------------------------------------------------------------
+
+    def _start(self, seq: int) -> None:
+        self._seq = seq
+        self._publishing.queue.start(seq)
+        self._committing.queue.start(seq)
 
     def _event(self, kind: EventType, **fields: Any) -> Event:
-        self._check()
+        self.check()
         run_id, attempt = self._run.run_id, self._fence.attempt
-        return Event(self._left.seq + 1, kind, self._clock(), run_id, attempt, **fields)
+        return Event(self._seq + 1, kind, self._clock(), run_id, attempt, **fields)
 
     def _marked(self, line: Line, step: str | None) -> Event:
         """Return the event of a line that may be marked `cr` or `split`."""
@@ -244,151 +253,148 @@ class LogWriter:
         kind, text = EventType.LOG, line.content
         return self._event(kind, level=line.level, stream=line.stream, step=step, content=text, data=marks)
 
-    def _enqueue(self, written: Event | LineBatch) -> None:
-        self._left.add(written)
-        if self._left.uncommitted >= COMMIT_EVENTS:
-            self._hurry.set()
-        self._added.set()
+    def _enqueue(self, written: Written) -> None:
+        raws = written.encoded()
+        self._seq, size = written.seq, sum(map(len, raws))
+        self._publishing.add(raws, self._seq, size)
+        self._committing.add(written, self._seq, size)
 
-    async def _breathe(self) -> None:
-        """Wait while too much is held: this is the backpressure on the tool's pipe."""
-        self._check()
-        while self._too_much():
-            moved = self._moved
-            await moved.wait()
-            self._check()
+    async def _room(self) -> None:
+        """Wait while too much is queued: this is the backpressure on the tool's pipe."""
+        self.check()
+        while not self._has_room():
+            await self._progress()
 
-    def _too_much(self) -> bool:
-        """Whether one of the two ways lags; hubs read from the database what Redis, away, cannot take."""
+    def _has_room(self) -> bool:
+        """Whether no lane lags too far; hubs read from the database what Redis, away, cannot take."""
         limit = self._policy.buffer_bytes
+        published, committed = self._publishing.queue, self._committing.queue
         if self._redis_away:
-            self._left.published_to(self._left.committed)
-        return self._left.unpublished_bytes > limit // 4 or self._left.bytes > limit
+            published.skip(committed.sent)
+        return published.bytes <= limit // 4 and committed.bytes <= limit
 
-    def _check(self) -> None:
-        if self._lost is not None:
-            raise self._lost
+    # -- progress and failure -----------------------------------------------------------
+
+    async def _progress(self) -> None:
+        """Wait until a lane has sent something; raises once one has failed."""
+        await self._moved.wait()
+        self.check()
 
     def _wake(self) -> None:
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
+        self._moved.set()
+        self._moved.clear()
 
-    async def _guarded(self, loop: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, lane: Lane[Any]) -> None:
+        """Run a lane. Whatever ends it early ends the attempt, or who waits for it would never return."""
         try:
-            await loop
+            await lane.run()
         except LostOwnership as error:
-            self._lost = error
-            self._on_lost()
+            self._fail(error)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            self._broke(error)  # not this task was cancelled, but something that it waited for
+        except Exception as error:  # noqa: BLE001 - it is logged, and raised by whatever is called next
+            self._broke(error)
+        finally:
             self._wake()
+
+    def _broke(self, error: BaseException) -> None:
+        run_id, attempt = self._run.run_id, self._fence.attempt
+        log.error("log writer broke, the attempt ends", run_id=run_id, attempt=attempt, exc_info=error)
+        broken = LogBroken(f"{run_id}: its log cannot be written ({type(error).__name__}: see the log)")
+        broken.__cause__ = error
+        self._fail(broken)
+
+    def _fail(self, error: LostOwnership | LogBroken) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._on_lost()
 
     # -- to Redis -----------------------------------------------------------------------
 
-    async def _publish_loop(self) -> None:
-        clock = asyncio.get_running_loop().time
-        last = 0.0
-        while not self._ended.is_set():
-            if not self._left.unpublished:
-                await self._wait_added()
-                continue
-            wait_s = last + self._policy.linger_s - clock()
-            if wait_s > 0 and self._left.unpublished < self._policy.batch:
-                await _wait(self._ended, wait_s)
-                continue
-            last = clock()
-            try:
-                await self._publish_chunk()
-            except StorageError as error:
-                await self._redis_failed(error)
+    async def _publish(self) -> None:
+        """Publish the head of the queue; while Redis is away, leave to the database what that has."""
+        try:
+            await self._append()
+        except StorageError as error:
+            if not self._redis_away:
+                self._redis_away = True
+                log.warning("redis away, lines go to the database", run_id=self._run.run_id, error=str(error))
+            self._publishing.queue.skip(self._committing.queue.sent)
+            self._wake()
+            await asyncio.sleep(_REDIS_RETRY_S)
 
-    async def _publish_chunk(self, *, ended: bool = False) -> None:
-        """Publish what waits, or as much as one call takes; `ended`: behind it comes nothing more."""
-        first, chunk = self._left.published + 1, self._left.chunk()
-        ended = ended and len(chunk) == self._left.unpublished
-        await self._redis.append(chunk, first, self._left.committed, ended=ended)
+    async def _append(self, *, ended: bool = False) -> None:
+        """Publish as much as one call takes; `ended`: nothing follows what is queued."""
+        queue = self._publishing.queue
+        items, end = queue.head(_PUBLISHED_EVENTS, _PUBLISHED_BYTES)
+        raws = [raw for item in items for raw in item]
+        ended = ended and len(items) == len(queue)
+        await self._redis.append(raws, queue.sent + 1, self._committing.queue.sent, ended=ended)
         self._redis_away = False
-        self._left.published_to(first + len(chunk) - 1)
+        queue.remove(end)
         self._wake()
 
-    async def _redis_failed(self, error: StorageError) -> None:
-        if not self._redis_away:
-            self._redis_away = True
-            log.warning("redis away, lines go to the database", run_id=self._run.run_id, error=str(error))
-        self._left.published_to(self._left.committed)
-        self._wake()
-        await _wait(self._ended, _RETRY_S[2])
+    async def _publish_end(self, last: Event, *, ended: bool) -> None:
+        """Publish what is left with the run's last event, once; it is committed, so hubs find it anyway."""
+        self._publishing.add([last.encode()], last.seq, 0)
+        try:
+            while self._failure is None and self._publishing.queue:
+                await self._append(ended=ended)
+        except (StorageError, LostOwnership):
+            return
+        except Exception:
+            log.exception("end not published, hubs read it from the database", run_id=self._run.run_id)
 
     # -- to the database ----------------------------------------------------------------
 
-    async def _commit_loop(self) -> None:
-        clock = asyncio.get_running_loop().time
-        last = clock()
-        while not self._closing:
-            if not self._left.uncommitted and not (self._flush and self._steps):
-                self._flush = False
-                await self._wait_added()
-                continue
-            wait_s = last + COMMIT_EVERY_S - clock()
-            if wait_s > 0 and self._left.uncommitted < COMMIT_EVENTS and not self._flush:
-                self._hurry.clear()
-                await _wait(self._hurry, wait_s)
-                continue
-            self._flush = False
-            requested = await self._commit_next()
-            last = clock()
-            if requested is not None:
-                self._on_cancel()
+    async def _commit_next(self) -> None:
+        batch, end = self._next_batch()
+        requested = await self._until_stored(lambda: self._commit(batch, end))
+        self._wake()
+        if requested is not None:
+            self._on_cancel()
 
-    async def _commit_next(self) -> int | None:
-        batch = self._next_batch()
-        self._batching = True
-        try:
-            return await self._until_stored(lambda: self._commit(batch))
-        finally:
-            self._batching = False
-            self._wake()
-
-    async def _wait_added(self) -> None:
-        self._added.clear()
-        await self._added.wait()
-
-    def _next_batch(self, outcome: Outcome | None = None) -> Batch:
-        events = self._left.batch(None if outcome else COMMIT_EVENTS * 4)
-        steps, self._steps = list(self._steps.values()), {}
+    def _next_batch(self, outcome: Outcome | None = None) -> tuple[Batch, int]:
+        """Return what the next transaction writes, and what to `remove` from the queue after it."""
+        queue = self._committing.queue
+        items, end = queue.head() if outcome else queue.head(_MOST_COMMITTED)
+        events = [item for item in items if not isinstance(item, StepRecord)]
+        steps = {item.step_id: item for item in items if isinstance(item, StepRecord)}
         planner, self._planner = self._planner, None
         cut = self._cap.add(events) if events else None
-        return Batch(
+        batch = Batch(
             events=events,
-            steps=steps,
+            steps=list(steps.values()),
             outcome=outcome,
             cut=cut.marked(self._fence, self._clock()) if cut else None,
             planner=planner,
             usage=self._usage or None if outcome else None,
         )
+        return batch, end
 
-    async def _commit(self, batch: Batch) -> int | None:
+    async def _commit(self, batch: Batch, end: int) -> int | None:
+        queue = self._committing.queue
         with LOG_COMMIT_SECONDS.time():
-            committed = await self._runs.commit(self._fence, self._left.committed, batch)
-        self._left.committed_batch(batch.events)
+            committed = await self._runs.commit(self._fence, queue.sent, batch)
+        queue.remove(end)
         return committed.cancel_requested_at
 
     async def _rescue(self) -> None:
-        last = await self._redis.inherit(self._left.committed, self._clock())
-        if last > self._left.committed:
-            self._left.start(last)
+        last = await self._redis.inherit(self._seq, self._clock())
+        if last > self._seq:
+            self._start(last)
 
     async def _until_stored(self, write: Callable[[], Awaitable[T]]) -> T:
         """Repeat `write` until the store takes it: nothing that was printed is dropped."""
-        for attempt in range(1_000_000):
+        tries = 0
+        while True:
             try:
                 return await write()
             except StorageError as error:
-                if attempt == 0:
+                if tries == 0:
                     log.warning("store away, holding lines", run_id=self._run.run_id, error=str(error))
-                await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
-        raise StorageError("the database did not come back")
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):  # `wait_for` would make a task
-            await event.wait()
+                await asyncio.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
+                tries += 1

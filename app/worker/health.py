@@ -53,13 +53,19 @@ class HealthServer:
             raise OSError(
                 f"WORKER_PORT {port} on {host} cannot be used ({error.strerror}); set another"
             ) from error
-        self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
+        self._task = asyncio.create_task(self._serve(sock))
 
     async def stop(self) -> None:
         """Stop serving."""
         self._server.over.set()
         if self._task is not None:
             await self._task
+
+    async def _serve(self, sock: socket.socket) -> None:
+        try:
+            await self._server.serve(sockets=[sock])
+        except Exception:  # the worker goes on; probes find that nothing answers
+            log.exception("health server broke")
 
     async def _app(self, scope: dict[str, Any], _receive: Any, send: Any) -> None:
         status, kind, body = await self._answer(scope["path"])

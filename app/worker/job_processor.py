@@ -22,7 +22,7 @@ from app.agent.tools.router import ToolRouter
 from app.agent.tools.task import TaskProgram, prepare
 from app.config import Settings
 from app.core.clock import format_ts
-from app.core.errors import LostOwnership, StorageError, TailrunError
+from app.core.errors import LogBroken, LostOwnership, StorageError, TailrunError
 from app.core.events import EventType
 from app.core.models import Fence, Run, RunKind, RunStatus, StepRecord
 from app.core.periodic import Backoff
@@ -31,8 +31,7 @@ from app.db.run_store import Outcome, RunStore
 from app.execution.executor import Executor
 from app.plan.projects import DEFAULT
 from app.plan.task_types import TaskTypes
-from app.redis.publisher import Publisher
-from app.redis.tail import Tail
+from app.redis.publisher import Publisher, Tail
 from app.storage.workspace import Workspaces
 from app.stream.writer import LogPolicy, LogWriter
 from app.worker.attempts import Attempt
@@ -122,7 +121,8 @@ class JobProcessor:
             return await self._bounded(asyncio.create_task(self._work()))
         except (RunFailure, Drained) as end:
             return end
-        except LostOwnership:
+        except (LostOwnership, LogBroken):
+            self._writer.check()  # a log that broke stops the program as a take-over does
             raise
         except (TailrunError, OSError) as error:
             return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, str(error))

@@ -231,5 +231,7 @@ class JobQueue:
         try:
             await asyncio.sleep(0)  # let what ends in the same moment join
             await self.flush()
+        except Exception:  # the entries are requeued as unknown ones, and dropped then
+            log.exception("acks could not be sent")
         finally:
             self._flushing = None

@@ -25,7 +25,7 @@ from app.db.project_store import ProjectStore
 from app.plan.explain import explain
 from app.plan.projects import ProjectConfig, check_project
 from app.stream.masking import Masker
-from app.stream.secret_names import inside, is_plain, secrets_in
+from app.stream.secret_values import inside, is_plain, secrets_in
 from tailrun.process.errors import ErrorCode, RunFailure
 
 TRIES = 3

@@ -117,6 +117,8 @@ class Slots:
     async def _process(self, attempt: Attempt) -> None:
         try:
             await JobProcessor(self._bench, attempt).process()
+        except Exception:  # its entry is left in our list, so that the run is taken over
+            log.exception("attempt broke off", run_id=attempt.run.run_id, attempt=attempt.run.attempt)
         finally:
             self._in_flight.pop(attempt.run.run_id, None)
             SLOTS_BUSY.set(len(self._in_flight))

@@ -113,7 +113,7 @@ class Tailrun:
         printed = [Line(Stream.STDOUT, text) for text in lines]
         batch = LineBatch(self._seq + 1, time.time_ns() // 1000, self._run_id, 1, "s1", printed)
         refused = await self._publisher.append(
-            self._run_id, 1, batch.first, batch.encode(), keep_from=0, may_raise=True
+            self._run_id, 1, batch.first, batch.encoded(), keep_from=0, may_raise=True
         )
         assert refused is None
         self._seq = batch.seq

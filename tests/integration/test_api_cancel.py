@@ -15,8 +15,7 @@ from app.core.events import Event, EventType
 from app.core.models import Fence, RunStatus
 from app.db.run_store import Batch, Outcome, RunStore
 from app.redis.clients import RedisClients
-from app.redis.publisher import Publisher
-from app.redis.tail import Tail
+from app.redis.publisher import Publisher, Tail
 from tailrun.process.lines import Level, Stream
 
 PROMPT = {"prompt": "x"}

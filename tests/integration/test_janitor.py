@@ -29,7 +29,7 @@ from app.maintenance.log_janitor import Janitor, JanitorPolicy, LogArchiver
 from app.redis.clients import RedisClients
 from app.redis.ticks import Ticks
 from app.storage.workspace import Workspaces
-from app.stream.log_history import LogHistory
+from app.stream.history import LogHistory
 
 DAY = 86_400_000_000
 

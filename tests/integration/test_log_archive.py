@@ -25,7 +25,7 @@ from app.db.run_store import RunStore
 from app.maintenance.log_janitor import LogArchiver
 from app.storage.log_archive import ARCHIVE_NAME, LogArchive, archive_bytes
 from app.storage.workspace import Workspaces
-from app.stream.log_history import LogHistory
+from app.stream.history import LogHistory
 from tailrun.process.lines import Level, Stream
 
 QUESTIONS: list[dict[str, Any]] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,9 @@ from support.stream_fixtures import Committed, Writer, end, log, seqs, until
 
 from app.core.errors import Unavailable
 from app.core.events import Event, EventType
+from app.core.models import RunStatus
 from app.redis.clients import RedisClients
-from app.redis.tail import Tail
+from app.redis.publisher import Tail
 from app.stream.hub import StreamHub
 
 RUN = "11111111-1111-4111-8111-111111111111"
@@ -251,3 +252,26 @@ async def test_history_is_read_once_for_all_who_come_back(site: Site, committed:
     for got in await asyncio.wait_for(asyncio.gather(*viewers), 60):
         assert got == list(range(1, 2_002))
     assert committed.asked < 50
+
+
+class Mistaken(Committed):
+    """A database whose first answers break the code that asked."""
+
+    mistakes = 0
+
+    async def heads(self, run_ids: Sequence[str]) -> dict[str, tuple[int, RunStatus]]:
+        if self.mistakes < 4:
+            self.mistakes += 1
+            raise TypeError("a mistake")
+        return await super().heads(run_ids)
+
+
+async def test_a_comparison_that_broke_is_made_again(redis_server: RedisServer) -> None:
+    """No mistake ends the rounds by which a quiet stream finds what it has missed."""
+    committed = Mistaken()
+    site = Site(redis_server.url, committed)
+    watching = asyncio.create_task(site.watch())
+    await until(lambda: committed.mistakes == 4)
+    committed.commit([log(RUN, 1), end(RUN, 2)])
+    assert await asyncio.wait_for(watching, 60) == [1, 2]
+    await site.close()

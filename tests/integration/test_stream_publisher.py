@@ -10,8 +10,7 @@ from support.servers import RedisServer
 
 from app.core.events import Event, EventType
 from app.redis.clients import RedisClients
-from app.redis.publisher import LIVE_TTL_S, Publisher, Refused
-from app.redis.tail import Tail
+from app.redis.publisher import LIVE_TTL_S, Publisher, Refused, Tail
 
 
 @pytest.fixture

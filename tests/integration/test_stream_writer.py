@@ -8,13 +8,14 @@ import itertools
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from support.run_rows import NOW, new_run
 from support.servers import RedisServer
 
-from app.core.errors import LostOwnership
+from app.core.errors import LogBroken, LostOwnership
 from app.core.events import Event, EventType, LineBatch
 from app.core.models import Fence, Run, RunStatus, StepRecord, StepStatus
 from app.db.engine import Database
@@ -23,8 +24,7 @@ from app.db.log_weight import Block, blocks_of
 from app.db.migrate import migrate
 from app.db.run_store import Batch, Cut, Outcome, RunStore
 from app.redis.clients import RedisClients
-from app.redis.publisher import Publisher
-from app.redis.tail import Tail
+from app.redis.publisher import Publisher, Tail
 from app.stream.masking import Masker
 from app.stream.writer import LogPolicy, LogWriter
 from tailrun.process.lines import Level, Line, Stream
@@ -383,7 +383,10 @@ async def test_a_locked_database_holds_the_writer_and_drops_nothing(
 
     writing = asyncio.create_task(write())
     async with asyncio.timeout(60):
-        while writer._left.bytes <= 50_000 or await world.tail.top(run.run_id) < run.last_seq + written:
+        while (
+            writer._committing.queue.bytes <= 50_000
+            or await world.tail.top(run.run_id) < run.last_seq + written
+        ):
             await asyncio.sleep(0.01)
     held = written
     done, _ = await asyncio.wait([writing], timeout=1)
@@ -444,6 +447,96 @@ async def test_lines_do_not_wait_for_a_database_that_is_away_at_the_end(
     await ending
     assert [event.type for event in await world.stored(run)][-3:] == ["log", "log", "end"]
     await world.close()
+
+
+class Fault:
+    """A store's call that raises `error` once it is told to; None: it never returns."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.called, self.told = asyncio.Event(), asyncio.Event()
+        self._error = error
+
+    async def __call__(self, *_: object, **__: object) -> NoReturn:
+        self.called.set()
+        await self.told.wait()
+        if self._error is not None:
+            raise self._error
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+FAULTS = {
+    "a mistake": lambda: TypeError("a mistake"),
+    "a statement": lambda: OperationalError("INSERT", {}, sqlite3.OperationalError("no such table")),
+    "a pool": lambda: RuntimeError("cannot schedule new futures after shutdown"),
+    "cancelled": asyncio.CancelledError,
+}
+WAITS = {
+    "flush": LogWriter.flush,
+    "write": lambda writer: writer.lines(out("one more"), "s1"),
+    "close": end,
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("lane", ["publish", "commit"])
+async def test_whatever_breaks_a_lane_is_raised_to_who_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch, lane: str, fault: Any, wait: Any
+) -> None:
+    """Not only what means that a store is away or the run lost; and the attempt is told to end."""
+    published = Fault(fault() if lane == "publish" else None)
+    committed = Fault(fault() if lane == "commit" else None)
+    monkeypatch.setattr(world.publisher, "append", published)
+    monkeypatch.setattr(world.runs, "commit", committed)
+    run = await world.claim()
+    writer = await world.writer(run, buffer_bytes=1000)
+    writing = asyncio.create_task(writer.lines(out("x" * 2000), "s1"))
+    async with asyncio.timeout(60):
+        await published.called.wait()
+        await committed.called.wait()
+        waiting = asyncio.create_task(wait(writer))
+        await asyncio.sleep(0)
+        assert not writing.done()
+        assert not waiting.done()
+        published.told.set()
+        committed.told.set()
+        found = await asyncio.gather(writing, waiting, return_exceptions=True)
+        assert [type(error) for error in found] == [LogBroken, LogBroken]
+        for call in WAITS.values():
+            with pytest.raises(LogBroken, match=run.run_id):
+                await call(writer)
+        await writer.abandon()
+    assert world.losses == 1
+
+
+async def test_who_waits_for_an_abandoned_writer_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool that was left behind, since it did not answer, must not wait without an end."""
+    monkeypatch.setattr(world.runs, "commit", Fault(None))
+    writer = await world.writer(await world.claim())
+    await writer.say(Level.INFO, "never committed")
+    waiting = asyncio.create_task(writer.flush())
+    await asyncio.sleep(0)
+    await writer.abandon()
+    async with asyncio.timeout(60):
+        with pytest.raises(LostOwnership):
+            await waiting
+
+
+async def test_an_end_that_is_committed_but_cannot_be_published_is_the_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = Fault(TypeError("a mistake"))
+    fault.told.set()
+    run = await world.claim()
+    writer = await world.writer(run)
+    monkeypatch.setattr(world.publisher, "append", fault)
+    await end(writer)
+    after = await world.runs.get(run.run_id)
+    assert after is not None
+    assert after.status is RunStatus.SUCCEEDED
 
 
 async def next_message(pubsub: Any) -> bytes:

@@ -22,9 +22,8 @@ from app.core.models import Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients, RedisDown
 from app.redis.dead_letters import DeadLetters
-from app.redis.publisher import Publisher, Refused
+from app.redis.publisher import Publisher, Refused, Tail
 from app.redis.queue import Queue
-from app.redis.tail import Tail
 
 
 @pytest.fixture

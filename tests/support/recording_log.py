@@ -12,7 +12,7 @@ from tailrun.process.lines import Level, Line, Stream
 
 
 class Recorder:
-    """Implements `app.agent.run_log.RunLog`; `trace` holds every call in order."""
+    """Implements `app.agent.tools.program.RunLog`; `trace` holds every call in order."""
 
     def __init__(self) -> None:
         self.trace: list[tuple[str, Any]] = []

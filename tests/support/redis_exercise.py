@@ -20,10 +20,9 @@ from app.redis.clients import RedisClients
 from app.redis.dead_letters import DeadLetters
 from app.redis.keys import Script
 from app.redis.lease import LeaseClient
-from app.redis.publisher import Publisher
+from app.redis.publisher import Publisher, Tail
 from app.redis.queue import Queue
 from app.redis.subscriber import Signals, Subscriptions
-from app.redis.tail import Tail
 from app.redis.ticks import Ticks
 from support.servers import RedisServer
 

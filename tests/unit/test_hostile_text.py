@@ -39,10 +39,9 @@ from app.redis.queue import run_id_of
 from app.routes.files import byte_range, content_type, disposition
 from app.routes.schemas import NewRun, NewToken
 from app.stream import known_values
-from app.stream.formats import Format, encoding
+from app.stream.formats import Format, collapse_entries, encoding
 from app.stream.masking import LineMasker, Masker
-from app.stream.progress import collapse_entries
-from app.stream.secret_names import inside, secrets_in
+from app.stream.secret_values import inside, secrets_in
 from tailrun import Event as ClientEvent
 from tailrun.ansi import harmless, one_line, strip_ansi
 from tailrun.commands.render import as_json
@@ -188,7 +187,7 @@ def maskers() -> Iterator[Masker]:
     secrets += [f"{'a1' * 8}{n}" for n in range(50)]
     yield Masker([*secrets, *(f"{n:x}-{n}" for n in range(10_000, 10_100))])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(known_values, "_automaton", None)
+        patch.setattr(known_values, "HAS_AUTOMATON", False)
         yield Masker(secrets)
 
 
@@ -211,25 +210,24 @@ def variables(text: str) -> None:
 READERS = {
     "variables": Reader(
         variables,
-        (
-            *(f"app/stream/secret_forms.py:{name}" for name in ("_in_json", "_in_url")),
-            *(
-                f"app/stream/secret_names.py:{name}"
-                for name in (
-                    "_WORD",
-                    "_GLUED",
-                    "_NUMBER",
-                    "_FILE",
-                    "_TOKEN_LIKE",
-                    "_ADDRESS",
-                    "_NO_SCHEME",
-                    "_PAIR",
-                    "_SCHEME_WORD",
-                    "_USER_AND",
-                    "_of_address",
-                    "_parts",
-                )
-            ),
+        tuple(
+            f"app/stream/secret_values.py:{name}"
+            for name in (
+                "_WORD",
+                "_GLUED",
+                "_NUMBER",
+                "_FILE",
+                "_TOKEN_LIKE",
+                "_ADDRESS",
+                "_NO_SCHEME",
+                "_PAIR",
+                "_SCHEME_WORD",
+                "_USER_AND",
+                "_of_address",
+                "_parts",
+                "_json_forms",
+                "_url_forms",
+            )
         ),
     ),
     "masked lines": Reader(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.stream.secret_names import inside, is_plain, is_secret_name, secrets_in
+from app.stream.secret_values import inside, is_plain, is_secret_name, secrets_in
 
 
 def words(text: str) -> list[str]:

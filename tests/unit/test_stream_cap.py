@@ -23,10 +23,6 @@ def batch(first: int, contents: list[str], step: str | None = None, src: str | N
     return LineBatch(first, 0, "r", 1, step, [Line(Stream.STDOUT, text, src=src) for text in contents])
 
 
-def events_of(written: Written) -> list[Event]:
-    return written.events() if isinstance(written, LineBatch) else [written]
-
-
 def weight(event: Event) -> int:
     (block,) = blocks_of(event, 1)
     return block.weight
@@ -36,7 +32,7 @@ def kept_of(cap: LogCap, batches: list[Written]) -> dict[int, Event]:
     """Put `batches` through as commits would; return what is left, without markers."""
     kept = dict[int, Event]()
     for written in batches:
-        kept |= {event.seq: event for event in events_of(written)}
+        kept |= {event.seq: event for event in written.events()}
         if (cut := cap.add([written])) is not None:
             kept = {seq: event for seq, event in kept.items() if not cut.from_seq <= seq <= cut.to_seq}
     return kept

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.events import Event, LineBatch, first_seq
+from app.core.events import Event, LineBatch
 from app.db.log_rows import line_arrays, weigh
-from app.db.log_weight import blocks_of
-from app.stream.buffer import WriteBuffer
+from app.db.log_weight import Block, blocks_of
+from app.stream.lane import LaneQueue
 from tailrun.process.lines import Level, Line, Stream
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -34,10 +36,10 @@ batches = st.builds(
 @given(batches)
 def test_a_batch_looks_on_the_wire_as_its_events(batch: LineBatch) -> None:
     """Byte for byte, and what is read back is the same."""
-    raws = batch.encode()
+    raws = batch.encoded()
     assert raws == [event.encode() for event in batch.events()]
     assert [Event.decode(raw) for raw in raws] == batch.events()
-    assert [event.seq for event in batch.events()] == list(range(first_seq(batch), batch.seq + 1))
+    assert [event.seq for event in batch.events()] == list(range(batch.first, batch.seq + 1))
 
 
 @given(batches)
@@ -45,35 +47,31 @@ def test_a_batch_weighs_what_its_events_weigh(batch: LineBatch) -> None:
     """For the run's counters, for the columns of PostgreSQL and for the cap."""
     assert weigh([batch]) == weigh(batch.events())
     assert line_arrays([batch]) == line_arrays(batch.events())
-    blocks = [list(blocks_of(written, 10**9)) for written in (batch, *batch.events())]
-    whole, each = blocks[0][0], [found for one in blocks[1:] for found in one]
+    each = [block for event in batch.events() for block in blocks_of(event, 10**9)]
+    whole = functools.reduce(Block.joined, blocks_of(batch, 10**9))
+    assert whole == functools.reduce(Block.joined, each)
     assert (whole.lines, whole.bytes) == weigh([batch])
-    assert whole.weight == sum(block.weight for block in each)
 
 
 @given(st.lists(batches, min_size=1, max_size=5), st.integers(1, 60))
-def test_what_is_held_is_handed_out_once_and_in_order(parts: list[LineBatch], limit: int) -> None:
-    """Chunks for Redis and batches for the database each go through all of it."""
-    left, seq = WriteBuffer(0), 0
+def test_what_is_queued_is_handed_out_once_and_in_order(parts: list[LineBatch], limit: int) -> None:
+    """In calls of about so many events; what is not removed is handed out again."""
+    queue, seq, size = LaneQueue[LineBatch](), 0, 0
     events: list[Event] = []
     for part in parts:
         batch = LineBatch(seq + 1, part.ts, part.run_id, part.attempt, part.step, part.lines)
-        left.add(batch)
-        seq = batch.seq
+        seq, weight = batch.seq, sum(map(len, batch.encoded()))
+        queue.add(batch, seq, weight)
+        size += weight
         events += batch.events()
-    assert (left.unpublished, left.uncommitted) == (seq, seq)
-    assert left.chunk() == [event.encode() for event in events]
-    assert left.bytes == sum(len(event.encode()) for event in events)
-    left.published_to(seq // 2)
-    assert left.chunk() == [event.encode() for event in events][seq // 2 :]
+    assert (queue.events, queue.bytes, len(queue)) == (seq, size, len(parts))
     taken: list[Event] = []
-    while left.uncommitted:
-        batches = left.batch(limit)
-        assert (
-            len(batches) == 1 or sum(len(b.lines) for b in batches[:-1] if isinstance(b, LineBatch)) < limit
-        )
-        taken += [event for batch in batches if isinstance(batch, LineBatch) for event in batch.events()]
-        left.committed_batch(batches)
+    while queue:
+        items, count = queue.head(limit)
+        assert (items, count) == queue.head(limit)
+        assert len(items) == 1 or sum(len(item.lines) for item in items[:-1]) < limit
+        taken += [event for item in items for event in item.events()]
+        queue.remove(count)
+        assert queue.sent == items[-1].seq
     assert taken == events
-    left.published_to(seq)
-    assert (left.bytes, left.unpublished_bytes) == (0, 0)
+    assert (queue.bytes, queue.events, queue.removed) == (0, 0, queue.added)

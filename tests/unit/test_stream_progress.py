@@ -8,8 +8,17 @@ from hypothesis import strategies as st
 
 from app.core.events import Entry, Event, EventType
 from app.core.log_filter import EVERYTHING, LogFilter
-from app.stream.formats import Format, bare_messages, encoding, messages, replay_encoding, stripped
-from app.stream.progress import Collapsed, collapse, collapse_entries
+from app.stream.formats import (
+    Collapsed,
+    Format,
+    bare_messages,
+    collapse,
+    collapse_entries,
+    encoding,
+    messages,
+    replay_encoding,
+    stripped,
+)
 from tailrun.ansi import strip_ansi
 from tailrun.process.lines import Level, Stream
 

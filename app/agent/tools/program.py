@@ -8,18 +8,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from app.agent.run_log import RunLog
 from app.core.errors import LostOwnership
 from app.core.events import EventType
-from app.core.models import Run, Step
+from app.core.models import Run, Step, StepRecord
 from app.execution.executor import Executor, Resume, Source, ToolResult, ToolRun
 from app.storage.workspace import FileInfo, Workspace
 from tailrun.process.lines import Level, Line
 from tailrun.process.stop import StopReason, StopToken, Usage
 
 _NAMED = 5
+
+
+class RunLog(Protocol):
+    """The one writer of a run's stream while an attempt owns it, `app.stream.writer`. Calls are in order.
+
+    Every call may raise `LostOwnership` and `LogBroken`.
+    """
+
+    async def lines(self, lines: Sequence[Line], step: str | None) -> None:
+        """Append output lines; waits when too much is unwritten (backpressure)."""
+        ...
+
+    async def say(self, level: Level, content: str, step: str | None = None) -> None:
+        """Append one line of Tailrun's own (`stream: "system"`)."""
+        ...
+
+    async def event(
+        self,
+        kind: EventType,
+        *,
+        level: Level | None = None,
+        step: str | None = None,
+        content: str | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        """Append an event of another type (`step`, `artifact`, `usage` …)."""
+        ...
+
+    async def save_step(self, record: StepRecord) -> None:
+        """Put a step record into the next transaction."""
+        ...
+
+    async def source(self, step: str) -> str | None:
+        """Return the `src` of the last line that is committed of a step, if one has any."""
+        ...
+
+    async def flush(self) -> None:
+        """Return once everything handed over so far is committed to the database."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from app.agent.run_log import RunLog
 from app.agent.tools.files import delete_file, list_files, read_file, write_file
 from app.agent.tools.interpreters import run_argv, run_code, run_shell
-from app.agent.tools.program import ToolContext, ToolOutcome
+from app.agent.tools.program import RunLog, ToolContext, ToolOutcome
 from app.agent.tools.task import TaskProgram, run_task
 from app.core.errors import StorageError, TailrunError, TooLarge, Unprocessable
 from app.core.models import Run, Step

@@ -1,4 +1,4 @@
-"""Which values of an environment are secret: judged by the words of their names, and by what they are.
+r"""Which values of an environment are secret, and every text in which one may turn up in a line of output.
 
 A name is read word by word (`DB_PASS`, `dbPass`, `db-pass`), never as a mere text: TOKENIZER, MONKEY
 and AUTHOR hold no secret. Its last word says what the value is, so TOKEN_TTL and PASSWORD_FILE are
@@ -7,16 +7,23 @@ whatever it is called: hiding it would cut it out of words and numbers that mean
 
 Of any variable, whatever its name, passwords inside of addresses (`scheme://user:password@host`)
 and of pairs (`host=db password=…`, JSON) are secret. Pure; every expression here is linear.
+
+A value turns up unchanged, base64-encoded (whatever came before it, so in all three alignments, and as
+`base64` wraps it), URL-encoded and as a JSON string, with or without `\u` escapes. A value of several lines
+is found line by line, since that is how it is printed. A form of few characters, and one that is a single
+word or number, is hidden only where no letter or digit is next to it: `a1b2c3` must not be cut out of
+`fa1b2c30`.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
-from urllib.parse import unquote, unquote_plus
+from typing import Any, NamedTuple
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 MIN_CHARS = 4
 """What is shorter is no secret: hiding it would hide everything."""
@@ -33,14 +40,14 @@ _SECRET = _words(
     passphrase passwd password passwords pat psk secret secrets token tokens
     """,
 )
-"""Words that make a name secret wherever they stand."""
+"""Words that make a name secret in any place."""
 _SECRET_AT_THE_END = _words(
     """
     auth key keys mnemonic oauth otp pass pin private pw pwd salt seed session sessionid sid sig
     signature totp
     """,
 )
-"""Words that say so only of the thing itself: AUTH, but not AUTH_MODE."""
+"""Words that make a name secret only at its end: AUTH, but not AUTH_MODE."""
 _GLUED = re.compile(
     r"\w*(?:password|passwd|passphrase|secret|token|credentials?"
     r"|(?:api|access|secret|private|signing|encryption|auth|ssh|master|account|license|shared)key"
@@ -121,7 +128,7 @@ def is_secret_name(name: str) -> bool:
     if not words or words in (["pwd"], ["old", "pwd"], ["oldpwd"]):
         return False
     if words[-1] == "url" and "webhook" in words:
-        return True  # whoever has the address may send
+        return True  # the address alone allows to send
     while len(words) > 1 and words[-1] in _MORE:
         words.pop()
     last, before = words[-1], words[-2] if len(words) > 1 else ""
@@ -176,7 +183,7 @@ def _inside(value: str) -> Iterator[str]:
 
 
 def _of_address(rest: str) -> Iterator[str]:
-    """Yield what stands before the `@` of an address, where a password may hold `/`, `#`, `?` and `@`."""
+    """Yield what is before the `@` of an address, where a password may hold `/`, `#`, `?` and `@`."""
     rest = re.split(r"[\s\"'<>]", rest, maxsplit=1)[0]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, _ = (authority if "@" in authority else rest).rpartition("@")
@@ -236,3 +243,73 @@ def _parts(value: str) -> Iterator[str]:
     parts = re.split(r"[\s,;]+", text)
     if 1 < len(parts) <= _MOST_PARTS and "\n" not in text:
         yield from (part for part in parts if len(part) >= _PART_CHARS)
+
+
+# -- forms --------------------------------------------------------------------------------
+
+_WRAPS = (64, 76)
+_ALONE_CHARS = 8
+_WORD_CHARS = 16
+_NOT_IN_JS = "!'()*"
+"""What `encodeURIComponent` leaves as it is, and Python's `quote` does not."""
+_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+"""What Go's JSON writes of these."""
+
+
+class Form(NamedTuple):
+    """A text to look for; `alone`: only where no letter or digit goes on before or behind it."""
+
+    text: str
+    alone: bool = False
+
+
+def forms_of(value: str) -> Iterator[Form]:
+    """Yield the forms of a value, some more than once; none of a value that is too short to be hidden."""
+    value = value.encode("utf-8", "replace").decode()
+    if len(value.strip()) < MIN_CHARS:
+        return
+    several = "\n" in value.strip()
+    for text in (value, *_json_forms(value), *_url_forms(value)):
+        for line in text.split("\n"):
+            stripped = line.strip()
+            if len(stripped) >= MIN_CHARS and not (several and is_plain(stripped)):
+                yield Form(stripped, alone=_needs_borders(stripped))
+    for text in _base64_forms(value.encode()):
+        if len(text) >= MIN_CHARS:
+            yield Form(text)
+
+
+def _needs_borders(text: str) -> bool:
+    one_word = text.isascii() and (text.isalpha() or text.isdigit())
+    return len(text) < _ALONE_CHARS or (one_word and len(text) < _WORD_CHARS)
+
+
+def _json_forms(value: str) -> Iterator[str]:
+    plain, escaped = (json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
+    yield from (
+        plain,
+        escaped,
+        plain.translate(_ESCAPES),
+        plain.replace("/", "\\/"),
+        escaped.replace("/", "\\/"),
+    )
+    yield re.sub(r"\\u....", lambda match: "\\u" + match[0][2:].upper(), escaped)
+
+
+def _url_forms(value: str) -> Iterator[str]:
+    for encoded in (quote(value, safe=""), quote(value), quote_plus(value), quote(value, safe=_NOT_IN_JS)):
+        yield encoded
+        yield re.sub("%..", lambda match: match[0].lower(), encoded)
+
+
+def _base64_forms(value: bytes) -> Iterator[str]:
+    """Yield what of a value's base64 text does not depend on its neighbours, by alignment."""
+    for encode in (base64.standard_b64encode, base64.urlsafe_b64encode):
+        whole = encode(value).decode()
+        yield whole
+        for columns in _WRAPS:
+            yield from (whole[at : at + columns] for at in range(0, len(whole), columns))
+        for before, unsure in enumerate((0, 2, 3)):
+            text = encode(bytes(before) + value).decode()
+            sure = (before + len(value)) * 8 // 6
+            yield text[unsure:sure]
