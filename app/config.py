@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     job_timeout_s: float = Field(3600, gt=0)
     job_max_attempts: int = Field(3, ge=1)
     job_max_redeliveries: int = Field(3, ge=0)
+    infrastructure_wait_s: float = Field(600, ge=0)
     retry_base_s: float = Field(1, ge=0)
     retry_max_s: float = Field(300, ge=0)
     min_free_memory_bytes: int = Field(64_000_000, ge=0)

@@ -76,6 +76,11 @@ def is_normal(path: str) -> bool:
         return False
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be stored and sent: a name of the disk may hold bytes that are no UTF-8."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def run_key(user_id: str, run_id: str) -> str:
     """Return where a run's files are: `users/{user_id}/runs/{run_id}`.
 

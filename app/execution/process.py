@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.core.errors import LostOwnership, TailrunError
+from app.core.errors import LostOwnership, StorageError, TailrunError
 from app.core.models import ResourceRequest
 from app.core.private_files import private_folder
 from app.execution.environment import build_env, search_path, source_file
@@ -25,27 +25,38 @@ from app.storage.workspace import FileInfo
 from tailrun.process import errors, guard
 from tailrun.process.aio import run_to_completion
 from tailrun.process.errors import ErrorCode, RunFailure
-from tailrun.process.lines import LineSink
+from tailrun.process.lines import Level, Line, LineSink, Stream
 from tailrun.process.monitor import ProcessMonitor
 from tailrun.process.stop import ProcessResult, StopReason, StopToken
+
+_AGAIN_S = 1.0
+"""Seconds between two tries to keep the files of a program that has ended."""
 
 
 class LocalExecutor:
     """Implements `app.execution.executor.Executor`. Times in seconds.
 
     Without a `heartbeat` for `silence_s` every tool is killed. Each has a temporary folder below
-    `tmp_dir`, which is gone when the tool is. `limits` hold for each process of a tool.
+    `tmp_dir`, which is gone when the tool is. `limits` hold for each process of a tool. A store that
+    is away when a tool has ended is waited for: what the tool has done is not to be done again.
     """
 
     reattaches = False
 
     def __init__(
-        self, *, tmp_dir: Path, silence_s: float = 4, grace_s: float = 5, limits: ProgramLimits = NO_LIMITS
+        self,
+        *,
+        tmp_dir: Path,
+        silence_s: float = 4,
+        grace_s: float = 5,
+        limits: ProgramLimits = NO_LIMITS,
+        store_wait_s: float = 300,
     ) -> None:
         self._tmp_dir = tmp_dir
         self._silence_s = silence_s
         self._grace_s = grace_s
         self._limits = limits
+        self._store_wait_s = store_wait_s
         self._running: dict[asyncio.Task[ToolResult], GuardClient | None] = {}
         self._closed = False
 
@@ -94,7 +105,7 @@ class LocalExecutor:
             )
         watch = LimitWatch(self._limits, sink) if self._limits else None
         try:
-            async with tool.workspace.checkout() as checkout:
+            async with tool.workspace.checkout(StoreWait(sink, stop, self._store_wait_s)) as checkout:
                 result = await self._run_in(checkout.path, tool, watch or sink, stop)
                 _unless_lost(result)
         except _Lost as lost:
@@ -154,6 +165,36 @@ class LocalExecutor:
         except UnicodeEncodeError:
             text = "An argument or a variable holds a lone surrogate, which no program can be given."
             raise RunFailure(ErrorCode.START_FAILED, text, retried=False) from None
+
+
+class StoreWait:
+    """A store that is away when a program has ended: its files are worth waiting for.
+
+    The program has done its work; if its files were given up at once, another attempt would do it again.
+    Implements `app.storage.workspace.Patience`: for `limit_s` in all, until somebody asks to stop.
+    """
+
+    def __init__(self, sink: LineSink, stop: StopToken, limit_s: float) -> None:
+        self._sink, self._stop, self._limit_s = sink, stop, limit_s
+        self._until: float | None = None
+
+    async def __call__(self, error: StorageError, /) -> bool:
+        """Wait a moment; False once it has taken too long, or the run is to stop.
+
+        Raises:
+            LostOwnership: the run was taken over meanwhile: its files are somebody else's.
+        """
+        clock = asyncio.get_running_loop().time
+        if self._until is None:
+            self._until = clock() + self._limit_s
+            text = f"waiting to keep its files, for at most {self._limit_s:g} s: {error}"
+            await self._sink([Line(Stream.SYSTEM, text, Level.WARNING)])
+        if not self._stop.stopped and clock() < self._until:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _AGAIN_S)
+        if self._stop.reason is StopReason.LOST:
+            raise LostOwnership("the run was taken over while its files were to be kept")
+        return not self._stop.stopped and clock() < self._until
 
 
 class _Lost(LostOwnership):

@@ -41,6 +41,8 @@ from app.worker.resources import Resources, open_executor
 
 _PURGE_EVERY_S = 600.0
 """How often tokens that have expired are deleted."""
+_LOOK_AGAIN_S = 20.0
+"""At most so long a run rests before the next look at infrastructure that was away."""
 
 
 class Wiring:
@@ -91,6 +93,7 @@ class Wiring:
                 settings.log_batch, settings.log_linger_s, settings.log_max_bytes, settings.log_buffer_bytes
             ),
             backoff=Backoff(settings.retry_base_s, settings.retry_max_s, Random()),  # noqa: S311 - jitter
+            patience=Backoff(1, _LOOK_AGAIN_S, Random()),  # noqa: S311 - jitter
             secrets=Secrets(settings),
             task_types=load(settings.tasks_file),
             projects=self._projects,
