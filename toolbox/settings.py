@@ -30,7 +30,7 @@ def seconds(env: dict[str, str], name: str, default: float) -> float:
 
 
 def for_the_program() -> dict[str, str]:
-    """Return the environment without what is meant for the wrapper alone; the folders of `TOOLBOX_PATH` go first."""
+    """Return it without what is meant for the wrapper alone; the folders of `TOOLBOX_PATH` go first."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("TOOLBOX_")}
     asked = [folder for folder in os.environ.get("TOOLBOX_PATH", "").split(":") if folder not in _AS_IT_IS]
     if asked:
