@@ -96,6 +96,10 @@ class RunStore:
         """Ask for the end: at once when nobody owns the run, else a timestamp. Unknown: NotFound."""
         return await self._db.write(lambda connection: run_change.request_cancel(connection, run_id, now))
 
+    async def note_waiting(self, run_id: str, text: str, now: int) -> Changed:
+        """Say in the log of a run that is queued and due why it waits."""
+        return await self._db.write(lambda connection: run_change.note_waiting(connection, run_id, text, now))
+
     async def claim(
         self, run_ids: Sequence[str], worker_id: str, now: int, *, redelivered_below: int = run_claim.EVER
     ) -> list[Run]:

@@ -54,6 +54,10 @@ class Keys:
         """STRING: who does one kind of periodic work."""
         return f"{self.prefix}jobs:leader:{role}"
 
+    def lack(self, worker_id: str) -> str:
+        """STRING: why a worker claims nothing though it is alive; expires after 10 s."""
+        return f"{self.prefix}jobs:lack:{worker_id}"
+
     def tick(self) -> str:
         """STRING: Redis TIME of the last tick, in milliseconds."""
         return f"{self.prefix}jobs:tick"

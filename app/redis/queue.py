@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -46,7 +46,10 @@ return #fresh
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How much waits where. Lease times are seconds left, negative once dead."""
+    """How much waits where. Lease times are seconds left, negative once dead.
+
+    `lacks`: by worker, why it claims nothing though it is alive.
+    """
 
     pending: int
     delayed: int
@@ -54,11 +57,19 @@ class Depth:
     processing: dict[str, int]
     workers: dict[str, float]
     now_us: int
+    lacks: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def in_flight(self) -> int:
         """Entries that workers hold."""
         return sum(self.processing.values())
+
+    def idle(self) -> str:
+        """Say why no worker takes runs though some are alive; empty where one does, or none is alive."""
+        alive = [name for name, left in self.workers.items() if left > 0]
+        if not all(name in self.lacks for name in alive):
+            return ""
+        return "; ".join(dict.fromkeys(self.lacks[name] for name in alive))
 
 
 class Queue:
@@ -129,7 +140,9 @@ class Queue:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.llen(self._keys.processing(name))
-                held = await pipe.execute() if names else []
+                    pipe.get(self._keys.lack(name))
+                found = await pipe.execute() if names else []
+        held, lacks = found[::2], zip(names, found[1::2], strict=True)
         now_us = now[0] * 1_000_000 + now[1]
         return Depth(
             pending=pending,
@@ -138,7 +151,14 @@ class Queue:
             processing=dict(zip(names, held, strict=True)),
             workers={name.decode(): score / 1000 - now_us / 1_000_000 for name, score in workers},
             now_us=now_us,
+            lacks={name: text.decode("utf-8", "replace") for name, text in lacks if text},
         )
+
+    async def next_runs(self, count: int) -> list[str]:
+        """Return the ids of the runs that are taken next, at most `count`."""
+        with guard():
+            entries = await self._redis.lrange(self._keys.pending(), -count, -1)
+        return [run_id for raw in reversed(entries) if (run_id := run_id_of(raw)) is not None]
 
     async def worker_alive(self, worker_id: str) -> bool:
         """Whether a worker's lease still runs, by Redis TIME."""

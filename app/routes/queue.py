@@ -22,6 +22,7 @@ class WorkerView(BaseModel):
     worker_id: str
     lease_left_s: float = Field(description="Seconds; negative once it is dead.")
     in_flight: int
+    lacks: str | None = Field(None, description="Why it claims nothing though it is alive; null: it does.")
 
 
 class QueueView(BaseModel):
@@ -113,7 +114,12 @@ async def show(_admin: Admin, services: CurrentServices) -> Response:
     oldest = await services.runs.oldest_queued_at()
     ended = await services.runs.ended_since(depth.now_us - _MINUTE_US)
     workers = [
-        {"worker_id": name, "lease_left_s": round(left, 3), "in_flight": depth.processing.get(name, 0)}
+        {
+            "worker_id": name,
+            "lease_left_s": round(left, 3),
+            "in_flight": depth.processing.get(name, 0),
+            "lacks": depth.lacks.get(name),
+        }
         for name, left in sorted(depth.workers.items())
     ]
     return answer(
