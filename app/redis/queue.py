@@ -25,9 +25,11 @@ _RUN_ID = re.compile(r"[!-~]{1,64}")
 # KEYS  1 jobs:mark:<run_id>:<n>  2 jobs:pending
 # ARGV  1 entry  2 life of the mark in seconds  3 "high" (taken next) or "normal"
 # Output  1 pushed, 0 this push was made before
+# The mark comes last: a push that Redis refuses (another type of key, a full memory) is to be made again.
 _PUSH = Script("""
-if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[2]) then return 0 end
+if redis.call('GET', KEYS[1]) then return 0 end
 redis.call(ARGV[3] == 'high' and 'RPUSH' or 'LPUSH', KEYS[2], ARGV[1])
+redis.call('SET', KEYS[1], '1', 'EX', ARGV[2])
 return 1
 """)
 
@@ -35,11 +37,15 @@ return 1
 # ARGV  1 life of the marks in seconds  2 RPUSH (taken next) or LPUSH  3… entries
 # Output  number pushed; the others were pushed before
 _PUSH_MANY = Script("""
-local fresh = {}
+local fresh, marks = {}, {}
 for i = 1, #KEYS - 1 do
-  if redis.call('SET', KEYS[i], '1', 'NX', 'EX', ARGV[1]) then fresh[#fresh + 1] = ARGV[i + 2] end
+  if not marks[KEYS[i]] and not redis.call('GET', KEYS[i]) then
+    marks[KEYS[i]] = true
+    fresh[#fresh + 1] = ARGV[i + 2]
+  end
 end
 if #fresh > 0 then redis.call(ARGV[2], KEYS[#KEYS], unpack(fresh)) end
+for mark in pairs(marks) do redis.call('SET', mark, '1', 'EX', ARGV[1]) end
 return #fresh
 """)
 

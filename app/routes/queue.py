@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.core.errors import StorageError, Unavailable
 from app.plan.run_fields import Body, Name
 from app.routes.auth import Admin, CurrentServices
 from app.routes.schemas import EventView, RunView
@@ -110,7 +111,10 @@ _MINUTE_US = 60_000_000
 @router.get("/queue", response_model=QueueView)
 async def show(_admin: Admin, services: CurrentServices) -> Response:
     """Show how much waits where, and which workers are alive."""
-    depth = await services.queue.depth()
+    try:
+        depth = await services.queue.depth()
+    except StorageError as error:  # whoever asks is an admin, and looks for just this
+        raise Unavailable(f"The queue can't be read: {error}.") from error
     oldest = await services.runs.oldest_queued_at()
     ended = await services.runs.ended_since(depth.now_us - _MINUTE_US)
     workers = [
