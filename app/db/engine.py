@@ -123,7 +123,7 @@ class _Sqlite:
     def _no_writing(self) -> str:
         """Ask the file, and not SQLite: that would wait behind everybody who writes."""
         for place in (self._file, self._file.parent):
-            if not os.access(place, os.W_OK):
+            if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
                 return f"{place} can't be written (read-only, or another user's)"
         free = free_disk(self._file.parent)
         return f"{free} bytes are free on its disk" if free is not None and free < _LEAST_FREE else ""
