@@ -76,8 +76,9 @@ class Database:
         return await self._run(work, write=True, single=True)
 
     async def ping(self) -> None:
-        """Ask the database for a sign of life; `StorageError` when there is none."""
+        """Ask the database for a sign of life, and whether it takes writes; `StorageError` if not."""
         await self.read_one(lambda connection: connection.execute(text("SELECT 1")).scalar_one())
+        await self.check_writing()
 
     async def check_writing(self) -> None:
         """Raise `StorageError`, with the reason, where it answers but takes no writes. Locks nothing."""

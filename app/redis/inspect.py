@@ -94,34 +94,6 @@ async def _connection(address: RedisAddress, timeout_s: float | None) -> AsyncGe
         await pool.disconnect()
 
 
-async def check_writing(clients: RedisClients) -> None:
-    """Raise `RedisDown`, with the reason, where Redis answers but the queue can't be written.
-
-    Only commands that the documented rights hold: a look at each key of the queue, which one of another
-    type refuses, and one small write, which a replica, a full memory and a full disk refuse.
-    """
-    keys, commands = clients.keys, clients.commands
-    looks = (
-        (commands.llen, (keys.pending(), keys.dead())),
-        (commands.zcard, (keys.workers(), keys.delayed())),
-    )
-    for look, names in looks:
-        for name in names:
-            try:
-                with guard():
-                    await look(name)
-            except RedisDown as error:
-                if "WRONGTYPE" not in str(error):
-                    raise
-                raise RedisDown(
-                    f"the Redis key {name} is not Tailrun's, it has another type: delete or rename it, or "
-                    "set REDIS_PREFIX"
-                ) from error
-    with guard():
-        await commands.set(keys.nonce("ready"), "1", ex=_PROBE_S)
-
-
-_PROBE_S = 10
 OLDEST = (6, 2)
 _ASK_EVERY_S = 60.0
 

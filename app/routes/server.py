@@ -57,7 +57,7 @@ class AbortableWebSocket(WebSocketsSansIOProtocol):
     def keepalive_timeout(self) -> None:
         """Take what was read meanwhile for a sign of life: the ping waits behind all that is unread."""
         before, self._taken = self._taken, _taken(self.transport)
-        if self._taken > before and self.ping_timeout is not None:
+        if self._taken != before and self.ping_timeout is not None:
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
         else:
             super().keepalive_timeout()
@@ -80,7 +80,7 @@ def abort(scope: _Scope) -> bool:
 
 
 def taken(scope: _Scope) -> int:
-    """Return how many bytes the peer has taken so far; only growth means something."""
+    """Return how many bytes the peer has taken so far; only that it changes means something."""
     count = scope.get("extensions", {}).get(_TAKEN)
     return 0 if count is None else count()
 

@@ -14,7 +14,6 @@ from app.core.models import Job, Priority
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients, RedisDown
 from app.redis.dead_letters import DeadLetters
-from app.redis.inspect import check_writing
 from app.redis.lease import LeaseClient
 from app.redis.queue import Queue
 from app.redis.ticks import Ticks
@@ -261,11 +260,11 @@ async def test_a_push_that_redis_refused_is_made_again(clients: RedisClients) ->
 async def test_a_key_of_another_type_is_named_before_anything_is_written(
     clients: RedisClients, name: str
 ) -> None:
-    await check_writing(clients)
+    await clients.check_writing()
     key = getattr(clients.keys, name)()
     await clients.commands.set(key, "a stranger's")
     with pytest.raises(RedisDown, match=f"{key} is not Tailrun's"):
-        await check_writing(clients)
+        await clients.check_writing()
 
 
 async def test_a_redis_that_takes_no_writes_is_named(
@@ -274,8 +273,8 @@ async def test_a_redis_that_takes_no_writes_is_named(
     """A replica: this is what a fail-over leaves behind, and it answers every ping."""
     await clients.commands.execute_command("REPLICAOF", "127.0.0.1", "1")
     try:
-        await clients.ping()
+        assert await clients.commands.ping()
         with pytest.raises(RedisDown, match="read only"):
-            await check_writing(clients)
+            await clients.ping()
     finally:
         await clients.commands.execute_command("REPLICAOF", "NO", "ONE")
