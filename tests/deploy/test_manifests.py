@@ -168,7 +168,13 @@ def test_the_chart_and_the_overlay_run_with_the_same_settings(name: str) -> None
     assert {each.partition("=")[0] for each in generated.get("literals", ())} <= {"TOOL_IMAGE"}
     overlay = settings(ROOT / "k8s/base/config.env") | settings(folder / "config.env")
     values = yaml.safe_load((folder / "values.yaml").read_text())
-    values |= {"apiToken": {"existingSecret": {"name": "t"}}}
+    set_by_deploy = {
+        "apiToken": {"existingSecret": {"name": "t"}},
+        "secrets": {"existing": ["s"]},
+        "image": {"repository": "tailrun"},
+        "tools": {"image": {"repository": "tailrun-toolbox"}, **values.get("tools", {})},
+    }
+    values |= set_by_deploy
     with helm.Chart.load(CHART) as chart:
         rendered = chart.render(values, name="tailrun", namespace="agents")
     [config] = [yaml.safe_load(text) for path, text in rendered.items() if path.endswith("/config.yaml")]
