@@ -149,7 +149,7 @@ class ShortNames:
         return str(link)
 
     def _folder(self) -> Path:
-        """Return our folder; OSError where somebody else could put other links there."""
+        """Return our folder; OSError where another user could replace the links in it."""
         private_folder(self._root)
         about = self._root.lstat()
         ours = about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IRWXG | stat.S_IRWXO)

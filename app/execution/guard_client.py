@@ -141,7 +141,7 @@ class GuardClient:
                     os.write(self._control, word)
 
     def heartbeat(self) -> None:
-        """Say that the worker still owns the run; a guard that a program has stopped goes on."""
+        """Say that the worker still owns the run, and wake a guard that a program has stopped."""
         self.say(guard.HEARTBEAT)
         self._process.send_signal(signal.SIGCONT)
 

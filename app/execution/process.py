@@ -177,7 +177,7 @@ class StoreWait:
     """A store that is away when a program has ended: its files are worth waiting for.
 
     The program has done its work; if its files were given up at once, another attempt would do it again.
-    Implements `app.storage.workspace.Patience`: for `limit_s` in all, until somebody asks to stop.
+    Implements `app.storage.workspace.Patience`: for `limit_s` in all, until a stop is requested.
     """
 
     def __init__(self, sink: LineSink, stop: StopToken, limit_s: float) -> None:
@@ -188,7 +188,7 @@ class StoreWait:
         """Wait a moment; False once it has taken too long, or the run is to stop.
 
         Raises:
-            LostOwnership: the run was taken over meanwhile: its files are somebody else's.
+            LostOwnership: the run was taken over meanwhile: its files belong to another attempt.
         """
         clock = asyncio.get_running_loop().time
         if self._until is None:

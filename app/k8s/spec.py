@@ -172,8 +172,8 @@ def source_files(tool: ToolRun) -> dict[str, bytes]:
 def variables(tool: ToolRun, *, wrapped: bool) -> dict[str, str]:
     """Return the program's own variables, as they go into its Secret.
 
-    The folders that its `PATH` asks for stand in `TOOLBOX_PATH`: only the wrapper knows the image's own.
-    Without it they stand before the usual ones.
+    The folders that its `PATH` asks for are in `TOOLBOX_PATH`: only the wrapper knows the image's own.
+    Without it they come before the usual ones.
     """
     found = environment.variables(tool, _WORKSPACE, environment.Folders(_WORKSPACE, _TMP))
     asked = found.pop("PATH", None)

@@ -2,7 +2,7 @@
 
 A tool that works in a directory finds them again in the next step, so a checkout from a store brings
 them back as well: a repository without its empty folders is none. They are in one small object beside
-the run's files, which nobody lists or is served.
+the run's files, which is neither listed nor served.
 """
 
 from __future__ import annotations
