@@ -150,7 +150,7 @@ class RedisClients:
                         "or set REDIS_PREFIX"
                     ) from error
         with guard():
-            await commands.set(keys.nonce("ready"), "1", ex=_NONCE_TTL_S)
+            await commands.set(keys.probe(), "1", ex=_NONCE_TTL_S)
 
     async def time_us(self) -> int:
         """Return Redis TIME in microseconds, and tell the clock."""

@@ -62,6 +62,10 @@ class Keys:
         """STRING: Redis TIME of the last tick, in milliseconds."""
         return f"{self.prefix}jobs:tick"
 
+    def probe(self) -> str:
+        """STRING that readiness writes, for a Redis that takes no writes answers too; expires after 10 s."""
+        return f"{self.prefix}jobs:probe"
+
     def nonce(self, nonce: str) -> str:
         """STRING that shows two ways to Redis to lead to one server; expires after 10 s."""
         return f"{self.prefix}jobs:nonce:{nonce}"
