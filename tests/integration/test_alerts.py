@@ -72,6 +72,7 @@ UNSEEN = {
     "tailrun_storage_errors_total",
     "tailrun_workspace_bytes",
     "tailrun_webhooks_total",
+    "tailrun_periodic_errors_total",
 }
 """Needs a death, a fault, an hour or an address of somebody else's."""
 
