@@ -114,7 +114,7 @@ async def show(_admin: Admin, services: CurrentServices) -> Response:
     try:
         depth = await services.queue.depth()
     except StorageError as error:  # whoever asks is an admin, and looks for just this
-        raise Unavailable(f"The queue can't be read: {error}.") from error
+        raise Unavailable(f"The queue can't be read: {error}.", retry_after_s=1) from error
     oldest = await services.runs.oldest_queued_at()
     ended = await services.runs.ended_since(depth.now_us - _MINUTE_US)
     workers = [
