@@ -165,6 +165,9 @@ check_settings() {
     if [ "$OVERLAY" = prod ]; then
         for each in DATABASE_URL REDIS_URL S3_ACCESS_KEY S3_SECRET_KEY; do has "$each" || missing="$missing $each"; done
         [ -z "$missing" ] || die "these have no value, in the environment, in --secrets or in the Secret $SECRET:$missing"
+        if [ $HELM = yes ] && [ -z "$VALUES" ] && grep -q 's3\.example' "$ROOT/k8s/overlays/prod/values.yaml"; then
+            say 'Warning: k8s/overlays/prod/values.yaml has the names of an example: give yours with --values FILE.'
+        fi
         if [ $HELM = no ] && grep -q '203\.0\.113\.0/24' "$ROOT/k8s/overlays/prod/s3-ranges.yaml"; then
             say 'Warning: k8s/overlays/prod/s3-ranges.yaml has the addresses of an example, so tools will not reach your S3 store: put its own there.'
         fi
@@ -325,13 +328,23 @@ diagnose() {
     say '' && say 'More in docs/troubleshooting.md'
 }
 
-rolled_out() { # rolled_out DEPLOYMENT…
+rolled_out() { # rolled_out DEPLOYMENT|KIND/NAME…
     local each
     for each in "$@"; do
         say "Waiting for $each …"
-        kube rollout status "deployment/$each" --timeout="${TIMEOUT}s" >"$WORK/out" 2>&1 ||
+        case $each in */*) ;; *) each=deployment/$each ;; esac
+        kube rollout status "$each" --timeout="${TIMEOUT}s" >"$WORK/out" 2>&1 ||
             { tail -n 2 "$WORK/out" >&2 && diagnose && die "$each is not ready after $TIMEOUT s"; }
     done
+}
+
+# The servers that the overlay brings: the API may be up without the store of files, and no run is.
+servers_rolled_out() {
+    local found
+    found=$(kube get statefulsets -l app.kubernetes.io/name=tailrun -o 'jsonpath={range .items[*]}statefulset/{.metadata.name}{"\n"}{end}') ||
+        die 'the servers of the overlay could not be listed'
+    # shellcheck disable=SC2086 # words
+    rolled_out $found
 }
 
 next_steps() {
@@ -362,6 +375,7 @@ install() {
         documents "${WORKER[@]}" | apply 'the worker'
     fi
     [ $RESTART = no ] || kube rollout restart deployment/agent-worker >&2
+    servers_rolled_out
     rolled_out agent-api agent-worker
     next_steps
 }

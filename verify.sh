@@ -128,6 +128,12 @@ look() { ask GET "/v1/runs/$1" && STATUS=$(field status "$BODY"); }
 stands_at() { look "$1" && [ "$STATUS" = "$2" ]; }
 ended() { look "$1" && case $STATUS in succeeded | failed | cancelled | timed_out) ;; *) return 1 ;; esac }
 taken() { look "$1" && case $STATUS in created | queued) return 1 ;; esac }
+# What a run's log says last: why it waits stands there, and nowhere else.
+last_words() {
+    local lines
+    lines=$(api GET "/v1/runs/$1/logs?format=text&limit=1000" 2>/dev/null | tail -n 4 | paste -s -d '|' - | head -c 700)
+    [ -z "$lines" ] || printf '; its log says: %s' "$lines"
+}
 kube() { kubectl --namespace "$NAMESPACE" "$@" 2>"$WORK/kubectl"; }
 said() { head -c 300 "$WORK/kubectl"; }
 
@@ -261,8 +267,8 @@ seen_in_redis() {
 }
 
 taken_by_worker() {
-    wait_for taken "$SILENT" || { fail "no worker took it in $TIMEOUT s; it is $STATUS"; return; }
-    [ "$STATUS" = running ] || { fail "it $STATUS: $(field message "$BODY")"; return; }
+    wait_for taken "$SILENT" || { fail "no worker took it in $TIMEOUT s; it is $STATUS$(last_words "$SILENT")"; return; }
+    [ "$STATUS" = running ] || { fail "it $STATUS: $(field message "$BODY")$(last_words "$SILENT")"; return; }
     DETAIL="$STATUS, attempt $(field attempt "$BODY")"
 }
 
@@ -283,8 +289,8 @@ tailed_live() {
         data:*'"type":"end"'*) end=$(field status "$line") ;;
         esac
     done < <(curl -sSN --max-time "$((TIMEOUT + 30))" -H "@$WORK/auth" "$URL/agent/logs/$RUN/stream" 2>"$WORK/curl")
-    [ -n "$end" ] || { fail "the stream ended after seq $expected without an end: $(cat "$WORK/curl")"; return; }
-    [ "$end" = succeeded ] || { fail "the run $end: $(field message "$(api GET "/v1/runs/$RUN")")"; return; }
+    [ -n "$end" ] || { fail "the stream ended after seq $expected without an end: $(cat "$WORK/curl")$(last_words "$RUN")"; return; }
+    [ "$end" = succeeded ] || { fail "the run $end: $(field message "$(api GET "/v1/runs/$RUN")")$(last_words "$RUN")"; return; }
     [ $lines = 6 ] || { fail "$lines of 6 lines came"; return; }
     [ "$during" = running ] || { fail "the first line came when the run was over ($during): something on the way holds streams back"; return; }
     DETAIL="6 lines while it ran, seq 1 to $expected whole"
@@ -331,8 +337,8 @@ network_closed() { # a program that only connects; who refuses or keeps silent i
     ask POST /v1/runs "{\"steps\":[{\"tool\":\"code\",\"args\":{\"language\":\"python\",\"source\":$(quoted "$PROBE"),\"args\":[$targets]}}],\"labels\":{\"from\":\"verify.sh\"}}" || return 1
     local probe
     probe=$(field run_id "$BODY") RUNS="$RUNS $probe"
-    wait_for ended "$probe" || { fail "the probe did not end in $TIMEOUT s: $probe"; return; }
-    [ "$STATUS" = succeeded ] || { fail "the probe $STATUS: $(field message "$BODY")"; return; }
+    wait_for ended "$probe" || { fail "the probe did not end in $TIMEOUT s: $probe$(last_words "$probe")"; return; }
+    [ "$STATUS" = succeeded ] || { fail "the probe $STATUS: $(field message "$BODY")$(last_words "$probe")"; return; }
     lines=$(api GET "/v1/runs/$probe/logs?format=text&stream=stdout")
     case $lines in
     *'host tool-'*) ;;
@@ -349,7 +355,7 @@ network_closed() { # a program that only connects; who refuses or keeps silent i
 
 cancelled() {
     ask POST "/v1/runs/$SILENT/cancel" || return 1
-    wait_for ended "$SILENT" || { fail "still $STATUS $TIMEOUT s after the cancel"; return; }
+    wait_for ended "$SILENT" || { fail "still $STATUS $TIMEOUT s after the cancel$(last_words "$SILENT")"; return; }
     stands_at "$SILENT" cancelled || { fail "it is $STATUS"; return; }
     DETAIL='a silent program was stopped'
 }

@@ -13,9 +13,10 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import quote
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _KEY_BYTES = 32
@@ -90,6 +91,7 @@ class Settings(BaseSettings):
     job_timeout_s: float = Field(3600, gt=0)
     job_max_attempts: int = Field(3, ge=1)
     job_max_redeliveries: int = Field(3, ge=0)
+    infrastructure_wait_s: float = Field(600, ge=0)
     retry_base_s: float = Field(1, ge=0)
     retry_max_s: float = Field(300, ge=0)
     min_free_memory_bytes: int = Field(64_000_000, ge=0)
@@ -97,6 +99,7 @@ class Settings(BaseSettings):
     min_free_fds: int = Field(64, ge=0)
     cancel_grace_s: float = Field(5, ge=0)
     tool_executor: Literal["local", "kubernetes"] = "local"
+    tool_path: str = ""
     tool_cpu_s: int = Field(0, ge=0)
     tool_memory_bytes: int = Field(0, ge=0)
     tool_file_max_bytes: int = Field(0, ge=0)
@@ -110,6 +113,7 @@ class Settings(BaseSettings):
     tool_images_allowed: str = ""
     tool_image_pull_secret: str | None = None
     tool_cpu: str = "1"
+    tool_cpu_request: str = "100m"
     tool_cpu_max: str = "2"
     tool_memory: str = "512Mi"
     tool_memory_max: str = "2Gi"
@@ -147,6 +151,17 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_line_ends(cls, given: Any) -> Any:
+        """A mounted secret, and what `echo` has written, end in a newline that nobody means."""
+        if not isinstance(given, dict):
+            return given
+        values = {
+            name: value.rstrip("\r\n") if isinstance(value, str) else value for name, value in given.items()
+        }
+        return {name: value for name, value in values.items() if value or given[name] == value}
+
     @field_validator("projects_key")
     @classmethod
     def _keys(cls, keys: SecretStr | None) -> SecretStr | None:
@@ -160,7 +175,7 @@ class Settings(BaseSettings):
         """The database to use: the one that is set, or SQLite below the data folder."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{self.data_dir.resolve() / 'tailrun.db'}"
+        return f"sqlite:///{quote(os.fsencode(self.data_dir.resolve() / 'tailrun.db'))}"
 
     @cached_property
     def effective_redis_url(self) -> str:
@@ -182,7 +197,7 @@ class Settings(BaseSettings):
 
 def environment() -> Mapping[str, str]:
     """Return the whole environment of this process, for who has to know what must not leave it."""
-    return dict(os.environ)
+    return {name: value.rstrip("\r\n") for name, value in os.environ.items()}
 
 
 def is_loopback(host: str) -> bool:

@@ -32,7 +32,7 @@ from app.core.bounded_http import bounded
 from app.core.clock import now_us
 from app.core.loop_guard import answering
 from app.core.periodic import Periodic, going_on
-from app.core.telemetry import configure_logging, get_logger, log_the_unexpected
+from app.core.telemetry import OF_WORKER, configure_logging, get_logger, leave_out, log_the_unexpected
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.project_store import ProjectStore
@@ -164,6 +164,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
     `ready` is called with the URL once requests are answered.
     """
     configure_logging(settings, "api")
+    leave_out(OF_WORKER)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     if settings.auth == "off" and not is_loopback(settings.host):
         _log.error(

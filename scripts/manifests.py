@@ -6,6 +6,7 @@
     k8s/base/                         the chart rendered with k8s/values.yaml, a file for each template
     k8s/overlays/*/added.yaml         what the overlay's values.yaml makes besides
     k8s/overlays/*/changed.yaml       what it makes otherwise, as patches
+    k8s/overlays/*/config.env         the settings that it adds or changes
 
 For `kubectl apply -k` a few things are taken out: Helm's own labels, hooks, and the ConfigMap of settings
 with its checksums, for kustomize makes ConfigMaps of its own whose names change with their content.
@@ -154,12 +155,18 @@ def overlay_files(values: Path, base: dict[tuple[str, str, str], Object]) -> dic
     """Return what one overlay's values add to the base, and what they change."""
     merged = _merge(_load(KUSTOMIZE / "values.yaml"), _load(values))
     rendered = render(merged)
-    rendered.pop("config.yaml")
+    [config] = rendered.pop("config.yaml")
+    [before] = render(_load(KUSTOMIZE / "values.yaml"))["config.yaml"]
+    settings = sorted(config["data"].items() - before["data"].items())
     objects = [each for found in rendered.values() for each in found if each["kind"] != "Secret"]
     added = [each for each in objects if identity(each) not in base]
     changed = [each for each in objects if identity(each) in base and each != base[identity(each)]]
     folder = values.parent
-    return {folder / "added.yaml": dump(added), folder / "changed.yaml": dump(changed)}
+    return {
+        folder / "added.yaml": dump(added),
+        folder / "changed.yaml": dump(changed),
+        folder / "config.env": HEADER + "".join(f"{name}={value}\n" for name, value in settings),
+    }
 
 
 def _load(path: Path) -> Object:

@@ -43,7 +43,7 @@ class Frames:
         self._waiting.append(f'{{"n":{self._n},{rest}}}\n')
 
     def say(self, kind: str, message: str) -> None:
-        """Add news of the stage: `synced` or `failed`."""
+        """Add news of the stage: `synced`, `failed`, or `stopped` (what was left in the background)."""
         self.add(f'"k":{quote(kind)},"m":{quote(message[:2000])}')
 
     def add_lines(self, before: str, lines: list[str]) -> None:

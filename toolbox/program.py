@@ -13,6 +13,7 @@ import os
 from toolbox.signals import SIGCHLD, SIGINT, SIGKILL, SIGPIPE, SIGTERM, SIGXFSZ
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
+_NAME_BYTES = 100
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 # What Python ignores would stay ignored in the program.
 _DEFAULTS = (SIGPIPE, SIGXFSZ, SIGTERM, SIGINT, SIGCHLD)
@@ -47,6 +48,8 @@ class Program:
         self.status: int | None = None
         self.cpu_s = 0.0
         self.max_rss = 0
+        self.left_behind: list[str] = []
+        """What it left in the background, and what was ended with it; once it has ended."""
 
     @property
     def signal(self) -> int | None:
@@ -75,9 +78,27 @@ class Program:
                 self.status = status
 
     def _end_all(self) -> None:
+        self.left_behind = _others(self.pid)
         self.kill(SIGKILL)
         if os.getpid() == 1:
             _kill(-1, SIGKILL)
+
+
+def _others(group: int) -> list[str]:
+    """Return the beginnings of the command lines of all that a dead program leaves behind."""
+    found: list[str] = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():  # noqa: PTH112, PTH208 - as above
+        if name.isdigit() and int(name) not in {group, os.getpid()}:
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123 - pathlib costs 8 ms
+                    state, _, its_group = file.read().rpartition(b")")[2].split()[:3]
+                with open(f"/proc/{name}/cmdline", "rb") as file:  # noqa: PTH123
+                    words = file.read(_NAME_BYTES).replace(b"\0", b" ").decode("utf-8", "replace")
+            except OSError:
+                continue
+            if state not in b"ZX" and (int(its_group) == group or os.getpid() == 1):
+                found.append(words.strip())
+    return found
 
 
 def _dead_child() -> int | None:

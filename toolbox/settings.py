@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+_AS_IT_IS = {"", "$PATH", "${PATH}"}
+
 
 class Settings:
     """The settings of `exec`; times in seconds. Plain, for `typing` alone costs 7 ms of start-up.
@@ -28,5 +30,9 @@ def seconds(env: dict[str, str], name: str, default: float) -> float:
 
 
 def for_the_program() -> dict[str, str]:
-    """Return the environment without what is meant for the wrapper alone."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("TOOLBOX_")}
+    """Return it without what is meant for the wrapper alone; the folders of `TOOLBOX_PATH` go first."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TOOLBOX_")}
+    asked = [folder for folder in os.environ.get("TOOLBOX_PATH", "").split(":") if folder not in _AS_IT_IS]
+    if asked:
+        env["PATH"] = ":".join([*asked, env.get("PATH", os.defpath)])
+    return env

@@ -29,6 +29,7 @@ _LAST_READ_BYTES = 1 << 20  # the most that an unprivileged user's pipe holds
 _HELD_S = 0.2
 _LOOK_S = 0.004
 _LINGER_S = 1.0
+_NAMED = 5
 _LONGEST_POLL_MS = 1e9  # poll takes no more than an int
 _FOREVER = float("inf")
 
@@ -149,6 +150,8 @@ class Wrapper:
                 self._due.pop("timeout")
                 self._due.pop("kill", None)
                 self._due["leave"] = time.monotonic() + _LINGER_S
+                if self._program.left_behind and not self._stopped_by:
+                    self._frames.say("stopped", _named(self._program.left_behind))
 
     def _stop(self, number: int) -> None:
         """Pass a signal on; the grace begins with the first."""
@@ -203,6 +206,11 @@ class Wrapper:
             + (',"timeout":true}' if self._timed_out else "}")
         )
         self._turn(0)
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return "; ".join(names[:_NAMED]) + more
 
 
 def _exists(path: str) -> bool:

@@ -76,6 +76,11 @@ def is_normal(path: str) -> bool:
         return False
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be stored and sent: a name of the disk may hold bytes that are no UTF-8."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def run_key(user_id: str, run_id: str) -> str:
     """Return where a run's files are: `users/{user_id}/runs/{run_id}`.
 
@@ -132,8 +137,10 @@ def _check_length(path: str, parts: list[str]) -> None:
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-RESERVED_VARIABLES = frozenset({"HOME", "PATH", "TMPDIR"})
+RESERVED_VARIABLES = frozenset({"HOME", "TMPDIR"})
 """Names that Tailrun sets itself, beside all that begin with `TAILRUN_`."""
+
+_PATH_AS_IT_IS = frozenset({"", "$PATH", "${PATH}"})
 
 
 def check_env(extra: Mapping[str, str]) -> None:
@@ -149,3 +156,9 @@ def check_env(extra: Mapping[str, str]) -> None:
             raise Unprocessable(f"env: {name[:64]} is set by Tailrun itself; choose another name.")
         if "\0" in value:
             raise Unprocessable(f"env: the value of {name[:64]} holds a NUL character.")
+
+
+def path_with(asked: str, path: str) -> str:
+    """Put the folders that a run's `PATH` asks for before those of `path`, which always follow."""
+    folders = [folder for folder in asked.split(":") if folder not in _PATH_AS_IT_IS]
+    return ":".join(dict.fromkeys([*folders, *path.split(":")]))

@@ -10,12 +10,14 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from app.config import Settings
@@ -259,3 +261,19 @@ TOOL_STAGE_SECONDS = Histogram(
     ["stage"],
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
+
+OF_API = (RUNS, QUEUE_DEPTH, QUEUE_OLDEST_AGE, WORKERS, WATCHERS, STREAM_LIMIT, READY, HTTP_SECONDS)
+OF_WORKER = (
+    *(SLOTS_BUSY, ATTEMPTS, FAILURES, RETRIES, LACKS, RECONCILED_AT, SCHEDULED, WEBHOOKS, RUN_WAIT_SECONDS),
+    *(RUN_SECONDS, LOG_COMMIT_SECONDS, WORKSPACE_BYTES, LOG_UPKEEP, TOOL_STAGE_SECONDS),
+)
+
+
+def leave_out(metrics: Sequence[MetricWrapperBase]) -> None:
+    """Export nothing of these from this process: a metric that nobody sets would say 0.
+
+    An alert on a series that is missing never fires while other processes export it as 0.
+    """
+    for metric in metrics:
+        with suppress(KeyError):  # left out before: a process that serves twice
+            REGISTRY.unregister(metric)

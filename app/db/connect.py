@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -65,7 +65,7 @@ def sqlite_engine(url: str, *, pool_size: int) -> Engine:
     with contextlib.suppress(OSError):  # SQLite says it better, when it connects
         private_database(sqlite_path(url))
     engine = create_engine(
-        f"sqlite:///{sqlite_path(url)}",
+        URL.create("sqlite", database=str(sqlite_path(url))),
         pool_size=pool_size,
         max_overflow=0,
         hide_parameters=True,  # what users send does not belong into a log

@@ -14,6 +14,7 @@ mistake of ours (a missing table, a broken statement) and passes through.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Generator
@@ -28,7 +29,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app.core.errors import StorageError
 from app.core.telemetry import STORAGE_ERRORS
 from app.db import connect
-from app.db.connect import dialect_of, postgres_engine, sqlite_engine
+from app.db.connect import dialect_of, postgres_engine, sqlite_engine, sqlite_path
+from tailrun.process.host import free_disk
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -36,6 +38,8 @@ Work = Callable[[Connection], T]
 
 class _Backend(Protocol):
     async def run(self, work: Work[T], *, write: bool, single: bool) -> T: ...
+
+    async def no_writing(self) -> str: ...
 
     async def close(self) -> None: ...
 
@@ -72,8 +76,16 @@ class Database:
         return await self._run(work, write=True, single=True)
 
     async def ping(self) -> None:
-        """Ask the database for a sign of life; `StorageError` when there is none."""
+        """Ask the database for a sign of life, and whether it takes writes; `StorageError` if not."""
         await self.read_one(lambda connection: connection.execute(text("SELECT 1")).scalar_one())
+        await self.check_writing()
+
+    async def check_writing(self) -> None:
+        """Raise `StorageError`, with the reason, where it answers but takes no writes. Locks nothing."""
+        with storage_errors():
+            trouble = await self._backend.no_writing()
+        if trouble:
+            raise StorageError(f"the database takes no writes: {trouble}")
 
     async def close(self) -> None:
         """Close every connection."""
@@ -86,6 +98,7 @@ class Database:
 
 class _Sqlite:
     def __init__(self, url: str, pool_size: int) -> None:
+        self._file = sqlite_path(url).absolute()
         self._engine = sqlite_engine(url, pool_size=pool_size + 1)
         self._writer = ThreadPoolExecutor(1, "sqlite-write")
         self._readers = ThreadPoolExecutor(pool_size, "sqlite-read")
@@ -104,6 +117,17 @@ class _Sqlite:
         with self._engine.begin() as connection:
             connection.exec_driver_sql(begin)
             return work(connection)
+
+    async def no_writing(self) -> str:
+        return await asyncio.to_thread(self._no_writing)
+
+    def _no_writing(self) -> str:
+        """Ask the file, and not SQLite: that would wait behind everybody who writes."""
+        for place in (self._file, self._file.parent):
+            if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+                return f"{place} can't be written (read-only, or another user's)"
+        free = free_disk(self._file.parent)
+        return f"{free} bytes are free on its disk" if free is not None and free < _LEAST_FREE else ""
 
     async def close(self) -> None:
         await asyncio.to_thread(self._close)
@@ -126,10 +150,20 @@ class _Postgres:
         async with self._engine.begin() as connection:
             return await connection.run_sync(work)
 
+    async def no_writing(self) -> str:
+        query = text("SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')")
+        async with self._single.connect() as connection:
+            standby, read_only = (await connection.execute(query)).one()
+        if standby:
+            return "it is a standby; is this the address of the primary?"
+        return "default_transaction_read_only is on" if read_only == "on" else ""
+
     async def close(self) -> None:
         await self._engine.dispose()
 
 
+_LEAST_FREE = 1_000_000
+"""Bytes of disk below which SQLite's next transactions fail."""
 _SQLITE_AWAY = frozenset(
     {
         sqlite3.SQLITE_BUSY,

@@ -19,6 +19,7 @@ from app.db.tables import runs
 from app.db.text import to_json
 from app.db.webhook_store import note_end
 from tailrun.process.errors import ErrorCode
+from tailrun.process.lines import Level, Stream
 
 _UNSTARTED = (RunStatus.CREATED, RunStatus.QUEUED)
 
@@ -82,6 +83,17 @@ def _locked(connection: Connection, run_id: str) -> Run:
     if row is None:
         raise NotFound(f"there is no run {run_id}")
     return RUN_ROW.read(row)
+
+
+def note_waiting(connection: Connection, run_id: str, text: str, now: int) -> Changed:
+    """Put a line into the log of a run that is queued and due; nothing where it is not."""
+    run = _locked(connection, run_id)
+    if run.status is not RunStatus.QUEUED or (run.next_attempt_at or 0) > now:
+        return Changed(run, [])
+    level, stream = Level.WARNING, Stream.SYSTEM
+    event = Event(run.last_seq + 1, EventType.LOG, now, run_id, run.attempt, level, stream, content=text)
+    insert_lines(connection, [event])
+    return Changed(_set(connection, run_id, last_seq=event.seq), [event])
 
 
 def _end(

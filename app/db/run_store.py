@@ -24,10 +24,21 @@ from app.db.run_change import Changed
 from app.db.run_commit import Batch, Committed, Cut, Outcome
 from app.db.run_create import Created, RunDraft
 from app.db.run_queries import OpenRun
-from app.db.run_rows import RUN_ROW, STEP_ROW, WITHOUT_SPEC
-from app.db.tables import log_lines, runs, steps
+from app.db.run_rows import ATTEMPT_ENDS, RUN_ROW, STEP_ROW, WITHOUT_SPEC, Waits, count_waits
+from app.db.tables import attempts, log_lines, runs, steps
 
-__all__ = ["Batch", "Changed", "Committed", "Created", "Cut", "Outcome", "Owner", "RunDraft", "RunStore"]
+__all__ = [
+    "Batch",
+    "Changed",
+    "Committed",
+    "Created",
+    "Cut",
+    "Outcome",
+    "Owner",
+    "RunDraft",
+    "RunStore",
+    "Waits",
+]
 
 _AT_ONCE = 1000
 _LINES_BACK = 100
@@ -85,6 +96,10 @@ class RunStore:
         """Ask for the end: at once when nobody owns the run, else a timestamp. Unknown: NotFound."""
         return await self._db.write(lambda connection: run_change.request_cancel(connection, run_id, now))
 
+    async def note_waiting(self, run_id: str, text: str, now: int) -> Changed:
+        """Say in the log of a run that is queued and due why it waits."""
+        return await self._db.write(lambda connection: run_change.note_waiting(connection, run_id, text, now))
+
     async def claim(
         self, run_ids: Sequence[str], worker_id: str, now: int, *, redelivered_below: int = run_claim.EVER
     ) -> list[Run]:
@@ -130,6 +145,11 @@ class RunStore:
             select(*STEP_ROW.columns).where(steps.c.run_id == run_id).order_by(steps.c.idx, steps.c.step_id)
         )
         return [STEP_ROW.read(row) for row in await self._select(query)]
+
+    async def waits(self, run_id: str, codes: Collection[str]) -> Waits:
+        """Return how often and how long the run was given back for errors of these codes."""
+        query = select(*ATTEMPT_ENDS).where(attempts.c.run_id == run_id).order_by(attempts.c.attempt)
+        return count_waits(await self._select(query), codes)
 
     async def last_source(self, run_id: str, step: str) -> str | None:
         """Return the `src` of the newest line of a step that has one: how far its pod's log is kept."""

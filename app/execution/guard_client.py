@@ -37,6 +37,10 @@ from tailrun.process.lines import Stream
 from tailrun.process.pipes import FdPipe
 
 _PIPE_BYTES = 256 * 1024
+_NAMED, _NAME_CHARS = 5, 100
+"""Of the programs that are ended after a tool."""
+_CLOSE_S = 10.0
+"""Longer than a guard tries to end what can't be ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +132,18 @@ class GuardClient:
 
     def say(self, word: bytes) -> None:
         """Send one command; never blocks, and does nothing for a guard that is gone."""
+        if word == guard.FINISH:
+            names = [name for name in map(_command_line, guard.descendants(self._process.pid)) if name]
+            self.report |= {"swept": names[:_NAMED], "more": len(names[_NAMED:])}
         with self._lock:
             if self._control is not None:
                 with contextlib.suppress(BlockingIOError, BrokenPipeError):
                     os.write(self._control, word)
+
+    def heartbeat(self) -> None:
+        """Say that the worker still owns the run, and wake a guard that a program has stopped."""
+        self.say(guard.HEARTBEAT)
+        self._process.send_signal(signal.SIGCONT)
 
     def listen(self, changed: Callable[[], None]) -> None:
         """Keep `report` up to date from now on; calls `changed` after each change."""
@@ -158,13 +170,26 @@ class GuardClient:
             if self._control is not None:
                 os.close(self._control)
                 self._control = None
-        pause = 0.001
+        pause, until = 0.001, time.monotonic() + _CLOSE_S
+        self._process.send_signal(signal.SIGCONT)
         while self._process.poll() is None:
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.02)
+            if time.monotonic() >= until:  # it does not answer; the caller ends what it held
+                self._process.kill()
         asyncio.get_running_loop().remove_reader(self._status)
         for fd in (self._status, *self.outputs.values()):
             os.close(fd)
+
+
+def _command_line(pid: int) -> str:
+    """Return the beginning of a living process's command line."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ""
+    text = words.rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
+    return text if len(text) <= _NAME_CHARS else f"{text[:_NAME_CHARS]}..."
 
 
 def _script() -> str:
@@ -199,21 +224,21 @@ def _enlarge(fd: int) -> None:
 _GIVE_UP_S = 2.0
 
 
-def kill_orphans(group: int | None, tmp: Path) -> None:
-    """Kill the process group and all that have `tmp` as TMPDIR, then remove it; blocks for a moment."""
+def kill_orphans(group: int | None, request: Request) -> None:
+    """Kill the process group and all that have the request's TMPDIR, then remove it; blocks for a moment."""
     if group is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
     deadline = time.monotonic() + _GIVE_UP_S
-    while (left := _having(tmp)) and time.monotonic() < deadline:
+    while (left := _having(request.env["TMPDIR"])) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    shutil.rmtree(tmp, ignore_errors=True)
+    shutil.rmtree(request.tmp, ignore_errors=True)
 
 
-def _having(tmp: Path) -> list[int]:
+def _having(tmp: str) -> list[int]:
     """Find the processes with this TMPDIR; none where there is no /proc. The dead have no environment."""
     mark = b"TMPDIR=" + os.fsencode(tmp)
     found = list[int]()

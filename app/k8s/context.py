@@ -20,12 +20,16 @@ from app.storage.staging import Staging
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long things may take, in seconds: to find a node, to start, to send files back."""
+    """How long things may take, in seconds: to find a node, to start, to send files back.
+
+    `store_s`: how long the store may be away when a program has ended and its files wait.
+    """
 
     schedule_s: float
     start_s: float
     upload_s: float
     grace_s: float
+    store_s: float = 300
 
 
 @dataclass(frozen=True, slots=True)

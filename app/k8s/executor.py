@@ -129,11 +129,16 @@ def open_executor(
         start_budget_s=settings.tool_schedule_s + settings.tool_start_s,
         ttl_s=settings.tool_ttl_s,
         disk=settings.tool_disk,
+        cpu_request=settings.tool_cpu_request,
         user_namespaces=settings.tool_user_namespaces,
         pull_secret=settings.tool_image_pull_secret,
     )
     patience = Timeouts(
-        settings.tool_schedule_s, settings.tool_start_s, settings.tool_upload_s, settings.cancel_grace_s
+        settings.tool_schedule_s,
+        settings.tool_start_s,
+        settings.tool_upload_s,
+        settings.cancel_grace_s,
+        settings.infrastructure_wait_s,
     )
     watch = Watch(cluster, terms)
     return KubernetesExecutor(JobContext(cluster, watch, terms, profiles, staging, patience, clock))

@@ -123,7 +123,6 @@ class Frames:
     def _lines(self, letter: str, text: str, frame: dict[str, Any], now: float) -> list[Line]:
         src = f"{self.step_run}:{frame['n']}"
         if "p" not in frame and letter not in self._open and _ODD.search(text) is None:
-            text = text.rstrip()
             return [Line(_STREAMS[letter], text, level_of(text), src=src)]
         if letter not in self._splitters:
             self._splitters[letter] = LineSplitter(_STREAMS[letter])

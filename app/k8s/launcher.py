@@ -53,7 +53,7 @@ class JobLauncher:
             else:
                 await self._create_env(job)
         except ClusterAway as error:
-            raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, str(error)) from error
+            raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, str(error), away=True) from error
         except ClusterError as error:
             raise _refused(error) from error
         return job
@@ -99,7 +99,8 @@ class JobLauncher:
         await asyncio.gather(self._create_env(job), self._create_secret(files))
 
     async def _create_env(self, job: dict[str, Any]) -> None:
-        await self._create_secret(spec.secret(job, spec.env_secret(self.name), spec.variables(self._tool)))
+        values = spec.variables(self._tool, wrapped=self._profile.wrapped)
+        await self._create_secret(spec.secret(job, spec.env_secret(self.name), values))
 
     async def _create_secret(self, body: dict[str, Any]) -> None:
         with contextlib.suppress(Exists):

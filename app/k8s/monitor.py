@@ -25,11 +25,12 @@ from app.k8s.context import JobContext, Stages
 from app.k8s.follower import Follower
 from app.k8s.frames import Cursor, Exit, Frames, Gap, Item, News, RawLines
 from app.k8s.launcher import JobLauncher
-from app.k8s.pod_state import State, Verdict, finished, judge
-from app.storage.staging import StagingFailure
+from app.k8s.pod_state import State, Verdict, finished, judge, silent_node
+from app.storage.staging import StagingFailure, UploadRefused
 from tailrun.process.aio import run_to_completion
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level, Line, LineSink, Stream
+from tailrun.process.monitor import SWEPT
 from tailrun.process.stop import StopReason, StopToken, Usage
 
 _LEFT = frozenset({StopReason.DRAIN, StopReason.LOST})
@@ -60,6 +61,7 @@ class JobMonitor:
         self._clock = asyncio.get_running_loop().time
         self._stages = Stages(crew.clock)
         self._told: set[str] = set()
+        self._silent_node = ""
         self._why_failed = ""
         self._report: dict[str, Any] = {}
         self._stopping: StopReason | None = None
@@ -136,13 +138,34 @@ class JobMonitor:
 
     async def _tell(self) -> None:
         """Write the pod's events into the run's log, each once."""
+        await self._tell_of_node()
         for event in tuple(self._view.events):
             if event.get("type") != "Warning" and event.get("reason") not in _WORTH_TELLING:
                 continue
-            text = f"{event.get('reason')}: {event.get('message')}"
-            if text not in self._told and len(self._told) < _TOLD_EVENTS:
-                self._told.add(text)
-                await self._say(Level.WARNING if event.get("type") == "Warning" else Level.INFO, text)
+            if not self._is_our_order(event):
+                level = Level.WARNING if event.get("type") == "Warning" else Level.INFO
+                await self._tell_once(f"{event.get('reason')}: {event.get('message')}", level)
+
+    def _is_our_order(self, event: dict[str, Any]) -> bool:
+        """Whether an event is of Secrets that we make right behind the Job: nothing is amiss."""
+        message = str(event.get("message"))
+        ours = spec.files_secret(self.name) in message or spec.env_secret(self.name) in message
+        return ours and ("not found" in message or "failed to sync secret" in message)
+
+    async def _tell_of_node(self) -> None:
+        """Say when the cluster has lost touch with the pod's node, and when it is back."""
+        node = silent_node(self._view.pod)
+        if node and not self._silent_node:
+            text = f"its node {node} does not answer; waiting for it (at most {spec.NODE_LOST_S} s)"
+            await self._say(Level.WARNING, text)
+        elif self._silent_node and not node and not self._over():
+            await self._say(Level.INFO, f"its node {self._silent_node} answers again")
+        self._silent_node = node
+
+    async def _tell_once(self, text: str, level: Level = Level.WARNING) -> None:
+        if text not in self._told and len(self._told) < _TOLD_EVENTS:
+            self._told.add(text)
+            await self._say(level, text)
 
     # -- while it runs ------------------------------------------------------------------
 
@@ -161,6 +184,7 @@ class JobMonitor:
                 if self._stop.reason in _LEFT:
                     return self._stop.reason
                 self._stages.look(self._view)
+                await self._tell()
                 if self._stopping is None and (self._stop.reason or self._clock() >= timeout_at):
                     await self._begin_stop()
                 if following.done():
@@ -217,6 +241,8 @@ class JobMonitor:
                         self._stages.synced()
                     elif item.kind == "failed":
                         self._why_failed = item.message
+                    elif item.kind == "stopped":
+                        lines.append(Line(Stream.SYSTEM, f"{SWEPT}: {item.message}", Level.WARNING))
                 case Exit():
                     self._report = item.report
         await self._flush(lines)
@@ -267,29 +293,30 @@ class JobMonitor:
         """Take the files back. Of a stopped program that is tried for a moment, of another it must be."""
         hurry = stopped in {StopReason.CANCEL, StopReason.TIMEOUT} and self._stop.reason is not None
         try:
-            return await self._collect(_HURRIED_UPLOAD_S if hurry else self._crew.patience.upload_s)
+            within_s = _HURRIED_UPLOAD_S if hurry else self._crew.patience.upload_s
+            return await self._collect(within_s, hurry=hurry)
         except StagingFailure as error:
             if stopped is None:
-                text = f"its files did not come back: {error}"
-                raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, text) from error
+                raise _lost_files(error) from error
             await self._say(Level.WARNING, f"what it changed in its files is lost: {error}")
             return None
 
-    async def _collect(self, within_s: float) -> Any:
-        """Wait for the side-car's end, and take in what it has sent."""
+    async def _collect(self, within_s: float, *, hurry: bool = True) -> Any:
+        """Wait for the side-car's end, and take in what it has sent. In a `hurry` no store is waited for."""
         until = self._clock() + within_s
         while not (finished(self._view.pod, spec.SYNC) or self._view.pod_gone) and self._clock() < until:
             self._wake.clear()
             await self._pause(until)
-        until = self._clock() + within_s
+        until = self._clock() + max(within_s, 0 if hurry else self._crew.patience.store_s)
         while True:
             if self._stop.reason is StopReason.LOST:
                 raise LostOwnership("the run was taken over while its files came back")
             try:
                 return await self._crew.staging.collect(self.name, self._tool.workspace)
-            except StorageError:  # the program has run: its files are worth some patience
-                if self._clock() >= until:
+            except StorageError as error:  # the program has run: its files are worth some patience
+                if self._clock() >= until or (self._stop.stopped and not hurry):
                     raise
+                await self._tell_once(f"waiting for its files: {error}")
                 await asyncio.sleep(_AGAIN_S)
 
     def _usage(self) -> Usage:
@@ -350,6 +377,14 @@ class JobMonitor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
+
+
+def _lost_files(error: StagingFailure) -> RunFailure:
+    """What was sent and refused is the program's own work; what did not get through is the way's."""
+    text = f"its files did not come back: {error}"
+    if isinstance(error, UploadRefused):
+        return RunFailure(ErrorCode.RESOURCE_LIMIT, text, retried=False)
+    return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, text, away=True)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

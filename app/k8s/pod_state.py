@@ -43,6 +43,8 @@ _CONFIG = frozenset(
 _CANNOT_START = frozenset({"StartError", "ContainerCannotRun"})
 _NODE_GONE = frozenset({"DeletionByPodGC", "DeletionByTaintManager", "NodeLost"})
 _EVICTED = frozenset({"Evicted", "Preempting", "NodeShutdown", "Shutdown", "Terminated"})
+_NOT_ITS_FAULT = _NODE_GONE | {"Preempting", "PreemptionByScheduler", "NodeShutdown", "Shutdown"}
+"""An eviction by the kubelet may be for the disk or memory that the program itself has used."""
 _NO_ROOM = ("OutOf", "NodeAffinity", "UnexpectedAdmissionError", "NodePorts")
 _POLICY = ("violates PodSecurity", "denied the request", "ValidatingAdmissionPolicy", "is invalid")
 _CRASH_LOOP = "CrashLoopBackOff"
@@ -72,6 +74,8 @@ class Verdict:
     exit_code: int | None = None
     final: bool = False
     """No other attempt can mend it."""
+    away: bool = False
+    """Its node was lost or taken away: nothing that the program did."""
 
     def failure(self) -> RunFailure:
         """Return the failure that this is, or would be without waiting any longer."""
@@ -81,6 +85,7 @@ class Verdict:
             self.why or "its pod did not start",
             exit_code=self.exit_code,
             retried=False if self.final else None,
+            away=self.away,
         )
 
 
@@ -106,6 +111,20 @@ def judge(
     )
 
 
+def silent_node(pod: Thing | None) -> str:
+    """Return the node of a pod that runs there, if the cluster has not heard of that node; else nothing.
+
+    The cluster then says of all its pods that they are not ready, though ours have no readiness probe.
+    """
+    if pod is None or pod["status"].get("phase") != "Running":
+        return ""
+    tool = _state(pod["status"].get("containerStatuses"), TOOL)
+    ready = _condition(pod, "Ready")
+    lost = ready is not None and ready.get("status") != "True" and "running" in tool
+    waits = ready is not None and str(ready.get("reason") or "") in {"ContainersNotReady", "PodCompleted"}
+    return str(pod["spec"].get("nodeName") or "") if lost and not waits else ""
+
+
 def finished(pod: Thing | None, container: str) -> bool:
     """Whether one of the pod's containers has ended for good."""
     kind = "initContainerStatuses" if container == SYNC else "containerStatuses"
@@ -128,11 +147,14 @@ def _evicted(pod: Thing) -> Verdict | None:
     if target is not None and target.get("status") == "True":
         reason, message = str(target.get("reason") or reason), str(target.get("message") or message)
         code = ErrorCode.WORKER_LOST if reason in _NODE_GONE else ErrorCode.EVICTED
-        return Verdict(State.FAILED, code, f"its pod was taken away ({reason}): {message}")
+        text = f"its pod was taken away ({reason}): {message}"
+        return Verdict(State.FAILED, code, text, away=reason in _NOT_ITS_FAULT)
     if reason in _EVICTED:
-        return Verdict(State.FAILED, ErrorCode.EVICTED, f"its pod was evicted ({reason}): {message}")
+        text = f"its pod was evicted ({reason}): {message}"
+        return Verdict(State.FAILED, ErrorCode.EVICTED, text, away=reason in _NOT_ITS_FAULT)
     if reason in _NODE_GONE:
-        return Verdict(State.FAILED, ErrorCode.WORKER_LOST, f"its node is gone ({reason}): {message}")
+        text = f"its node is gone ({reason}): {message}"
+        return Verdict(State.FAILED, ErrorCode.WORKER_LOST, text, away=True)
     if reason.startswith(_NO_ROOM):
         return Verdict(State.FAILED, ErrorCode.UNSCHEDULABLE, f"its node refused it ({reason}): {message}")
     return None
@@ -199,7 +221,7 @@ def _deadline(job: Thing | None, ended: Thing | None) -> Verdict | None:
 
 def _lost(pod: Thing, job: Thing | None, *, pod_gone: bool) -> Verdict | None:
     if pod["status"].get("phase") == "Unknown":
-        return Verdict(State.FAILED, ErrorCode.WORKER_LOST, "its node does not answer any more")
+        return Verdict(State.FAILED, ErrorCode.WORKER_LOST, "its node does not answer any more", away=True)
     if pod_gone or pod["status"].get("phase") == "Failed":
         return Verdict(State.FAILED, ErrorCode.WORKER_LOST, "its pod was deleted before it had ended")
     return None

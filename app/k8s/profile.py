@@ -57,6 +57,7 @@ class Profiles:
     def __init__(self, settings: Settings) -> None:
         if not settings.tool_image:
             raise ValueError("TOOL_EXECUTOR=kubernetes needs TOOL_IMAGE: the image with Tailrun's toolbox")
+        amount(settings.tool_cpu_request)
         self.toolbox_image = settings.tool_image
         default = Profile(
             settings.tool_image,

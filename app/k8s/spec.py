@@ -16,9 +16,10 @@ from typing import Any
 
 import orjson
 
+from app.core.names import path_with
 from app.execution import environment
 from app.execution.executor import ToolRun
-from app.k8s.profile import Profile
+from app.k8s.profile import Profile, amount
 from app.storage.staging import Offer
 
 MANAGED = {"app.kubernetes.io/managed-by": "tailrun", "app.kubernetes.io/component": "tool"}
@@ -36,8 +37,9 @@ _USER = 10001
 _SHARED_BYTES, _SYNC_TMP_MIB = "64Mi", 64
 _SYNC_MEMORY, _SYNC_CPU = "256Mi", "500m"
 _HASH_CHARS = 16
+_USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TOOLBOX = ("python", "-I", "-m", "toolbox")
-_NODE_LOST_S = 60
+NODE_LOST_S = 60
 """How long a tool waits for a node that does not answer to come back; Kubernetes' own answer is 300 s."""
 
 
@@ -52,6 +54,7 @@ class JobSettings:
     start_budget_s: float
     ttl_s: int
     disk: str
+    cpu_request: str
     user_namespaces: bool
     pull_secret: str | None
 
@@ -166,9 +169,18 @@ def source_files(tool: ToolRun) -> dict[str, bytes]:
     return {} if tool.source is None else {tool.source.name: tool.source.text.encode()}
 
 
-def variables(tool: ToolRun) -> dict[str, str]:
-    """Return the program's own variables, as they go into its Secret."""
-    return environment.variables(tool, _WORKSPACE, _TMP)
+def variables(tool: ToolRun, *, wrapped: bool) -> dict[str, str]:
+    """Return the program's own variables, as they go into its Secret.
+
+    The folders that its `PATH` asks for are in `TOOLBOX_PATH`: only the wrapper knows the image's own.
+    Without it they come before the usual ones.
+    """
+    found = environment.variables(tool, _WORKSPACE, environment.Folders(_WORKSPACE, _TMP))
+    asked = found.pop("PATH", None)
+    path: dict[str, str] = {}
+    if asked is not None:
+        path = {"TOOLBOX_PATH": asked} if wrapped else {"PATH": path_with(asked, _USUAL_PATH)}
+    return {"USER": TOOL, "LOGNAME": TOOL, **found, **path}
 
 
 # -- the pod --------------------------------------------------------------------------------
@@ -209,7 +221,7 @@ def _pod(tool: ToolRun, profile: Profile, terms: JobSettings, name: str) -> dict
 
 def _tolerated(taint: str) -> dict[str, Any]:
     key = f"node.kubernetes.io/{taint}"
-    return {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _NODE_LOST_S}
+    return {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NODE_LOST_S}
 
 
 def _sync(terms: JobSettings, *, gate: bool) -> dict[str, Any]:
@@ -265,7 +277,7 @@ def _tool(tool: ToolRun, profile: Profile, terms: JobSettings, name: str) -> dic
         "workingDir": tool.cwd if tool.cwd is not None and not profile.wrapped else _WORKSPACE,
         "env": env,
         "envFrom": [{"secretRef": {"name": env_secret(name)}}],
-        "resources": _resources(profile.cpu, profile.memory, terms.disk, cpu_request=None),
+        "resources": _resources(profile.cpu, profile.memory, terms.disk, cpu_request=terms.cpu_request),
         "securityContext": _locked_down(),
         "terminationMessagePolicy": "File",
         "volumeMounts": [
@@ -276,9 +288,10 @@ def _tool(tool: ToolRun, profile: Profile, terms: JobSettings, name: str) -> dic
     }
 
 
-def _resources(cpu: str, memory: str, disk: str, *, cpu_request: str | None) -> dict[str, Any]:
+def _resources(cpu: str, memory: str, disk: str, *, cpu_request: str) -> dict[str, Any]:
+    """Of CPU less is asked for than may be used: it is shared, and a tool mostly waits. Never more."""
     limits = {"cpu": cpu, "memory": memory, "ephemeral-storage": disk}
-    return {"limits": limits, "requests": {**limits, "cpu": cpu_request or cpu}}
+    return {"limits": limits, "requests": {**limits, "cpu": min(cpu, cpu_request, key=amount)}}
 
 
 def _locked_down() -> dict[str, Any]:

@@ -78,6 +78,9 @@ redis.call('LPUSH', KEYS[1], ARGV[1])
 return 1
 """)
 
+_LACK_S = 10
+"""How long what a worker has said of its lack holds; it says so every second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -115,6 +118,11 @@ class Claims:
         """Wait up to `BLOCK_S` for an entry and take it: the wake-up of an idle worker."""
         with guard():
             return await self._blocking.blmove(self._keys.pending(), self._held, BLOCK_S, "RIGHT", "LEFT")
+
+    async def say_lack(self, text: str) -> None:
+        """Say for the next seconds why this worker, though it is alive, claims nothing."""
+        with guard():
+            await self._redis.set(self._keys.lack(self._worker_id), text, ex=_LACK_S)
 
     def now_us(self) -> int:
         """Return Redis TIME as counted on from what Redis said last, without asking again."""

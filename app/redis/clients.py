@@ -115,7 +115,7 @@ class RedisClients:
             await client.connection_pool.disconnect()
 
     async def ping(self) -> None:
-        """Set the clock; raise `RedisDown` unless Redis answers, on each way, and is one server."""
+        """Set the clock; raise `RedisDown` unless Redis answers on each way, is one, and takes writes."""
         with guard():
             for client in (self._protocol, self._rest):
                 if client is not None:
@@ -124,6 +124,33 @@ class RedisClients:
         if not self._same_server:
             await self._check_same_server()
             self._same_server = True
+        await self.check_writing()
+
+    async def check_writing(self) -> None:
+        """Raise `RedisDown`, with the reason, where Redis answers but the queue can't be written.
+
+        Only commands that the documented rights hold: a look at each key of the queue, which one of
+        another type refuses, and one small write, which a replica, a full memory and a full disk refuse.
+        """
+        keys, commands = self.keys, self.commands
+        looks = (
+            (commands.llen, (keys.pending(), keys.dead())),
+            (commands.zcard, (keys.workers(), keys.delayed())),
+        )
+        for look, names in looks:
+            for name in names:
+                try:
+                    with guard():
+                        await look(name)
+                except RedisDown as error:
+                    if "WRONGTYPE" not in str(error):
+                        raise
+                    raise RedisDown(
+                        f"the Redis key {name} is not Tailrun's, it has another type: delete or rename it, "
+                        "or set REDIS_PREFIX"
+                    ) from error
+        with guard():
+            await commands.set(keys.probe(), "1", ex=_NONCE_TTL_S)
 
     async def time_us(self) -> int:
         """Return Redis TIME in microseconds, and tell the clock."""

@@ -54,9 +54,17 @@ class Keys:
         """STRING: who does one kind of periodic work."""
         return f"{self.prefix}jobs:leader:{role}"
 
+    def lack(self, worker_id: str) -> str:
+        """STRING: why a worker claims nothing though it is alive; expires after 10 s."""
+        return f"{self.prefix}jobs:lack:{worker_id}"
+
     def tick(self) -> str:
         """STRING: Redis TIME of the last tick, in milliseconds."""
         return f"{self.prefix}jobs:tick"
+
+    def probe(self) -> str:
+        """STRING that readiness writes, for a Redis that takes no writes answers too; expires after 10 s."""
+        return f"{self.prefix}jobs:probe"
 
     def nonce(self, nonce: str) -> str:
         """STRING that shows two ways to Redis to lead to one server; expires after 10 s."""

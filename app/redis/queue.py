@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -25,9 +25,11 @@ _RUN_ID = re.compile(r"[!-~]{1,64}")
 # KEYS  1 jobs:mark:<run_id>:<n>  2 jobs:pending
 # ARGV  1 entry  2 life of the mark in seconds  3 "high" (taken next) or "normal"
 # Output  1 pushed, 0 this push was made before
+# The mark comes last: a push that Redis refuses (another type of key, a full memory) is to be made again.
 _PUSH = Script("""
-if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[2]) then return 0 end
+if redis.call('GET', KEYS[1]) then return 0 end
 redis.call(ARGV[3] == 'high' and 'RPUSH' or 'LPUSH', KEYS[2], ARGV[1])
+redis.call('SET', KEYS[1], '1', 'EX', ARGV[2])
 return 1
 """)
 
@@ -35,18 +37,25 @@ return 1
 # ARGV  1 life of the marks in seconds  2 RPUSH (taken next) or LPUSH  3… entries
 # Output  number pushed; the others were pushed before
 _PUSH_MANY = Script("""
-local fresh = {}
+local fresh, marks = {}, {}
 for i = 1, #KEYS - 1 do
-  if redis.call('SET', KEYS[i], '1', 'NX', 'EX', ARGV[1]) then fresh[#fresh + 1] = ARGV[i + 2] end
+  if not marks[KEYS[i]] and not redis.call('GET', KEYS[i]) then
+    marks[KEYS[i]] = true
+    fresh[#fresh + 1] = ARGV[i + 2]
+  end
 end
 if #fresh > 0 then redis.call(ARGV[2], KEYS[#KEYS], unpack(fresh)) end
+for mark in pairs(marks) do redis.call('SET', mark, '1', 'EX', ARGV[1]) end
 return #fresh
 """)
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How much waits where. Lease times are seconds left, negative once dead."""
+    """How much waits where. Lease times are seconds left, negative once dead.
+
+    `lacks`: by worker, why it claims nothing though it is alive.
+    """
 
     pending: int
     delayed: int
@@ -54,11 +63,19 @@ class Depth:
     processing: dict[str, int]
     workers: dict[str, float]
     now_us: int
+    lacks: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def in_flight(self) -> int:
         """Entries that workers hold."""
         return sum(self.processing.values())
+
+    def idle(self) -> str:
+        """Say why no worker takes runs though some are alive; empty where one does, or none is alive."""
+        alive = [name for name, left in self.workers.items() if left > 0]
+        if not all(name in self.lacks for name in alive):
+            return ""
+        return "; ".join(dict.fromkeys(self.lacks[name] for name in alive))
 
 
 class Queue:
@@ -129,7 +146,9 @@ class Queue:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.llen(self._keys.processing(name))
-                held = await pipe.execute() if names else []
+                    pipe.get(self._keys.lack(name))
+                found = await pipe.execute() if names else []
+        held, lacks = found[::2], zip(names, found[1::2], strict=True)
         now_us = now[0] * 1_000_000 + now[1]
         return Depth(
             pending=pending,
@@ -138,7 +157,14 @@ class Queue:
             processing=dict(zip(names, held, strict=True)),
             workers={name.decode(): score / 1000 - now_us / 1_000_000 for name, score in workers},
             now_us=now_us,
+            lacks={name: text.decode("utf-8", "replace") for name, text in lacks if text},
         )
+
+    async def next_runs(self, count: int) -> list[str]:
+        """Return the ids of the runs that are taken next, at most `count`."""
+        with guard():
+            entries = await self._redis.lrange(self._keys.pending(), -count, -1)
+        return [run_id for raw in reversed(entries) if (run_id := run_id_of(raw)) is not None]
 
     async def worker_alive(self, worker_id: str) -> bool:
         """Whether a worker's lease still runs, by Redis TIME."""

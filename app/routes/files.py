@@ -94,7 +94,8 @@ def content_type(path: str) -> str:
 
 def etag(file: FileInfo) -> str:
     """Return the weak tag of this state of a file."""
-    return f'W/"{file.size:x}-{file.modified_at:x}"'
+    version = f"-{file.version}" if file.version else ""
+    return f'W/"{file.size:x}-{file.modified_at:x}{version}"'
 
 
 def not_modified(file: FileInfo, if_none_match: str | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
@@ -27,11 +28,12 @@ _LOOK_EVERY_S, _LOOK_AGAIN_S = 5.0, 1.0
 
 
 class ReadyCheck:
-    """Whether this process can serve: its stores answer, and it is not stopping."""
+    """Whether this process can serve: its stores and the store of files answer, and it is not stopping."""
 
     def __init__(self, services: Services) -> None:
         self._draining = services.draining
         self._stores = StoreCheck(services.settings.effective_database_url, services.db, services.redis)
+        self._files = OneAtATime(services.workspaces.ping)
         self._before: dict[str, str] = {}
         self._logged: list[str] = []
 
@@ -42,7 +44,8 @@ class ReadyCheck:
 
     async def __call__(self) -> dict[str, str]:
         """Return `ok`, or what is wrong, of each."""
-        return await self._stores() | ({"process": "stopping"} if self._draining.is_set() else {})
+        stores, files = await asyncio.gather(self._stores(), answered(self._files))
+        return stores | {"files": files} | ({"process": "stopping"} if self._draining.is_set() else {})
 
     async def look(self) -> None:
         """Log what is missing, whenever that changes."""
@@ -61,6 +64,21 @@ class ReadyCheck:
     def again_s(self) -> float:
         """Return in how many seconds to look again."""
         return _LOOK_AGAIN_S if trouble(self._before) or not self._before else _LOOK_EVERY_S
+
+
+class OneAtATime:
+    """Asks a store that may hang: an answer is waited for again, and no second question is sent."""
+
+    def __init__(self, ask: Callable[[], Awaitable[None]]) -> None:
+        self._ask = ask
+        self._asking: asyncio.Future[None] | None = None
+
+    async def __call__(self) -> None:
+        """Wait for an answer; who waits no longer leaves the question as it is."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.ensure_future(self._ask())
+            self._asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._asking)
 
 
 def ready_check(conn: HTTPConnection) -> ReadyCheck:
@@ -83,7 +101,7 @@ async def healthz() -> Response:
 async def readyz(
     conn: HTTPConnection, services: CurrentServices, check: Annotated[ReadyCheck, Depends(ready_check)]
 ) -> Response:
-    """Ask Redis and the database, and say what does not answer; to an admin also why, and what is amiss."""
+    """Ask Redis, the database and the store of files what writing needs; to an admin also say why not."""
     checks, remarks = await check(), check.remarks
     ready = not trouble(checks)
     if not await admin_calls(conn, services):
@@ -116,7 +134,7 @@ async def _count_runs(services: Services, counts: RunCounts) -> None:
 
 async def _count_ready(check: ReadyCheck) -> None:
     checks = await check()
-    for name in ("database", "redis"):
+    for name in ("database", "redis", "files"):
         READY.labels(name).set(checks[name] == OK)
 
 

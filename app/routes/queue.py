@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.core.errors import StorageError, Unavailable
 from app.plan.run_fields import Body, Name
 from app.routes.auth import Admin, CurrentServices
 from app.routes.schemas import EventView, RunView
@@ -22,6 +23,7 @@ class WorkerView(BaseModel):
     worker_id: str
     lease_left_s: float = Field(description="Seconds; negative once it is dead.")
     in_flight: int
+    lacks: str | None = Field(None, description="Why it claims nothing though it is alive; null: it does.")
 
 
 class QueueView(BaseModel):
@@ -109,11 +111,19 @@ _MINUTE_US = 60_000_000
 @router.get("/queue", response_model=QueueView)
 async def show(_admin: Admin, services: CurrentServices) -> Response:
     """Show how much waits where, and which workers are alive."""
-    depth = await services.queue.depth()
+    try:
+        depth = await services.queue.depth()
+    except StorageError as error:  # whoever asks is an admin, and looks for just this
+        raise Unavailable(f"The queue can't be read: {error}.", retry_after_s=1) from error
     oldest = await services.runs.oldest_queued_at()
     ended = await services.runs.ended_since(depth.now_us - _MINUTE_US)
     workers = [
-        {"worker_id": name, "lease_left_s": round(left, 3), "in_flight": depth.processing.get(name, 0)}
+        {
+            "worker_id": name,
+            "lease_left_s": round(left, 3),
+            "in_flight": depth.processing.get(name, 0),
+            "lacks": depth.lacks.get(name),
+        }
         for name, left in sorted(depth.workers.items())
     ]
     return answer(

@@ -251,7 +251,7 @@ class Readiness(BaseModel):
 
     ready: bool
     checks: dict[str, str] = Field(
-        examples=[{"database": "ok", "redis": "failed"}],
+        examples=[{"database": "ok", "redis": "failed", "files": "ok"}],
         description="`ok`, or `failed`: an admin is told why.",
     )
     remarks: list[str] = Field(

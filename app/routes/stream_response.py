@@ -19,7 +19,7 @@ from uvicorn import Server
 
 from app.core.errors import StorageError
 from app.core.telemetry import get_logger
-from app.routes.server import abort
+from app.routes.server import abort, taken
 from app.stream.formats import Format
 from app.stream.reader import Reader
 
@@ -91,6 +91,7 @@ class StreamResponse(EventSourceResponse):
                 self._send_timeout_s,
                 on_idle=reader.poke,
                 on_stalled=lambda: self._cut(sending),
+                taken=lambda: taken(self._scope),
             )
             try:
                 await self._send_all(reader, watchdog, send)
@@ -129,7 +130,10 @@ class StreamResponse(EventSourceResponse):
 
 
 class Watchdog:
-    """Calls `on_idle` after `idle_s` without a send, `on_stalled` once a send takes `stalled_s`."""
+    """Calls `on_idle` after `idle_s` without a send, `on_stalled` once nothing is taken for `stalled_s`.
+
+    `taken` says how many bytes the peer has taken so far: a send may take long while it goes on.
+    """
 
     def __init__(
         self,
@@ -138,8 +142,10 @@ class Watchdog:
         *,
         on_idle: Callable[[], None],
         on_stalled: Callable[[], None],
+        taken: Callable[[], int] = lambda: 0,
     ) -> None:
         self.stalled = False
+        self._taken, self._taken_before = taken, 0
         self._idle_s, self._stalled_s = idle_s, stalled_s
         self._on_idle, self._on_stalled = on_idle, on_stalled
         self._loop = asyncio.get_running_loop()
@@ -171,6 +177,8 @@ class Watchdog:
         now = self._loop.time()
         due = now + self._round()
         if self._sending_since is not None:
+            if (by_now := self._taken()) != self._taken_before:
+                self._taken_before, self._sending_since = by_now, now
             due = min(due, self._sending_since + self._stalled_s)
             if due <= now:
                 self.stalled = True

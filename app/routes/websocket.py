@@ -30,7 +30,7 @@ from app.core.models import Run
 from app.core.telemetry import get_logger
 from app.routes.auth import find_run, services, stream_user
 from app.routes.body import MAX_SEQ, whole_number
-from app.routes.server import abort
+from app.routes.server import abort, taken
 from app.routes.stream_response import Watchdog
 from app.runs.cancel import request_cancel
 from app.runs.services import Principal, Services
@@ -109,7 +109,13 @@ class _Session:
     async def run(self, after: int) -> None:
         """Serve what follows `after`, until the run's end, the client's leave or the process's."""
         stalled_s = self._services.settings.stream_send_timeout_s
-        watchdog = Watchdog(None, stalled_s, on_idle=lambda: None, on_stalled=self._cut)
+        watchdog = Watchdog(
+            None,
+            stalled_s,
+            on_idle=lambda: None,
+            on_stalled=self._cut,
+            taken=lambda: taken(self._socket.scope),
+        )
         self._resume = after
         listening: asyncio.Future[None] | None = None
         try:

@@ -19,18 +19,30 @@ from app.core.errors import Conflict, NotFound, StorageError, TailrunError, TooL
 from app.core.names import InvalidPath, normalise, normalise_prefix, private_key, run_key
 from app.storage.scratch import Scratch, purge
 from app.storage.threads import Threads
-from app.storage.tree import Found, Snapshot, is_link, open_file, opened_folder, remove_empty, snapshot
+from app.storage.tree import (
+    Found,
+    Snapshot,
+    is_link,
+    open_file,
+    opened_folder,
+    recreate,
+    remove_empty,
+    snapshot,
+)
 from app.storage.workspace import (
     PIECE,
     UNLIMITED,
     Budget,
     Checkout,
+    Copied,
     FileInfo,
     Limits,
+    Patience,
     Workspace,
     checked_out,
     file_in_the_way,
     folder_in_the_way,
+    impatient,
     merged,
 )
 
@@ -135,18 +147,18 @@ class LocalWorkspace:
         path = normalise(path)
         await self._run(self._delete, path)
 
-    async def copy_from(self, other: Workspace) -> int:
+    async def copy_from(self, other: Workspace) -> Copied:
         """Copy another run's files: real copies, for tools change files in place."""
         if not isinstance(other, LocalWorkspace):
             raise TypeError(f"A directory workspace can't copy from {type(other).__name__}.")
         return await self._run(self._copy_from, other)
 
     @contextlib.asynccontextmanager
-    async def checkout(self) -> AsyncGenerator[Checkout]:
+    async def checkout(self, patience: Patience = impatient) -> AsyncGenerator[Checkout]:
         """Give out the directory itself."""
         before = await self._run(self._make)
         checkout = Checkout(self._home.root / self._key, [])
-        async with checked_out(checkout, lambda: self._run(self._settle, before, checkout)):
+        async with checked_out(checkout, lambda: self._run(self._settle, before, checkout), patience):
             yield checkout
 
     @contextlib.asynccontextmanager
@@ -220,36 +232,43 @@ class LocalWorkspace:
         if failure is not None:
             raise failure
 
-    def _copy_from(self, other: LocalWorkspace) -> int:
+    def _copy_from(self, other: LocalWorkspace) -> Copied:
         with self._locked():
             budget = self._budget()
-            source = other._snapshot().files
-            files = {path: found for path, found in source.items() if path not in budget}
+            source = other._snapshot()
+            files = {path: found for path, found in source.files.items() if path not in budget}
             for path, found in files.items():
                 budget.take(path, found.size)
-            copied: list[str] = []
+            copied, closed = list[str](), [path for path in source.skipped if path.endswith("/")]
             try:
                 for path, found in files.items():
-                    self._copy(other, path, found)
-                    copied.append(path)
+                    (copied if self._copy(other, path, found) else closed).append(path)
             except BaseException:
                 for path in copied:
                     self._delete(path)
                 raise
-        return len(files)
+            with explained(_FOLDER, writing=True):
+                recreate(self._home.root, self._key.split("/"), source.bare_folders(), source.links)
+        return Copied(len(copied), closed)
 
-    def _copy(self, other: LocalWorkspace, path: str, found: Found) -> None:
-        source = other._open(path)
+    def _copy(self, other: LocalWorkspace, path: str, found: Found) -> bool:
+        """Copy one file; say whether it could be opened."""
+        try:
+            source = other._open(path)
+        except (Conflict, NotFound, InvalidPath):  # a tool took the permission away, or changes it just now
+            return False
         try:
             target, temp = self._temporary(path)
             try:
                 _copy_bytes(source, target, found.size, path)
-                os.fchmod(target, 0o755 if found.executable else 0o644)
+                os.fchmod(target, found.mode)
+                os.utime(target, ns=(found.mtime_ns, found.mtime_ns))
                 self._place(temp, path)
             finally:
                 _discard((target, temp))
         finally:
             os.close(source)
+        return True
 
     def _snapshot(self) -> Snapshot:
         with explained(_FOLDER):

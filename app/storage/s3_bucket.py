@@ -8,7 +8,8 @@ call needs a checksum that older stores refuse.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 import boto3
@@ -30,18 +31,24 @@ _TRANSFER = TransferConfig(use_threads=False, multipart_threshold=16 << 20, mult
 
 
 class Object(NamedTuple):
-    """One object: size in bytes, time in microseconds."""
+    """One object: size in bytes, time in microseconds, in whole seconds; `etag` tells contents apart."""
 
     key: str
     size: int
     modified_at: int
+    etag: str = ""
 
 
 class Content(NamedTuple):
     """An object's content, open: the caller closes it."""
 
     body: StreamingBody
-    executable: bool
+    properties: Mapping[str, str]
+
+    @property
+    def executable(self) -> bool:
+        """Whether it is a program."""
+        return self.properties.get("executable") == "1"
 
 
 class Bucket:
@@ -101,7 +108,8 @@ class Bucket:
     def head(self, key: str) -> Object:
         with self._explained(key):
             head = self._client.head_object(Bucket=self.name, Key=key)
-        return Object(key, head["ContentLength"], int(head["LastModified"].timestamp()) * 1_000_000)
+        at = int(head["LastModified"].timestamp()) * 1_000_000
+        return Object(key, head["ContentLength"], at, head.get("ETag", ""))
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> Content:
         """Open bytes `start` to `end` (exclusive) of an object; `EOFError` if it has none there."""
@@ -110,16 +118,23 @@ class Bucket:
             wanted["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         with self._explained(key):
             answer = self._client.get_object(Bucket=self.name, Key=key, **wanted)
-        return Content(answer["Body"], answer["Metadata"] == _EXECUTABLE)
+        return Content(answer["Body"], answer["Metadata"])
 
     def read(self, content: Content, size: int, key: str) -> bytes:
         """Read up to `size` bytes; empty at the end."""
         with self._explained(key):
             return content.body.read(size)
 
-    def put(self, key: str, file: IO[bytes], *, executable: bool = False) -> None:
-        """Store an object, whole or not at all."""
-        extra = {"Metadata": _EXECUTABLE if executable else {}}
+    def put(
+        self,
+        key: str,
+        file: IO[bytes],
+        *,
+        executable: bool = False,
+        properties: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Store an object, whole or not at all, with what is to be known of it besides its content."""
+        extra = {"Metadata": {**properties, **(_EXECUTABLE if executable else {})}}
         with self._explained(key):
             self._client.upload_fileobj(file, self.name, key, ExtraArgs=extra, Config=_TRANSFER)
 
@@ -159,7 +174,8 @@ class Bucket:
 
 
 def _object(item: Any) -> Object:
-    return Object(item["Key"], item["Size"], int(item["LastModified"].timestamp()) * 1_000_000)
+    at = int(item["LastModified"].timestamp()) * 1_000_000
+    return Object(item["Key"], item["Size"], at, item.get("ETag", ""))
 
 
 def _shown(key: str) -> str:

@@ -5,39 +5,39 @@ a checkout brings the files down and takes back what changed (see `s3_checkout`)
 checked against a listing just before an upload; two processes that write the same run at the
 same moment may pass them by one file each.
 
-The two transfers of a checkout from S3: all files down, and what a tool changed back up.
-
-Files move up to eight at a time. The way down stops early when asked to; the way up runs to
-its end. Nothing is deleted in the store unless all that should be stored was.
+What a checkout brings down is what the last one left, as in a directory: modes and times of files are
+kept beside each object, folders without files and links in `s3_tree`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
-from app.core.errors import Conflict, StorageError, TooLarge
-from app.core.names import is_normal, normalise, normalise_prefix, parents, private_key, run_key
-from app.core.private_files import private_folder
+from app.core.errors import StorageError
+from app.core.names import is_normal, normalise, normalise_prefix, private_key, run_key
 from app.storage.s3_bucket import Bucket, Content, Object
+from app.storage.s3_transfer import Transfer
+from app.storage.s3_tree import Tree, read_tree, write_tree
 from app.storage.scratch import Scratch, purge
 from app.storage.threads import Threads, each
-from app.storage.tree import Found, Snapshot, open_file, opened_folder, snapshot
 from app.storage.workspace import (
     PIECE,
     UNLIMITED,
     Budget,
     Checkout,
+    Copied,
     FileInfo,
     Limits,
+    Patience,
     Workspace,
     checked_out,
+    impatient,
     merged,
 )
 
@@ -146,14 +146,14 @@ class S3Workspace:
         await self._run(self._bucket.head, key)
         await self._run(self._bucket.delete, key)
 
-    async def copy_from(self, other: Workspace) -> int:
+    async def copy_from(self, other: Workspace) -> Copied:
         """Copy another run's files inside of the store."""
         if not isinstance(other, S3Workspace):
             raise TypeError(f"An S3 workspace can't copy from {type(other).__name__}.")
         return await self._run(self._copy_from, other)
 
     @contextlib.asynccontextmanager
-    async def checkout(self) -> AsyncGenerator[Checkout]:
+    async def checkout(self, patience: Patience = impatient) -> AsyncGenerator[Checkout]:
         """Bring the files down to a temporary directory; take back what changed."""
         async with self._downloaded() as transfer:
             checkout = Checkout(transfer.folder, [])
@@ -161,7 +161,7 @@ class S3Workspace:
             async def write_back() -> None:
                 await self._run(lambda: transfer.upload(checkout, self._limits, self._files()))
 
-            async with checked_out(checkout, write_back):
+            async with checked_out(checkout, write_back, patience):
                 yield checkout
 
     @contextlib.asynccontextmanager
@@ -175,7 +175,7 @@ class S3Workspace:
         async with self._threads.opened(self._folder, purge) as folder:
             stop = threading.Event()
             transfer = Transfer(self._bucket, self._prefix, folder, self._home.transfers, stop)
-            await self._run(lambda: transfer.download(self._files()), on_cancel=stop.set)
+            await self._run(lambda: transfer.download(*self._all()), on_cancel=stop.set)
             yield transfer
 
     async def take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
@@ -189,11 +189,20 @@ class S3Workspace:
 
     def _files(self, prefix: str = "") -> list[FileInfo]:
         """List; keys that strangers put there and that are no normal path are not ours to serve."""
-        found = [self._info(item) for item in self._bucket.list(self._prefix + prefix)]
+        return self._ours(self._bucket.list(self._prefix + prefix))
+
+    def _ours(self, objects: list[Object]) -> list[FileInfo]:
+        found = map(self._info, objects)
         return sorted((file for file in found if is_normal(file.path)), key=lambda file: file.path)
 
     def _info(self, item: Object) -> FileInfo:
-        return FileInfo(item.key.removeprefix(self._prefix), item.size, item.modified_at)
+        version = item.etag.strip('"')
+        return FileInfo(item.key.removeprefix(self._prefix), item.size, item.modified_at, version)
+
+    def _all(self) -> tuple[list[FileInfo], Tree]:
+        """Return the files and what else there is, which costs a request only where it is there."""
+        found = self._bucket.list(self._prefix)
+        return self._ours(found), read_tree(self._bucket, self._prefix, found)
 
     def _budget(self) -> Budget:
         return Budget(self._limits, self._files())
@@ -204,9 +213,10 @@ class S3Workspace:
         self._bucket.put(self._prefix + path, spool)
         return self._info(self._bucket.head(self._prefix + path))
 
-    def _copy_from(self, other: S3Workspace) -> int:
-        budget = self._budget()
-        files = [file for file in other._files() if file.path not in budget]
+    def _copy_from(self, other: S3Workspace) -> Copied:
+        (mine, my_tree), (theirs, tree) = self._all(), other._all()
+        budget = Budget(self._limits, mine)
+        files = [file for file in theirs if file.path not in budget]
         for file in files:
             budget.take(file.path, file.size)
 
@@ -221,7 +231,8 @@ class S3Workspace:
         except BaseException:
             each(self._home.transfers, self._bucket.delete, copied)
             raise
-        return len(files)
+        write_tree(self._bucket, self._prefix, my_tree, tree.under(my_tree))
+        return Copied(len(files))
 
     def _spool(self) -> IO[bytes]:
         try:
@@ -253,98 +264,3 @@ def _close_content(content: Content) -> None:
 
 def _no_disk(error: OSError) -> StorageError:
     return StorageError(f"Temporary files can't be written: {error.strerror}.")
-
-
-Item = TypeVar("Item")
-
-
-class Transfer:
-    """Moves one run's files between its prefix in the bucket and a folder. Blocking."""
-
-    def __init__(
-        self, bucket: Bucket, prefix: str, folder: Path, pool: Executor, stop: threading.Event
-    ) -> None:
-        self._bucket = bucket
-        self._prefix = prefix
-        self.folder = folder
-        self._pool = pool
-        self._stop = stop
-        self._before = Snapshot()
-        self._shadowed: set[str] = set()
-
-    def download(self, files: list[FileInfo]) -> None:
-        """Bring `files` down.
-
-        A store can hold both `a` and `a/b`, which a directory can't: so it stays when a tool
-        had replaced `a` by a folder and was cut off. The folder wins, `a` goes at the end.
-        """
-        folders = {folder for file in files for folder in parents(file.path)}
-        self._shadowed = folders & {file.path for file in files}
-        self._each(self._fetch, [file for file in files if file.path not in self._shadowed])
-        self._before = snapshot(self.folder)
-
-    def expect(self, paths: Iterable[str]) -> None:
-        """Record `paths` as downloaded: those that are not in the folder were deleted."""
-        self._before = Snapshot({path: Found(-1, 0, 0, executable=False) for path in paths})
-
-    def upload(self, checkout: Checkout, limits: Limits, stored: list[FileInfo]) -> None:
-        """Store what changed and delete what was removed; fill `checkout`.
-
-        Raises:
-            TooLarge, Conflict: something is over a limit, or a file that came over HTTP meanwhile
-            is in the way; the rest was stored all the same.
-        """
-        after = snapshot(self.folder)
-        removed = {*self._before.removed(after), *self._shadowed}
-        budget = Budget(limits, stored)
-        budget.release(removed)
-        wanted, failure = _fitting(budget, self._before.changed(after), after)
-        self._stop.clear()
-        self._each(lambda path: self._store(path, executable=after.files[path].executable), wanted)
-        self._each(lambda path: self._bucket.delete(self._prefix + path), removed - set(wanted))
-        checkout.changed.extend(after.files[path].info(path) for path in wanted)
-        checkout.changed.extend(FileInfo(path, -1, 0) for path in sorted(removed - set(wanted)))
-        checkout.skipped.extend(after.skipped)
-        if failure is not None:
-            raise failure
-
-    def _fetch(self, file: FileInfo) -> None:
-        key = self._prefix + file.path
-        target = self.folder / file.path
-        private_folder(target.parent)
-        content = self._bucket.get(key)
-        try:
-            with target.open("wb") as out:
-                while not self._stop.is_set() and (piece := self._bucket.read(content, PIECE, key)):
-                    out.write(piece)
-        finally:
-            content.body.close()
-        target.chmod(0o755 if content.executable else 0o644)
-        # The time of the object, not of now: whatever a tool writes from now on is seen as a change.
-        os.utime(target, ns=(file.modified_at * 1000, file.modified_at * 1000))
-
-    def _store(self, path: str, *, executable: bool) -> None:
-        *folders, name = path.split("/")
-        with opened_folder(self.folder, folders) as folder:
-            fd = open_file(folder, name)
-        with os.fdopen(fd, "rb") as file:
-            self._bucket.put(self._prefix + path, file, executable=executable)
-
-    def _each(self, move: Callable[[Item], None], items: Iterable[Item]) -> None:
-        each(self._pool, move, items, self._stop)
-
-
-def _fitting(
-    budget: Budget, changed: list[str], after: Snapshot
-) -> tuple[list[str], TooLarge | Conflict | None]:
-    """Return what fits, and the error of the first that doesn't."""
-    wanted: list[str] = []
-    failure: TooLarge | Conflict | None = None
-    for path in changed:
-        try:
-            budget.take(path, after.files[path].size)
-        except (TooLarge, Conflict) as error:
-            failure = failure or error
-        else:
-            wanted.append(path)
-    return wanted, failure

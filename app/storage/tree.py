@@ -12,12 +12,12 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from app.core.names import InvalidPath, is_normal
+from app.core.names import InvalidPath, is_normal, is_text, parents
 from app.core.private_files import private_folder
 from app.storage.workspace import FileInfo
 
@@ -34,24 +34,35 @@ class Found(NamedTuple):
     size: int
     mtime_ns: int
     inode: int
-    executable: bool
+    mode: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Found:
         """Take what matters out of a stat result."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, bool(status.st_mode & 0o100))
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, stat.S_IMODE(status.st_mode) & 0o777)
+
+    @property
+    def executable(self) -> bool:
+        """Whether its owner may run it."""
+        return bool(self.mode & 0o100)
 
     def info(self, path: str) -> FileInfo:
         """Return the protocol's description."""
-        return FileInfo(path, self.size, self.mtime_ns // 1000)
+        version = f"{self.inode:x}.{self.mtime_ns % 1000:x}"
+        return FileInfo(path, self.size, self.mtime_ns // 1000, version)
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """All regular files of a tree, and what else was found there (see `Checkout.skipped`)."""
+    """All regular files of a tree, its folders and links, and what else is there (see `Checkout.skipped`).
+
+    `links`: where each leads, as its maker wrote it.
+    """
 
     files: dict[str, Found] = field(default_factory=dict[str, Found])
     skipped: list[str] = field(default_factory=list[str])
+    folders: set[str] = field(default_factory=set[str])
+    links: dict[str, str] = field(default_factory=dict[str, str])
 
     def changed(self, later: Snapshot) -> list[str]:
         """Return what is new or different in `later`, sorted."""
@@ -61,6 +72,11 @@ class Snapshot:
         """Return what is no longer in `later`, sorted; what could not be looked into is still there."""
         closed = tuple(path for path in later.skipped if path.endswith("/"))
         return sorted(path for path in self.files if path not in later.files and not path.startswith(closed))
+
+    def bare_folders(self) -> list[str]:
+        """Return the folders that no file and no other folder brings with it, sorted."""
+        brought = {folder for path in (*self.files, *self.folders) for folder in parents(path)}
+        return sorted(self.folders - brought)
 
 
 @contextlib.contextmanager
@@ -109,7 +125,11 @@ def _scan(top: int, folder: str, result: Snapshot, pending: list[str]) -> None:
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 with contextlib.suppress(FileNotFoundError):
-                    _sort_in(path, entry.stat(follow_symlinks=False), result, pending)
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISLNK(status.st_mode):
+                        _sort_in_link(path, os.readlink(entry.name, dir_fd=fd), result)
+                    else:
+                        _sort_in(path, status, result, pending)
     except PermissionError:
         result.skipped.append(f"{folder}/")
     except OSError as error:
@@ -122,10 +142,30 @@ def _sort_in(path: str, status: os.stat_result, result: Snapshot, pending: list[
         result.skipped.append(path.encode(errors="backslashreplace").decode())
     elif stat.S_ISDIR(status.st_mode):
         pending.append(path)
+        result.folders.add(path)
     elif stat.S_ISREG(status.st_mode):
         result.files[path] = Found.of(status)
     else:
         result.skipped.append(path)
+
+
+def _sort_in_link(path: str, target: str, result: Snapshot) -> None:
+    if is_normal(path) and is_text(target):
+        result.links[path] = target
+    else:
+        result.skipped.append(path.encode(errors="backslashreplace").decode())
+
+
+def recreate(base: Path, parts: Sequence[str], folders: Iterable[str], links: Mapping[str, str]) -> None:
+    """Make folders and links below the folder at `parts`; where something else is by now, that stays."""
+    in_the_way = (FileExistsError, NotADirectoryError, InvalidPath)
+    for path in folders:
+        with contextlib.suppress(*in_the_way), opened_folder(base, [*parts, *path.split("/")], create=True):
+            continue
+    for path, target in links.items():
+        *above, name = path.split("/")
+        with contextlib.suppress(*in_the_way), opened_folder(base, [*parts, *above], create=True) as folder:
+            os.symlink(target, name, dir_fd=folder)
 
 
 @contextlib.contextmanager

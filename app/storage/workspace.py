@@ -20,24 +20,46 @@ The size in which file content moves: large enough that threads pay, small enoug
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from app.core.errors import Conflict, LostOwnership, TailrunError, TooLarge
+from app.core.errors import Conflict, LostOwnership, StorageError, TailrunError, TooLarge
 from app.core.names import parents
 from tailrun.process.aio import run_to_completion
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """One file: path relative to the workspace with `/`, size in bytes, time in microseconds."""
+    """One file: path relative to the workspace with `/`, size in bytes, time in microseconds.
+
+    `version` differs between two contents of one path where size and time may not: a store's times may
+    be whole seconds.
+    """
 
     path: str
     size: int
     modified_at: int
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a copy of another run's files brought: how many, and those that a tool made unreadable."""
+
+    files: int
+    skipped: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +77,23 @@ class Checkout:
 
     Both lists are filled when the checkout ends. `changed`: what the tool wrote, changed or
     (size -1) removed. `skipped`: what it left there that is no file of a workspace and so is
-    neither served nor kept in a store: links, special files, names that no URL can carry,
-    folders that can't be opened (with a `/` at the end).
+    neither served nor kept in a store: special files, names that no URL can carry, files and folders
+    (with a `/` at the end) that can't be opened. Folders without files, and links, are kept for the
+    next step and for copies, as they are; they are not served.
     """
 
     path: Path
     changed: list[FileInfo]
     skipped: list[str] = field(default_factory=list[str])
+
+
+Patience = Callable[[StorageError], Awaitable[bool]]
+"""Waits a moment for a store that is away; says whether to try again."""
+
+
+async def impatient(_error: StorageError, /) -> bool:
+    """Wait for no store."""
+    return False
 
 
 UNLIMITED = Limits(2**62, 2**62, 2**31)
@@ -94,19 +126,20 @@ class Workspace(Protocol):
 
     async def delete(self, path: str) -> None: ...
 
-    async def copy_from(self, other: Workspace) -> int:
-        """Start with a copy of another run's files; return how many were copied.
+    async def copy_from(self, other: Workspace) -> Copied:
+        """Start with a copy of another run's files, its folders and links.
 
         What is there already stays: it was uploaded for this run, or copied by an earlier attempt.
         """
         ...
 
-    def checkout(self) -> AbstractAsyncContextManager[Checkout]:
+    def checkout(self, patience: Patience = impatient) -> AbstractAsyncContextManager[Checkout]:
         """Bring the files down to a directory; write back what changed at the end, also on failure.
 
         A file over a limit is not counted as changed (nor uploaded); the rest is, and then the
         end raises `TooLarge` naming it, unless the body raised: then its error has a note.
-        When the body raises `app.core.errors.LostOwnership`, nothing is written back.
+        When the body raises `app.core.errors.LostOwnership`, nothing is written back. When the store
+        does not answer at the end of a body that did not raise, `patience` says whether to try again.
         """
         ...
 
@@ -221,10 +254,12 @@ def file_in_the_way(path: str, folder: str) -> Conflict:
 async def checked_out(
     checkout: Checkout,
     write_back: Callable[[], Coroutine[Any, Any, None]],
+    patience: Patience = impatient,
 ) -> AsyncGenerator[None]:
     """Run the body, then `write_back`; the body's own error goes first, with a note.
 
-    Only `LostOwnership` writes nothing back: the files belong to another attempt by now.
+    Only `LostOwnership` writes nothing back: the files belong to another attempt by now. `write_back` is
+    repeatable, and is repeated for as long as `patience` has some with a store that is away.
     """
     try:
         yield
@@ -237,7 +272,14 @@ async def checked_out(
             failure.add_note(f"Not all files in {checkout.path} were kept: {error}")
         raise
     else:
-        await run_to_completion(write_back())
+        while True:
+            try:
+                await run_to_completion(write_back())
+            except StorageError as error:
+                if not await patience(error):
+                    raise
+            else:
+                return
 
 
 PIECE = 256 * 1024

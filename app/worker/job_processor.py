@@ -10,6 +10,7 @@ How an attempt's end becomes the run's next state. Pure, but for the dice that i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import structlog
 
 from app.agent.planner import plan
 from app.agent.supervisor import Drained, supervise
+from app.agent.tools.failures import failure_of, named
 from app.agent.tools.router import ToolRouter
 from app.agent.tools.task import TaskProgram, prepare
 from app.config import Settings
@@ -27,12 +29,12 @@ from app.core.events import EventType
 from app.core.models import Fence, Run, RunKind, RunStatus, StepRecord
 from app.core.periodic import Backoff
 from app.core.telemetry import ATTEMPTS, FAILURES, MASK_LOG, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
-from app.db.run_store import Outcome, RunStore
+from app.db.run_store import Outcome, RunStore, Waits
 from app.execution.executor import Executor
 from app.plan.projects import DEFAULT
 from app.plan.task_types import TaskTypes
 from app.redis.publisher import Publisher, Tail
-from app.storage.workspace import Workspaces
+from app.storage.workspace import Workspace, Workspaces
 from app.stream.writer import LogPolicy, LogWriter
 from app.worker.attempts import Attempt
 from app.worker.job_queue import JobQueue
@@ -43,6 +45,8 @@ from tailrun.process.stop import StopReason, StopToken
 
 _STOP_MARGIN_S = 5.0
 _BREAK_OFF_S = 3.0
+_INFRASTRUCTURE = frozenset({ErrorCode.EXECUTOR_UNAVAILABLE, ErrorCode.WORKER_LOST, ErrorCode.EVICTED})
+_WAITING = "waiting, without counting a try, for at most {1:.0f} s more (INFRASTRUCTURE_WAIT_S): {0}"
 _ALONE = "{} workers died while they had this run; nothing else runs beside it now"
 
 log = structlog.get_logger()
@@ -62,6 +66,8 @@ class AttemptContext:
     clock: Callable[[], int]
     log_policy: LogPolicy
     backoff: Backoff
+    patience: Backoff
+    """Between two looks at infrastructure that is away."""
     secrets: Secrets
     task_types: TaskTypes
     projects: ProjectSource
@@ -125,7 +131,7 @@ class JobProcessor:
             self._writer.check()  # a log that broke stops the program as a take-over does
             raise
         except (TailrunError, OSError) as error:
-            return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, str(error))
+            return failure_of(error, before_a_step=True)
         except Exception as error:
             log.exception("attempt failed inside of Tailrun", **self._about())
             return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, f"internal error: {type(error).__name__}")
@@ -140,8 +146,7 @@ class JobProcessor:
         done = await self._records() if run.attempt > 1 else {}
         workspace = self._bench.workspaces.open(run.user_id, run.run_id)
         if run.workspace_from is not None and not done:
-            count = await workspace.copy_from(self._bench.workspaces.open(run.user_id, run.workspace_from))
-            await writer.say(Level.INFO, f"workspace starts with {count} files of run {run.workspace_from}")
+            await self._copy(run.workspace_from, workspace)
         task = await self._task() if run.kind is RunKind.TASK else None
         steps = plan(run, task)
         writer.set_planner(steps.planner)
@@ -149,6 +154,13 @@ class JobProcessor:
         return await supervise(
             run, steps, done=done, log=writer, tools=tools, stop=self._stop, clock=self._bench.clock
         )
+
+    async def _copy(self, source: str, workspace: Workspace) -> None:
+        copied = await workspace.copy_from(self._bench.workspaces.open(self._run.user_id, source))
+        await self._writer.say(Level.INFO, f"workspace starts with {copied.files} files of run {source}")
+        if copied.skipped:
+            text = f"not copied, for they can't be opened: {named(copied.skipped)}"
+            await self._writer.say(Level.WARNING, text)
 
     async def _task(self) -> TaskProgram:
         """Fetch the project, once per attempt; from here on its secrets are masked."""
@@ -196,7 +208,8 @@ class JobProcessor:
         run, now = self._run, self._bench.clock()
         if isinstance(result, RunFailure):
             FAILURES.labels(result.code).inc()
-            end = failed(run, result, now, self._bench.backoff)
+            waiting = await self._waiting(result, now) if result.away else None
+            end = waiting or failed(run, result, now, self._bench.backoff)
         else:
             end = requeued() if isinstance(result, Drained) else succeeded(result)
         cancel_requested = await self._write(end)
@@ -206,6 +219,18 @@ class JobProcessor:
             await self._let_go(end, result, cancel_requested=cancel_requested is not None)
         except StorageError as error:
             log.warning("entry left to the reaper", error=str(error), **self._about())
+
+    async def _waiting(self, failure: RunFailure, now: int) -> Outcome | None:
+        """Give the run back without counting a try, if what it needs is away and not for too long yet."""
+        limit_s, before = self._bench.settings.infrastructure_wait_s, Waits()
+        with contextlib.suppress(StorageError):  # the end is written once the database is back
+            before = await self._bench.runs.waits(self._run.run_id, _INFRASTRUCTURE)
+        left_s = limit_s - before.seconds
+        if left_s <= 0 or not failure.retried_by(self._run.retry_on):
+            return None
+        await self._writer.say(Level.WARNING, _WAITING.format(failure.message, left_s))
+        due = now + min(self._bench.patience.delay_us(before.times), int(left_s * 1_000_000))
+        return Outcome(RunStatus.QUEUED, failure.exit_code, failure.as_dict(), next_attempt_at=due)
 
     async def _write(self, end: Outcome) -> int | None:
         if end.status.terminal:
@@ -229,7 +254,7 @@ class JobProcessor:
         elif cancel_requested:
             await queue.end_cancelled(run.run_id, entry, self._bench.clock())
         elif end.next_attempt_at is not None:
-            RETRIES.inc()
+            RETRIES.inc(int(end.counts_retry))
             await queue.retry(run, entry, end.next_attempt_at)
         else:
             await queue.requeue([entry])

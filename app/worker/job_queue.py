@@ -9,6 +9,7 @@ entry that the next claimer drops.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,6 +65,11 @@ class JobQueue:
             self._acks += acks
             raise
         return await self._admit(claim)
+
+    async def say_lack(self, text: str) -> None:
+        """Say why nothing is claimed; with Redis away there is nobody to tell."""
+        with contextlib.suppress(StorageError):
+            await self._claims.say_lack(text)
 
     async def wait(self) -> bytes | None:
         """Wait a few seconds for an entry and take it; `admit` claims its run."""

@@ -19,7 +19,7 @@ import structlog
 from app.config import Settings
 from app.core.loop_guard import answering
 from app.core.periodic import Periodic, going_on
-from app.core.telemetry import MASK_LOG, configure_logging, log_the_unexpected
+from app.core.telemetry import MASK_LOG, OF_API, configure_logging, leave_out, log_the_unexpected
 from app.execution.executor import CannotRun
 from app.plan.task_types import BadTasksFile
 from app.redis.address import BadAddress, RedisAddress
@@ -106,6 +106,7 @@ class Worker:
 def serve(settings: Settings) -> int:
     """Run a worker until it is told to stop; return the exit code."""
     configure_logging(settings, "worker")
+    leave_out(OF_API)
     log_the_unexpected()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -86,6 +86,8 @@ def open_executor(
             limits=ProgramLimits(
                 settings.tool_cpu_s, settings.tool_memory_bytes, settings.tool_file_max_bytes
             ),
+            store_wait_s=settings.infrastructure_wait_s,
+            path=settings.tool_path,
         )
     from app.k8s.executor import open_executor as open_cluster  # noqa: PLC0415 - a laptop needs none of it
 

@@ -53,7 +53,8 @@ class Slots:
             if free <= 0 or self._in_flight.closed or waiting_alone:
                 self._freed.clear()
                 await self._unless_draining(self._freed.wait())
-            elif self._resources.lack():
+            elif lack := self._resources.lack():
+                await self._queue.say_lack(lack)
                 await self._unless_draining(asyncio.sleep(FRESH_S))
             elif self._more and free < self._count // _FEW:
                 self._more = False

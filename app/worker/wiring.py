@@ -20,6 +20,7 @@ from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, JanitorPolicy,
 from app.maintenance.reconciler import RECONCILE_EVERY_S, Reconciler
 from app.maintenance.scheduler import SCHEDULE_EVERY_S, Scheduler
 from app.maintenance.usage import USAGE_LOOK_EVERY_S, UsageCount
+from app.maintenance.waiting import LOOK_EVERY_S, WaitingLines
 from app.maintenance.webhooks import open_webhooks
 from app.plan.task_types import load
 from app.redis.claims import Claims
@@ -41,6 +42,8 @@ from app.worker.resources import Resources, open_executor
 
 _PURGE_EVERY_S = 600.0
 """How often tokens that have expired are deleted."""
+_LOOK_AGAIN_S = 20.0
+"""At most so long a run rests before the next look at infrastructure that was away."""
 
 
 class Wiring:
@@ -91,6 +94,7 @@ class Wiring:
                 settings.log_batch, settings.log_linger_s, settings.log_max_bytes, settings.log_buffer_bytes
             ),
             backoff=Backoff(settings.retry_base_s, settings.retry_max_s, Random()),  # noqa: S311 - jitter
+            patience=Backoff(1, _LOOK_AGAIN_S, Random()),  # noqa: S311 - jitter
             secrets=Secrets(settings),
             task_types=load(settings.tasks_file),
             projects=self._projects,
@@ -102,6 +106,7 @@ class Wiring:
     def periodic(self) -> list[Periodic]:
         """Return what goes on beside the runs for as long as the worker serves."""
         scheduler, janitor = self._scheduler(), self._janitor()
+        waiting = WaitingLines(self._pushes, self.runs, self._publisher, now_us)
         reconciler, tokens = Reconciler(self.runs, self._pushes, now_us), TokenStore(self._db)
         work = [
             Periodic("ticks", TICK_EVERY_S, self.ticks.tick, again_most_s=TICK_EVERY_S),
@@ -109,6 +114,7 @@ class Wiring:
             Periodic("scheduler", SCHEDULE_EVERY_S, scheduler.fire_due, lead=self._lead),
             Periodic("janitor", JANITOR_EVERY_S, janitor.sweep, lead=self._lead, on_idle=janitor.idle),
             Periodic("tokens", _PURGE_EVERY_S, lambda: tokens.purge_expired(now_us()), lead=self._lead),
+            Periodic("waiting", LOOK_EVERY_S, waiting.look, lead=self._lead),
         ]
         if self.settings.usage_every_s:
             count = UsageCount(self._workspaces, self.settings.usage_every_s)

@@ -59,13 +59,13 @@ class OutputCapture:
     def append_line(
         self, run_id: str, line: str, stream: str = Stream.STDOUT, level: str | None = None
     ) -> None:
-        """Add a line; spaces and line ends at its end are removed, its indentation stays.
+        """Add a line, without the line end that it may have; its blanks stay.
 
         A text of several lines is several entries. Without `level` it is read from the line:
         `ERROR: x`, `[WARN] x`, `level=info`, `{"level": "error"}`; else it is `info`.
         """
         now, source = datetime.now(UTC), Stream(stream)
-        texts = [text.rstrip() for text in line.rstrip().split("\n")]
+        texts = [text.removesuffix("\r") for text in line.removesuffix("\n").split("\n")]
         entries = [LogEntry(now, text, Level(level) if level else level_of(text), source) for text in texts]
         self._run(run_id).append(entries)
 

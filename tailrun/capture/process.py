@@ -156,6 +156,8 @@ class _Direct(asyncio.SubprocessProtocol):
         elif word == guard.TERMINATE:
             self._terminate()
         elif word == guard.FINISH and "exited" in self.report:
+            if not self.gone:
+                self.report |= {"swept": [f"process group {self.pid}"], "more": 0}
             self._sweep()
 
     async def close(self) -> None:

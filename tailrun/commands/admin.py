@@ -55,12 +55,17 @@ def _print_queue(depths: dict[str, Any]) -> None:
         ],
     )
     rows = [
-        (worker["worker_id"], str(worker["in_flight"]), f"{worker['lease_left_s']:.1f} s")
+        (
+            worker["worker_id"],
+            str(worker["in_flight"]),
+            f"{worker['lease_left_s']:.1f} s",
+            f"nothing: {worker['lacks']}" if worker.get("lacks") else "runs",
+        )
         for worker in depths["workers"]
     ]
     if rows:
         print()
-        table(("WORKER", "IN FLIGHT", "LEASE LEFT"), rows)
+        table(("WORKER", "IN FLIGHT", "LEASE LEFT", "CLAIMS"), rows)
 
 
 @token_app.command("create")

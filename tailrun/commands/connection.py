@@ -57,7 +57,11 @@ def data_dir() -> Path:
 
 
 def target(url: str | None, token: str | None) -> tuple[str, str]:
-    """Return URL and token. The token of `up` goes to no other server than that one."""
+    """Return URL and token. The token of `up` goes to no other server than that one.
+
+    What ends in a newline was read from a file, and none of them has one.
+    """
+    url, token = (None if given is None else given.rstrip("\r\n") for given in (url, token))
     if url is not None and token is not None:
         return url, token
     here = serving()

@@ -34,12 +34,17 @@ class ErrorCode(StrEnum):
 
 
 _FINAL = frozenset(
-    {ErrorCode.EXIT_NONZERO, ErrorCode.TIMEOUT, ErrorCode.INVALID_PLAN, ErrorCode.CANCELLED},
+    {ErrorCode.EXIT_NONZERO, ErrorCode.TIMEOUT, ErrorCode.INVALID_PLAN, ErrorCode.CANCELLED}
+    | {ErrorCode.OOM_KILLED}  # the next try has the same limit
 )
 
 
 class RunFailure(Exception):
-    """An attempt failed. `retried` narrows the code's default: a missing program stays missing."""
+    """An attempt failed. `retried` narrows the code's default: a missing program stays missing.
+
+    `away`: a server or a machine that the run needs was not there, and nothing is known against the
+    run itself; whoever decides may wait for it and count no try.
+    """
 
     def __init__(
         self,
@@ -49,8 +54,10 @@ class RunFailure(Exception):
         step: str | None = None,
         exit_code: int | None = None,
         retried: bool | None = None,
+        away: bool = False,
     ) -> None:
         super().__init__(message)
+        self.away = away
         self.code = code
         self.message = message
         self.step = step

@@ -236,7 +236,7 @@ class _Guard:
     def _signal_all(self, number: int) -> None:
         if self._tool_alive or not _LINUX:
             _signal_group(self._tool, number)
-        for pid in _descendants(os.getpid()):
+        for pid in descendants(os.getpid()):
             try:
                 os.kill(pid, number)
             except (ProcessLookupError, PermissionError):
@@ -338,7 +338,7 @@ def _signal_group(group: int, number: int) -> bool:
     return True
 
 
-def _descendants(root: int) -> list[int]:
+def descendants(root: int) -> list[int]:
     """Find all living descendants of `root` by their parents in /proc; empty where there is none."""
     children: dict[int, list[int]] = {}
     try:

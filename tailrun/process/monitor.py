@@ -19,6 +19,8 @@ from tailrun.process.stop import ProcessResult, StopReason, StopToken, Usage
 
 _LEFTOVERS_S = 0.5
 """How long a tool's leftovers may keep running (`cmd > >(tee log)`), not counting a slow sink."""
+SWEPT = "stopped what was left in the background, for a step's programs end with it"
+"""How the line begins that names what was ended after its program."""
 _ORPHANED_PIPE_S = 0.5
 """How long a pipe is read that a process outside of the tool's tree holds open."""
 _WITH_GRACE = frozenset({StopReason.CANCEL, StopReason.TIMEOUT})
@@ -124,6 +126,10 @@ class ProcessMonitor:
                 ErrorCode.EXECUTOR_UNAVAILABLE,
                 "The process that guards the program was killed, and the program with it.",
             )
+        if report.get("swept"):
+            more = f" and {report['more']} more" if report["more"] else ""
+            text = f"{SWEPT}: {'; '.join(report['swept'])}{more}"
+            await self._sink([Line(Stream.SYSTEM, text, Level.WARNING)])
         if report.get("left"):
             text = "Some processes of this program could not be killed and may still run."
             await self._sink([Line(Stream.SYSTEM, text, Level.WARNING)])

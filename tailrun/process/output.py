@@ -2,7 +2,8 @@
 
 A splitter belongs to one pipe of one program. The lines it makes do not depend on where reads
 happened to cut the bytes. Only a line feed ends a line (a carriage return before it is dropped;
-U+2028 and its like stay text). A carriage return alone is a progress update, a line marked `cr`
+U+2028 and its like stay text, and so do blanks at a line's end: they are columns of a table, or a
+line break of Markdown). A carriage return alone is a progress update, a line marked `cr`
 that a later one replaces; at most five a second are kept, the last one always, and the text
 before a line feed is an ordinary line. So a reader that drops every `cr` line that
 is followed by another line of the same stream sees what a terminal would show.
@@ -102,7 +103,7 @@ class LineSplitter:
             parts = block.split(b"\n")
             if max(map(len, parts)) > self._max:
                 return [line for part in parts for line in self._long(part)]
-        stream, texts = self._stream, list(map(str.rstrip, self._decode(block).split("\n")))
+        stream, texts = self._stream, self._decode(block).split("\n")
         fields = zip(repeat(stream), texts, map(level_of, texts), _NO, _NO, _NOWHERE, strict=False)
         out = list(map(_LINE, fields))
         if self._open is not None:

@@ -197,7 +197,7 @@ def _overlap_s(file: Path) -> float:
 
 
 def _nothing_left(stack: Stack) -> None:
-    allowed = ("jobs:workers", "jobs:tick", "jobs:dead", "jobs:leader:", "jobs:mark:", "agent:")
+    allowed = ("jobs:workers", "jobs:tick", "jobs:dead", "jobs:leader:", "jobs:mark:", "jobs:probe", "agent:")
     with stack.redis.client() as client:
         wait_for(lambda: not client.keys("jobs:processing:*"), "nothing to be held")
         wait_for(lambda: client.llen("jobs:pending") == 0, "nothing to wait")

@@ -157,3 +157,33 @@ def test_the_files_are_readable() -> None:
     """No anchors, no long lines of JSON."""
     for path in Path(ROOT / "k8s").rglob("*.yaml"):
         assert not re.search(r": [&*]id\d", path.read_text()), path
+
+
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_the_chart_and_the_overlay_run_with_the_same_settings(name: str) -> None:
+    """`deploy.sh --overlay` with and without `--helm`; only images are named in two places."""
+    folder = ROOT / "k8s/overlays" / name
+    [generated] = yaml.safe_load((folder / "kustomization.yaml").read_text())["configMapGenerator"]
+    assert generated["envs"] == ["config.env"]
+    assert {each.partition("=")[0] for each in generated.get("literals", ())} <= {"TOOL_IMAGE"}
+    overlay = settings(ROOT / "k8s/base/config.env") | settings(folder / "config.env")
+    values = yaml.safe_load((folder / "values.yaml").read_text())
+    set_by_deploy = {
+        "apiToken": {"existingSecret": {"name": "t"}},
+        "secrets": {"existing": ["s"]},
+        "image": {"repository": "tailrun"},
+        "tools": {"image": {"repository": "tailrun-toolbox"}, **values.get("tools", {})},
+    }
+    values |= set_by_deploy
+    with helm.Chart.load(CHART) as chart:
+        rendered = chart.render(values, name="tailrun", namespace="agents")
+    [config] = [yaml.safe_load(text) for path, text in rendered.items() if path.endswith("/config.yaml")]
+    images = {"TOOL_IMAGE"}
+    assert {k: v for k, v in config["data"].items() if k not in images} == {
+        k: v for k, v in overlay.items() if k not in images
+    }
+
+
+def settings(file: Path) -> dict[str, str]:
+    lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}

@@ -17,7 +17,7 @@ from typing import cast
 import pytest
 
 from app.execution.executor import Executor, ToolResult, ToolRun
-from app.storage.workspace import Checkout, Workspace
+from app.storage.workspace import Checkout, Patience, Workspace, impatient
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Line, Stream
 from tailrun.process.stop import StopReason, StopToken
@@ -72,7 +72,7 @@ class Folder:
         self.path = path
 
     @contextlib.asynccontextmanager
-    async def checkout(self) -> AsyncIterator[Checkout]:
+    async def checkout(self, _patience: Patience = impatient) -> AsyncIterator[Checkout]:
         yield Checkout(self.path, [])
 
 

@@ -1,7 +1,8 @@
-"""What the API does while Redis is frozen, or the database is locked."""
+"""What the API does and says while Redis, the database or the store of files does not do its work."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from support.api_server import Api, error_of, serving, settings_for
+from support.s3_server import S3Server
 from support.servers import RedisServer
 
 from app.db import connect
+from app.routes.health import OneAtATime
 
 PROMPT = {"prompt": "x"}
 
@@ -63,3 +66,53 @@ def test_a_locked_database_is_a_503_and_passes(
         assert client.post("/v1/runs", json=PROMPT).status_code == 201
     with own_redis.client() as redis:
         assert redis.llen("jobs:pending") == 1
+
+
+@pytest.mark.parametrize("key", ["jobs:pending", "jobs:delayed"])
+def test_a_queue_that_can_not_be_written_is_not_ready_and_named(
+    api: Api, own_redis: RedisServer, key: str
+) -> None:
+    """Redis answers, and no run could be taken: a key of our name is somebody else's."""
+    with own_redis.client() as client:
+        client.set(key, "a stranger's")
+        answer = api.admin.get("/readyz")
+        assert answer.status_code == 503
+        assert f"{key} is not Tailrun's" in answer.json()["checks"]["redis"]
+        assert api.client().get("/readyz").json()["checks"]["redis"] == "failed"
+        status, code = error_of(api.admin.get("/v1/queue"))
+        assert (status, code) == (503, "unavailable")
+        assert "WRONGTYPE" in api.admin.get("/v1/queue").json()["error"]["message"]
+        client.delete(key)
+    assert api.admin.get("/readyz").status_code == 200
+
+
+def test_a_store_of_files_that_is_gone_is_not_ready_and_named(
+    tmp_path: Path, own_redis: RedisServer, sqlite_url: str
+) -> None:
+    """A bucket that somebody deleted: uploads and runs would fail, one by one."""
+    with S3Server() as store:
+        settings = settings_for(tmp_path, own_redis.url, sqlite_url, **store.settings("gone"))
+        with serving(settings) as api:
+            assert api.admin.get("/readyz").status_code == 200
+            store.delete("gone")
+            answer = api.admin.get("/readyz")
+            assert answer.status_code == 503
+            assert "There is no bucket 'gone'" in answer.json()["checks"]["files"]
+
+
+async def test_a_store_that_hangs_is_asked_one_question_at_a_time() -> None:
+    asked, answered = 0, asyncio.Event()
+
+    async def ask() -> None:
+        nonlocal asked
+        asked += 1
+        await answered.wait()
+
+    check = OneAtATime(ask)
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await check()
+    answered.set()
+    await check()
+    assert asked == 1

@@ -136,7 +136,7 @@ def test_redis_away_at_start_is_no_crash(tmp_path: Path, own_redis: RedisServer,
             strangers = api.client.get("/readyz", headers=headers).json()
             assert strangers == {
                 "ready": False,
-                "checks": {"database": "ok", "redis": "failed"},
+                "checks": {"database": "ok", "redis": "failed", "files": "ok"},
                 "remarks": [],
             }
         assert api.client.get("/healthz").status_code == 200

@@ -145,7 +145,7 @@ def test_health_is_open_to_everybody(api: Api) -> None:
     client = api.client()
     assert client.get("/healthz").json() == {"status": "ok"}
     body = client.get("/readyz").json()
-    assert (body["ready"], body["checks"]) == (True, {"database": "ok", "redis": "ok"})
+    assert (body["ready"], body["checks"]) == (True, {"database": "ok", "redis": "ok", "files": "ok"})
     assert client.get("/openapi.json").status_code == 200
     assert client.get("/docs").status_code == 200
 

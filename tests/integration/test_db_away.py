@@ -20,7 +20,7 @@ from support.run_rows import NOW, lines, new_run, running
 from support.servers import free_port
 
 from app.core.errors import StorageError
-from app.db import connect
+from app.db import connect, engine
 from app.db.engine import Database
 from app.db.migrate import is_current, migrate
 from app.db.run_store import Batch, RunStore
@@ -246,4 +246,44 @@ async def test_a_lock_that_somebody_keeps_is_a_storage_error(
         with pytest.raises(StorageError, match="lock timeout"):
             await RunStore(db).request_cancel(run.run_id, NOW)
     await RunStore(db).request_cancel(run.run_id, NOW)
+    await db.close()
+
+
+async def test_an_sqlite_file_that_takes_no_writes_is_named(
+    unprivileged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers every read: a read-only disk, another user's file, a full disk."""
+    file = unprivileged / "tailrun.db"
+    migrate(f"sqlite:///{file}")
+    db = Database(f"sqlite:///{file}")
+    await db.check_writing()
+    file.chmod(0o400)
+    with pytest.raises(StorageError, match="can't be written"):
+        await db.check_writing()
+    file.chmod(0o600)
+    monkeypatch.setattr(engine, "free_disk", lambda _folder: 4096)
+    with pytest.raises(StorageError, match="4096 bytes are free"):
+        await db.check_writing()
+    await db.close()
+
+
+async def test_a_postgresql_that_takes_no_writes_is_named(server: PostgresServer) -> None:
+    migrate(server.url)
+    db = Database(server.url)
+    await db.check_writing()
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        connection.execute("SELECT pg_reload_conf()")
+
+    async def refused() -> bool:
+        with contextlib.suppress(StorageError):
+            await db.check_writing()
+            return False
+        return True
+
+    deadline = time.monotonic() + 60
+    while not await refused():
+        assert time.monotonic() < deadline
+    with pytest.raises(StorageError, match="default_transaction_read_only"):
+        await db.check_writing()
     await db.close()

@@ -18,11 +18,13 @@ import pytest
 from executor_conformance import IGNORES_SIGTERM, Recorder, ended, shell, stopped_at, tool
 from local_tools import beating, executor_at, programs_of, wait_for
 
+from app.execution import guard_client
 from app.execution.guard_client import GuardClient, Request
 from app.execution.process import LocalExecutor
 from tailrun.process import guard
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Stream
+from tailrun.process.monitor import SWEPT
 from tailrun.process.stop import StopReason, StopToken
 
 DOUBLE_FORK = """
@@ -210,7 +212,9 @@ async def test_the_temporary_folder_is_the_tools_own_and_goes_with_it(
     executor: LocalExecutor,
     tmp_path: Path,
 ) -> None:
-    script = "echo $TMPDIR; cd $TMPDIR; mkdir -p a/b; echo x > a/b/c; ln -s / root; chmod 0 a/b; stat -c %a ."
+    script = (
+        "realpath $TMPDIR; cd $TMPDIR; mkdir -p a/b; echo x > a/b/c; ln -s / root; chmod 0 a/b; stat -c %a ."
+    )
     _, sink = await ended(executor, shell(tmp_path, script))
     folder, mode = sink.of(Stream.STDOUT)
     assert mode == "700"
@@ -311,3 +315,59 @@ def test_trees_of_any_depth_are_removed(tmp_path: Path) -> None:
     os.chdir(before)
     guard.remove_tree(os.fsencode(root))
     assert not root.exists()
+
+
+async def test_what_is_left_in_the_background_is_named_when_it_is_stopped(
+    executor: LocalExecutor, tmp_path: Path
+) -> None:
+    script = 'sleep 6000 & python3 -c "import time; time.sleep(6000)" "quo\\"te" & echo started'
+    _, sink = await ended(executor, shell(tmp_path, script))
+    [line] = sink.of(Stream.SYSTEM)
+    assert line.startswith(SWEPT)
+    assert "sleep 6000" in line
+    assert "import time; time.sleep(6000)" in line
+
+
+async def test_what_ends_by_itself_or_on_request_is_not_named(
+    executor: LocalExecutor, tmp_path: Path
+) -> None:
+    _, sink = await ended(executor, shell(tmp_path, "sleep 0.01 & echo started"))
+    assert sink.of(Stream.SYSTEM) == []
+    what, sink, stop = shell(tmp_path, "sleep 6000 & echo up; sleep 6000"), Recorder(), StopToken()
+    running = asyncio.create_task(executor.run(what, sink, stop))
+    await sink.until("up")
+    stop.stop(StopReason.CANCEL)
+    await running
+    assert sink.of(Stream.SYSTEM) == []
+
+
+async def test_a_guard_that_its_program_stops_goes_on(executor: LocalExecutor, tmp_path: Path) -> None:
+    """The next heartbeat wakes it: the run neither hangs nor leaves a process behind."""
+    what = shell(tmp_path, "kill -STOP $PPID; echo x")
+    running = asyncio.create_task(ended(executor, what))
+    while not running.done():
+        executor.heartbeat()
+        await asyncio.wait([running], timeout=0.05)
+    result, sink = await running
+    assert (result.exit_code, sink.of(Stream.STDOUT)) == (0, ["x"])
+    assert guards_of(what.run_id) == []
+
+
+async def test_the_end_does_not_wait_for_a_guard_that_stays_frozen(
+    executor: LocalExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A debugger holds it, say: then it is killed, and what it held with it."""
+    monkeypatch.setattr(guard_client, "_CLOSE_S", 0.2)
+    what, sink = tool(tmp_path, "python3", "-c", TREE), Recorder()
+    running = asyncio.create_task(executor.run(what, sink, StopToken()))
+    await sink.until("daemon")
+    send = subprocess.Popen[bytes].send_signal
+    monkeypatch.setattr(
+        subprocess.Popen, "send_signal", lambda self, n: None if n == signal.SIGCONT else send(self, n)
+    )
+    for found in guards_of(what.run_id):
+        found.suspend()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert guards_of(what.run_id) == programs_of(what.run_id) == []

@@ -109,7 +109,7 @@ async def test_an_archive_is_none_of_the_runs_files(database: Database, workspac
         (checkout.path / "more.txt").write_text("y")
     assert [change.path for change in checkout.changed] == ["more.txt"]
     other = workspaces.open("ann", "run-other")
-    assert await other.copy_from(files) == 2
+    assert (await other.copy_from(files)).files == 2
     private = workspaces.private("ann", run.run_id)
     assert [file.path for file in await private.list()] == [ARCHIVE_NAME]
     assert await workspaces.private("ann", "run-other").list() == []

@@ -140,6 +140,8 @@ async def _live(runs: Any, logs: Any, hooks: Any) -> None:
     record = step(new.run_id, status=StepStatus.SUCCEEDED)
     await runs.commit(fence, 2, Batch(events=lines(new.run_id, 3, 40), steps=[record], usage={"a": 1}))
     await runs.commit(fence, 40, Batch(events=lines(new.run_id, 41, 50)))
+    await runs.note_waiting(new.run_id, "waiting", NOW)  # it runs: nothing is written
+    await runs.waits(new.run_id, {"worker_lost"})
     for ask in (runs.get, runs.owner, runs.steps, runs.kept):
         assert await ask(new.run_id)
     for ask in (runs.owners, runs.heads, runs.users, runs.many):

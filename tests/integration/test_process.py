@@ -110,7 +110,7 @@ async def test_secrets_of_the_worker_do_not_reach_a_tool(
     _, sink = await ended(executor, tool(cwd, "env"))
     names = {line.partition("=")[0] for line in sink.of(Stream.STDOUT)}
     assert names - {"TZ"} == {
-        *("PATH", "HOME", "TMPDIR", "LANG", "PYTHONUNBUFFERED", "TERM"),
+        *("PATH", "HOME", "TMPDIR", "LANG", "PYTHONUNBUFFERED", "TERM", "USER", "LOGNAME"),
         *("TAILRUN_RUN_ID", "TAILRUN_ATTEMPT", "TAILRUN_STEP", "TAILRUN_WORKSPACE"),
     }
 
@@ -146,6 +146,7 @@ async def test_cancelling_during_the_start_leaves_nothing(
     cwd: Path,
     delay_s: float,
 ) -> None:
+    await ended(executor, tool(cwd, "true"))  # what it keeps open until it is closed is open now
     before = open_fds()
     for _ in range(5):
         what = tool(cwd, "sleep", "60")

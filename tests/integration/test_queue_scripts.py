@@ -12,7 +12,7 @@ from support.servers import RedisServer
 
 from app.core.models import Job, Priority
 from app.redis.claims import Claims
-from app.redis.clients import RedisClients
+from app.redis.clients import RedisClients, RedisDown
 from app.redis.dead_letters import DeadLetters
 from app.redis.lease import LeaseClient
 from app.redis.queue import Queue
@@ -241,3 +241,40 @@ async def test_nothing_but_the_contract_stands_in_redis(clients: RedisClients) -
 async def _tick_at(queue: Queue, *, hold_ms: int, age_ms: int = 0) -> str:
     now = await queue.time_us() // 1000
     return f"{now - age_ms} {now + hold_ms}"
+
+
+async def test_a_push_that_redis_refused_is_made_again(clients: RedisClients) -> None:
+    """A stranger's key of our name: once it is gone, nothing waits for the mark of a push that never was."""
+    queue = Queue(clients)
+    await clients.commands.set(clients.keys.pending(), "a stranger's")
+    for push in (queue.push(job(1), 0), queue.push_many([(job(2), 0), (job(3), 0)])):
+        with pytest.raises(RedisDown, match="WRONGTYPE"):
+            await push
+    await clients.commands.delete(clients.keys.pending())
+    assert await queue.push(job(1), 0)
+    assert await queue.push_many([(job(2), 0), (job(3), 0), (job(3), 0)]) == 2
+    assert (await queue.depth()).pending == 3
+
+
+@pytest.mark.parametrize("name", ["pending", "dead", "workers", "delayed"])
+async def test_a_key_of_another_type_is_named_before_anything_is_written(
+    clients: RedisClients, name: str
+) -> None:
+    await clients.check_writing()
+    key = getattr(clients.keys, name)()
+    await clients.commands.set(key, "a stranger's")
+    with pytest.raises(RedisDown, match=f"{key} is not Tailrun's"):
+        await clients.check_writing()
+
+
+async def test_a_redis_that_takes_no_writes_is_named(
+    clients: RedisClients, redis_server: RedisServer
+) -> None:
+    """A replica: this is what a fail-over leaves behind, and it answers every ping."""
+    await clients.commands.execute_command("REPLICAOF", "127.0.0.1", "1")
+    try:
+        assert await clients.commands.ping()
+        with pytest.raises(RedisDown, match="read only"):
+            await clients.ping()
+    finally:
+        await clients.commands.execute_command("REPLICAOF", "NO", "ONE")

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -15,6 +16,7 @@ from support.servers import RedisServer
 from support.stream_fixtures import until
 
 from app.core.models import RunStatus
+from app.routes.server import _with_abort, abort, taken
 from tailrun.process.lines import Level, Stream
 
 
@@ -284,3 +286,34 @@ async def test_a_client_who_does_not_read_is_cut(
             with pytest.raises(ConnectionError):  # reset: nothing is kept for a client who may read later
                 await cut.read()
             stalled.close()
+
+
+async def test_what_a_peer_has_taken_moves_only_while_it_reads() -> None:
+    """Though the server has handed all of it over: megabytes of it wait in the kernel and in our buffer."""
+    opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda _reader, writer: opened.set_result(writer), "127.0.0.1", 0)
+    reader, ours = await asyncio.open_connection(*server.sockets[0].getsockname()[:2], limit=1)
+    writer = await opened
+    scope: dict[str, Any] = {}
+
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        """The scope is what counts."""
+
+    await _with_abort(app, writer.transport)(scope, None, None)
+    writer.write(bytes(30_000_000))
+
+    async def at_rest() -> int:
+        before = -1
+        while (by_now := taken(scope)) != before:
+            before = by_now
+            await asyncio.sleep(0.5)
+        return by_now
+
+    first = await at_rest()
+    assert first < 30_000_000
+    while taken(scope) == first:
+        assert await reader.read(100_000)
+    ours.close()
+    writer.transport.abort()
+    server.close()
+    assert abort(scope)

@@ -195,6 +195,8 @@ def test_grandchildren_go_with_the_program(tmp_path: Path) -> None:
     done = wrapped(["sh", "-c", "sleep 600 & echo $!; exit 4"], tmp_path)
     assert done.code == 4
     wait_for(lambda: not alive(int(done.out)), "the background process' end", 60)
+    [(kind, named)] = done.news
+    assert (kind, bool(named)) == ("stopped", True)
 
 
 def test_one_that_left_the_group_does_not_hold_the_end(tmp_path: Path) -> None:

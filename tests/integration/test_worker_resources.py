@@ -29,6 +29,10 @@ def test_it_waits_until_it_has_enough(stack: Stack) -> None:
     assert "MIN_FREE_FDS" in worker.get("/readyz").text
     assert 'tailrun_worker_lacks{resource="fds"} 1.0' in worker.get("/metrics").text
     run_id = stack.submit(shell("echo x"))
+    said = "waiting: no worker takes runs: fds: "
+    wait_for(lambda: [e for e in stack.events(run_id) if said in str(e.get("content"))], "the run to be told")
+    [shown] = stack.http.get("/v1/queue").json()["workers"]
+    assert "MIN_FREE_FDS" in shown["lacks"]
     second = stack.add_worker(9)
     stack.workers.append(second)
     run = stack.wait_end(run_id)
@@ -42,7 +46,8 @@ def test_it_waits_until_it_has_enough(stack: Stack) -> None:
     assert stack.run(waiting)["status"] == "queued"
     resource.prlimit(worker.popen.pid, resource.RLIMIT_NOFILE, before)
     run = stack.wait_end(waiting)
+    assert len([e for e in stack.events(run_id) if said in str(e.get("content"))]) == 1
     assert (run["status"], run["attempt"], run["redeliveries"]) == ("succeeded", 1, 0)
-    said = worker.log.read_text()
-    assert "claiming nothing, this machine lacks something" in said
-    assert "claiming again, this machine has enough" in said
+    log = worker.log.read_text()
+    assert "claiming nothing, this machine lacks something" in log
+    assert "claiming again, this machine has enough" in log

@@ -14,7 +14,7 @@ import boto3
 import pytest
 from mypy_boto3_s3 import S3Client
 from support.servers import free_port
-from support.workspace_contents import LIMITS, content, paths
+from support.workspace_contents import content, paths, store_at
 
 from app.core.errors import LostOwnership, StorageError
 from app.storage.s3_workspace import S3Workspaces
@@ -22,18 +22,6 @@ from app.storage.staging_archive import Archives
 from app.storage.workspace import Limits, Workspace
 
 PREFIX = "users/ann/runs/run/"
-
-
-def store_at(url: str, bucket: str, tmp_path: Path, limits: Limits = LIMITS) -> S3Workspaces:
-    return S3Workspaces(
-        bucket,
-        endpoint=url,
-        region="us-east-1",
-        access_key="k",
-        secret_key="very-secret",
-        limits=limits,
-        tmp_dir=tmp_path / "tmp",
-    )
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from fake_cluster.http import refusal
 
 from app.core.models import ResourceRequest
 from app.execution.executor import CannotRun, ToolRun
+from app.k8s.client import ClusterAway
 from app.k8s.context import Timeouts
 from app.k8s.profile import Profiles
 from app.k8s.spec import job_name
@@ -315,3 +316,55 @@ async def test_no_view_is_left_of_the_jobs_that_are_gone(
     async with asyncio.timeout(60):
         while cluster.of("jobs") or cluster.of("pods") or views:
             await asyncio.sleep(0.01)
+
+
+async def test_what_our_own_order_of_creation_does_is_not_told(
+    executor: Any, cwd: Path, cluster: FakeCluster
+) -> None:
+    """Our Secrets are made right behind their Job, so the kubelet may look too early."""
+    what, sink = shell(cwd, "echo ready; sleep 2"), Recorder()
+    name = job_name(what)
+    running = asyncio.create_task(executor.run(what, sink, StopToken()))
+    await sink.until("ready")
+    pod = cluster.pod_of(name).name
+    for secret in (f"{name}-files", f"{name}-env", "theirs"):
+        text = f'MountVolume.SetUp failed for volume "x" : secret "{secret}" not found'
+        cluster.do(cluster.objects.event("Pod", pod, "FailedMount", text))
+    async with asyncio.timeout(60):
+        await running
+    assert [line.count('"theirs" not found') for line in sink.of(Stream.SYSTEM)] == [1]
+
+
+async def test_a_node_that_does_not_answer_is_told_at_once(
+    executor: Any, cwd: Path, cluster: FakeCluster
+) -> None:
+    go = cwd.parent / "go"
+    what, sink = shell(cwd, f"echo ready; while [ ! -e {go} ]; do sleep 0.05; done"), Recorder()
+    running = asyncio.create_task(executor.run(what, sink, StopToken()))
+    await sink.until("ready")
+    pod = cluster.pod_of(job_name(what)).pod
+
+    def says(status: str) -> None:
+        others = [each for each in pod["status"].get("conditions", ()) if each["type"] != "Ready"]
+        pod["status"]["conditions"] = [*others, {"type": "Ready", "status": status}]
+        cluster.do(cluster.objects.changed("pods", "MODIFIED", pod))
+
+    for status, said in (("False", "does not answer; waiting"), ("True", "answers again")):
+        await asyncio.to_thread(says, status)
+        async with asyncio.timeout(60):
+            while not any(said in line for line in sink.of(Stream.SYSTEM)):
+                await asyncio.sleep(0.01)
+    go.touch()
+    async with asyncio.timeout(60):
+        await running
+
+
+async def test_an_api_server_that_is_away_is_not_the_runs_fault(
+    executor: Any, cwd: Path, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any, **__: Any) -> None:
+        raise ClusterAway("the cluster's API server does not answer")
+
+    monkeypatch.setattr(executor._crew.cluster, "create", away)
+    found = await failure(executor, shell(cwd, "true"))
+    assert (found.code, found.away) == (ErrorCode.EXECUTOR_UNAVAILABLE, True)

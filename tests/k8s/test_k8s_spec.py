@@ -19,7 +19,7 @@ from app.storage.local_workspace import LocalWorkspaces
 from app.storage.workspace import UNLIMITED
 
 FILES = LocalWorkspaces(Path("nowhere"), UNLIMITED).open("u", "r")
-TERMS = JobSettings("tools", "box:1", 5, 30, 600, 3600, "2Gi", True, "pull")
+TERMS = JobSettings("tools", "box:1", 5, 30, 600, 3600, "2Gi", "100m", True, "pull")
 TOOL = ToolRun(
     "run-1",
     2,
@@ -147,3 +147,19 @@ def test_a_tool_has_its_own_profile_and_a_step_its_wishes() -> None:
 def test_a_profile_that_makes_no_sense_is_named_at_the_start(text: str) -> None:
     with pytest.raises(ValueError, match="TOOL_PROFILES"):
         profiles(tool_profiles=text)
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "requested"), [("1", "100m", "100m"), ("50m", "100m", "50m"), ("2", "0.5", "0.5")]
+)
+def test_less_cpu_is_asked_for_than_may_be_used_and_never_more(
+    limit: str, asked: str, requested: str
+) -> None:
+    terms, profile = (
+        replace(TERMS, cpu_request=asked),
+        profiles(tool_cpu=limit).of("shell", ResourceRequest()),
+    )
+    [tool] = spec.job(TOOL, profile, terms)["spec"]["template"]["spec"]["containers"]
+    resources = tool["resources"]
+    assert (resources["limits"]["cpu"], resources["requests"]["cpu"]) == (limit, requested)
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,15 +30,8 @@ class S3Server:
 
     def settings(self, bucket: str) -> dict[str, Any]:
         """Make a bucket; return the settings that lead to it."""
-        client = boto3.client(
-            "s3",
-            endpoint_url=self.url,
-            region_name="us-east-1",
-            aws_access_key_id="k",
-            aws_secret_access_key="s",
-        )
-        client.create_bucket(Bucket=bucket)
-        client.close()
+        with closing(self._client()) as client:
+            client.create_bucket(Bucket=bucket)
         return {
             "s3_bucket": bucket,
             "s3_endpoint": self.url,
@@ -45,3 +39,17 @@ class S3Server:
             "s3_access_key": "k",
             "s3_secret_key": SecretStr("s"),
         }
+
+    def delete(self, bucket: str) -> None:
+        """Delete an empty bucket."""
+        with closing(self._client()) as client:
+            client.delete_bucket(Bucket=bucket)
+
+    def _client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id="k",
+            aws_secret_access_key="s",
+        )

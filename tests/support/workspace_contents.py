@@ -9,9 +9,22 @@ from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.storage.s3_workspace import S3Workspaces
 from app.storage.workspace import Limits, Workspace
 
 LIMITS = Limits(file_bytes=1_000_000, total_bytes=2_500_000, files=12)
+
+
+def store_at(url: str, bucket: str, tmp_path: Path, limits: Limits = LIMITS) -> S3Workspaces:
+    return S3Workspaces(
+        bucket,
+        endpoint=url,
+        region="us-east-1",
+        access_key="k",
+        secret_key="very-secret",
+        limits=limits,
+        tmp_dir=tmp_path / "tmp",
+    )
 
 
 async def content(workspace: Workspace, path: str, start: int = 0, end: int | None = None) -> bytes:

@@ -103,12 +103,12 @@ def test_a_line_says_its_level_itself(capture: OutputCapture, line: str, level: 
     assert capture.get_logs("r1")[0].level == level
 
 
-def test_the_end_of_a_line_is_stripped_and_its_indentation_stays(capture: OutputCapture) -> None:
+def test_the_end_of_a_line_goes_and_its_blanks_stay(capture: OutputCapture) -> None:
     capture.append_line("r1", "    deep \t\r\n", "stderr")
     (entry,) = capture.get_logs("r1")
     assert entry.to_dict() == {
         "timestamp": entry.timestamp.isoformat().replace("+00:00", "Z"),
-        "message": "    deep",
+        "message": "    deep \t",
         "level": "info",
         "stream": "stderr",
     }

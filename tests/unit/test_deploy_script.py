@@ -118,6 +118,19 @@ def test_the_order_of_an_installation(fakes: Recorder) -> None:
 
 
 @pytest.mark.parametrize("helm", [[], ["--helm"]])
+def test_a_server_of_the_overlay_that_does_not_come_up_is_no_success(
+    fakes: Recorder, helm: list[str]
+) -> None:
+    """The API is ready without the store of files, and every run would fail."""
+    fakes.answer("get statefulsets", 0, "statefulset/tailrun-redis\nstatefulset/tailrun-s3")
+    fakes.answer("rollout status statefulset/tailrun-s3", 1, "Waiting for 1 pods to be ready...")
+    done = fakes.run(SCRIPT, "--overlay", "dev", "--image", "r.example/a/tailrun:2", *helm)
+    assert done.returncode == 1
+    assert "tailrun-s3 is not ready" in done.stderr
+    assert "verify.sh" not in done.stdout
+
+
+@pytest.mark.parametrize("helm", [[], ["--helm"]])
 def test_no_secret_stands_on_a_command_line_or_is_printed(fakes: Recorder, helm: list[str]) -> None:
     done = fakes.run(SCRIPT, *PROD, *helm, **SECRETS)
     assert done.returncode == 0, done.stderr

@@ -26,6 +26,7 @@ RUN = Run(
 NOW = 1_000_000
 BACKOFF = Backoff(1, 60, Random(1))
 FINAL = {ErrorCode.EXIT_NONZERO, ErrorCode.TIMEOUT, ErrorCode.INVALID_PLAN, ErrorCode.CANCELLED}
+FINAL |= {ErrorCode.OOM_KILLED}
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))

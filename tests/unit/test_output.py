@@ -83,7 +83,7 @@ def test_ordinary_lines_do_not_depend_on_time(data: bytes, steps: list[float]) -
 @given(st.text())
 def test_text_comes_through_line_by_line(text: str) -> None:
     plain = text.replace("\r", "").replace("\0", "")
-    expected = [line.rstrip() for line in plain.split("\n")]
+    expected = plain.split("\n")
     if plain == "" or plain.endswith("\n"):
         expected.pop()
     assert texts(plain.encode()) == expected
@@ -97,7 +97,7 @@ def test_text_comes_through_line_by_line(text: str) -> None:
         (b"a\n\nb", ["a", "", "b"]),
         (b"a\r\nb\r\n", ["a", "b"]),
         (b"a\r\r\n", ["a"]),
-        (b"  lead and trail \t \n", ["  lead and trail"]),
+        (b"  lead and trail \t \n", ["  lead and trail \t "]),
         ("a\u2028b\u2029c\x0bd\x0ce\x85f\n".encode(), ["a\u2028b\u2029c\x0bd\x0ce\x85f"]),
         (b"bad \xff\xfe utf\xe2\x82\nok", ["bad �� utf�", "ok"]),
         (b"nul\0l\n", ["nul�l"]),
@@ -113,7 +113,7 @@ def test_carriage_returns_make_updates_and_the_line_feed_the_line() -> None:
 
 
 def test_a_bar_that_was_wiped_leaves_its_blank_line() -> None:
-    assert split(b"99%\r     \r\nnext") == [Line(OUT, "99%", cr=True), Line(OUT, ""), Line(OUT, "next")]
+    assert split(b"99%\r     \r\nnext") == [Line(OUT, "99%", cr=True), Line(OUT, " " * 5), Line(OUT, "next")]
 
 
 def test_an_unfinished_bar_is_kept_as_the_last_line() -> None:
@@ -163,3 +163,8 @@ def test_a_long_line_is_handed_out_while_it_grows() -> None:
     for _ in range(50):
         seen += sum(len(line.content) for line in splitter.feed(b"y" * 100, 0.0))
     assert seen == 4000
+
+
+def test_blanks_at_the_end_of_a_line_are_text() -> None:
+    """The last empty columns of a table, two blanks of Markdown, a blank line of a diff."""
+    assert texts(b"a\tb\t\t\nhard break  \r\n \nend ") == ["a\tb\t\t", "hard break  ", " ", "end "]

@@ -16,11 +16,13 @@ class Watched:
         self.clock = asyncio.get_running_loop().time
         self.idle: list[float] = []
         self.stalled: list[float] = []
+        self.bytes = 0
         self.dog = Watchdog(
             idle_s,
             stalled_s,
             on_idle=lambda: self.idle.append(round(self.clock(), 3)),
             on_stalled=lambda: self.stalled.append(round(self.clock(), 3)),
+            taken=lambda: self.bytes,
         )
 
 
@@ -84,3 +86,20 @@ def test_without_pings_nothing_is_idle() -> None:
         return watched.idle
 
     assert run(play()) == []
+
+
+def test_one_who_reads_slowly_is_not_one_who_does_not() -> None:
+    """A single send may last for ever while some of it is taken; the time counts from the last byte."""
+
+    async def play() -> list[float]:
+        watched = Watched(15, 30)
+        watched.dog.sending()
+        for _ in range(100):
+            await asyncio.sleep(10)
+            watched.bytes += 1
+        assert watched.stalled == []
+        await asyncio.sleep(200)
+        return watched.stalled
+
+    [at] = run(play())
+    assert 1000 + 30 <= at <= 1000 + 30 + 15

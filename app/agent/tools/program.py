@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from app.agent.tools.failures import named
 from app.core.errors import LostOwnership
 from app.core.events import EventType
 from app.core.models import Run, Step, StepRecord
@@ -17,8 +18,6 @@ from app.execution.executor import Executor, Resume, Source, ToolResult, ToolRun
 from app.storage.workspace import FileInfo, Workspace
 from tailrun.process.lines import Level, Line
 from tailrun.process.stop import StopReason, StopToken, Usage
-
-_NAMED = 5
 
 
 class RunLog(Protocol):
@@ -151,9 +150,9 @@ async def run_program(
 
 async def _tell_skipped(bench: ToolContext, step: Step, skipped: Sequence[str]) -> None:
     if skipped:
-        names = ", ".join(repr(name) for name in sorted(skipped)[:_NAMED])
-        more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-        note = f"not kept, for links, special files and odd names have no place in a workspace: {names}{more}"
+        kinds = "special files, odd names and what can't be opened"
+        kinds = f"links, {kinds}" if bench.executor.reattaches else kinds
+        note = f"not kept, for {kinds} have no place in a workspace: {named(skipped)}"
         await bench.log.say(Level.WARNING, note, step.id)
 
 

@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+from app.agent.tools.failures import failure_of
 from app.agent.tools.files import delete_file, list_files, read_file, write_file
 from app.agent.tools.interpreters import run_argv, run_code, run_shell
 from app.agent.tools.program import RunLog, ToolContext, ToolOutcome
 from app.agent.tools.task import TaskProgram, run_task
-from app.core.errors import StorageError, TailrunError, TooLarge, Unprocessable
+from app.core.errors import TailrunError
 from app.core.models import Run, Step
 from app.execution.executor import Executor, Resume
 from app.plan.steps import ARGV, TASK
 from app.storage.workspace import Workspace
-from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.stop import StopReason, StopToken
 
 _PROGRAMS: dict[str, Callable[[ToolContext, Step, StopToken], Awaitable[ToolOutcome]]] = {
@@ -74,8 +74,8 @@ class ToolRouter:
             if step.tool in _PROGRAMS:
                 return await _PROGRAMS[step.tool](bench, step, stop)
             return await _interruptible(_FILE_TOOLS[step.tool](self._bench, step), step.timeout_s, stop)
-        except TailrunError as error:
-            raise _failure(error) from error
+        except (TailrunError, OSError) as error:
+            raise failure_of(error) from error
 
 
 async def _interruptible(
@@ -94,15 +94,3 @@ async def _interruptible(
         if not task.done():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-def _failure(error: TailrunError) -> RunFailure:
-    match error:
-        case StorageError():
-            return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, f"the run's files can't be reached: {error}")
-        case TooLarge():
-            return RunFailure(ErrorCode.RESOURCE_LIMIT, error.message, retried=False)
-        case Unprocessable():
-            return RunFailure(ErrorCode.INVALID_PLAN, error.message)
-        case _:
-            return RunFailure(ErrorCode.EXIT_NONZERO, error.message, exit_code=1)

@@ -1,0 +1,155 @@
+"""The two transfers of a checkout from S3: all files down, and what a tool changed back up.
+
+Files move up to eight at a time. The way down stops early when asked to; the way up runs to
+its end. Nothing is deleted in the store unless all that should be stored was. What the store keeps
+of a file beside its content: whether it is a program, its mode where that is unusual, and its time.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from app.core.errors import Conflict, TooLarge
+from app.core.names import InvalidPath, parents
+from app.core.private_files import private_folder
+from app.storage.s3_bucket import Bucket, Content
+from app.storage.s3_tree import Tree, write_tree
+from app.storage.threads import each
+from app.storage.tree import Found, Snapshot, open_file, opened_folder, recreate, snapshot
+from app.storage.workspace import PIECE, Budget, Checkout, FileInfo, Limits
+
+_USUAL_MODES = frozenset({0o644, 0o755})
+
+Item = TypeVar("Item")
+
+
+class Transfer:
+    """Moves one run's files between its prefix in the bucket and a folder. Blocking."""
+
+    def __init__(
+        self, bucket: Bucket, prefix: str, folder: Path, pool: Executor, stop: threading.Event
+    ) -> None:
+        self._bucket = bucket
+        self._prefix = prefix
+        self.folder = folder
+        self._pool = pool
+        self._stop = stop
+        self._before = Snapshot()
+        self._shadowed: set[str] = set()
+        self._tree: Tree | None = None
+        self._closed: list[str] = []
+
+    def download(self, files: list[FileInfo], tree: Tree) -> None:
+        """Bring `files` down, and what `tree` says is there besides.
+
+        A store can hold both `a` and `a/b`, which a directory can't: so it stays when a tool
+        had replaced `a` by a folder and was cut off. The folder wins, `a` goes at the end.
+        """
+        folders = {folder for file in files for folder in parents(file.path)}
+        self._shadowed = folders & {file.path for file in files}
+        self._each(self._fetch, [file for file in files if file.path not in self._shadowed])
+        recreate(self.folder, (), tree.folders, tree.links)
+        self._before, self._tree = snapshot(self.folder), tree
+
+    def expect(self, paths: Iterable[str]) -> None:
+        """Record `paths` as downloaded: those that are not in the folder were deleted."""
+        self._before = Snapshot({path: Found(-1, 0, 0, 0) for path in paths})
+
+    def upload(self, checkout: Checkout, limits: Limits, stored: list[FileInfo]) -> None:
+        """Store what changed and delete what was removed; fill `checkout`.
+
+        Raises:
+            TooLarge, Conflict: something is over a limit, or a file that came over HTTP meanwhile
+            is in the way; the rest was stored all the same.
+            StorageError: the store does not answer; to be called again.
+        """
+        after = snapshot(self.folder)
+        removed = {*self._before.removed(after), *self._shadowed}
+        budget = Budget(limits, stored)
+        budget.release(removed)
+        wanted, failure = _fitting(budget, self._before.changed(after), after)
+        self._stop.clear()
+        self._closed.clear()
+        self._each(lambda path: self._store(path, after.files[path]), wanted)
+        self._each(lambda path: self._bucket.delete(self._prefix + path), removed - set(wanted))
+        if self._tree is not None:
+            tree, over = Tree.of(after, limits)
+            write_tree(self._bucket, self._prefix, self._tree, tree)
+            failure = failure or over
+        stored_now = [path for path in wanted if path not in self._closed]
+        checkout.changed.extend(after.files[path].info(path) for path in stored_now)
+        checkout.changed.extend(FileInfo(path, -1, 0) for path in sorted(removed - set(wanted)))
+        checkout.skipped.extend([*after.skipped, *sorted(self._closed)])
+        if failure is not None:
+            raise failure
+
+    def _fetch(self, file: FileInfo) -> None:
+        key = self._prefix + file.path
+        target = self.folder / file.path
+        private_folder(target.parent)
+        content = self._bucket.get(key)
+        try:
+            with target.open("wb") as out:
+                while not self._stop.is_set() and (piece := self._bucket.read(content, PIECE, key)):
+                    out.write(piece)
+        finally:
+            content.body.close()
+        _dress(target, content, file.modified_at)
+
+    def _store(self, path: str, found: Found) -> None:
+        """Store one file; one that can't be opened, or is gone, is put among the `skipped`."""
+        *folders, name = path.split("/")
+        try:
+            with opened_folder(self.folder, folders) as folder:
+                fd = open_file(folder, name)
+        except (PermissionError, FileNotFoundError, NotADirectoryError, InvalidPath):
+            self._closed.append(path)
+            return
+        with os.fdopen(fd, "rb") as file:
+            key, properties = self._prefix + path, _properties(found)
+            self._bucket.put(key, file, executable=found.executable, properties=properties)
+
+    def _each(self, move: Callable[[Item], None], items: Iterable[Item]) -> None:
+        each(self._pool, move, items, self._stop)
+
+
+def _properties(found: Found) -> Mapping[str, str]:
+    mode = {} if found.mode in _USUAL_MODES else {"mode": f"{found.mode:o}"}
+    return {**mode, "mtime": str(found.mtime_ns)}
+
+
+def _dress(target: Path, content: Content, stored_at: int) -> None:
+    """Give a file the mode and the time that it had; else those of its object, in microseconds.
+
+    Never the time of now: whatever a tool writes from now on is seen as a change.
+    """
+    mode, mtime_ns = 0o755 if content.executable else 0o644, stored_at * 1000
+    with suppress(KeyError, ValueError):
+        mtime_ns = int(content.properties["mtime"])
+    with suppress(KeyError, ValueError):
+        mode = int(content.properties["mode"], 8) & 0o777
+    with suppress(OverflowError):
+        os.utime(target, ns=(mtime_ns, mtime_ns))
+    target.chmod(mode)
+
+
+def _fitting(
+    budget: Budget, changed: list[str], after: Snapshot
+) -> tuple[list[str], TooLarge | Conflict | None]:
+    """Return what fits, and the error of the first that doesn't."""
+    wanted: list[str] = []
+    failure: TooLarge | Conflict | None = None
+    for path in changed:
+        try:
+            budget.take(path, after.files[path].size)
+        except (TooLarge, Conflict) as error:
+            failure = failure or error
+        else:
+            wanted.append(path)
+    return wanted, failure
