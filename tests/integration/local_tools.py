@@ -65,7 +65,7 @@ def _is_server(child: psutil.Process) -> bool:
     if child.status() == psutil.STATUS_ZOMBIE:
         return False
     words = " ".join(child.cmdline())
-    return "-server" in words or "postgres" in words
+    return any(name in words for name in ("-server", "postgres", "support.forked"))
 
 
 def executor_at(path: Path, *, silence_s: float = 4, grace_s: float = 1) -> LocalExecutor:
