@@ -30,11 +30,12 @@ _TRANSFER = TransferConfig(use_threads=False, multipart_threshold=16 << 20, mult
 
 
 class Object(NamedTuple):
-    """One object: size in bytes, time in microseconds."""
+    """One object: size in bytes, time in microseconds. `executable` None: a list does not tell."""
 
     key: str
     size: int
     modified_at: int
+    executable: bool | None = None
 
 
 class Content(NamedTuple):
@@ -101,7 +102,8 @@ class Bucket:
     def head(self, key: str) -> Object:
         with self._explained(key):
             head = self._client.head_object(Bucket=self.name, Key=key)
-        return Object(key, head["ContentLength"], int(head["LastModified"].timestamp()) * 1_000_000)
+        modified_at = int(head["LastModified"].timestamp()) * 1_000_000
+        return Object(key, head["ContentLength"], modified_at, head["Metadata"] == _EXECUTABLE)
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> Content:
         """Open bytes `start` to `end` (exclusive) of an object; `EOFError` if it has none there."""

@@ -22,7 +22,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TypeVar
 
-from app.core.errors import Conflict, StorageError, TooLarge
+from app.core.errors import Conflict, NotFound, StorageError, TooLarge
 from app.core.names import is_normal, normalise, normalise_prefix, parents, private_key, run_key
 from app.core.private_files import private_folder
 from app.storage.s3_bucket import Bucket, Content, Object
@@ -105,7 +105,9 @@ class S3Workspace:
         self._threads = home.threads
         self._run = home.threads.run
 
-    async def write(self, path: str, content: AsyncIterator[bytes] | bytes) -> FileInfo:
+    async def write(
+        self, path: str, content: AsyncIterator[bytes] | bytes, *, executable: bool | None = None
+    ) -> FileInfo:
         """Store a file, whole or not at all: it is collected on disk before it is uploaded."""
         path = normalise(path)
         budget = await self._run(self._budget)
@@ -117,7 +119,7 @@ class S3Workspace:
                 if size > room:
                     raise budget.too_large(path, room)
                 await self._run(_append, spool, piece)
-            return await self._run(self._upload, path, spool, size)
+            return await self._run(self._upload, path, spool, size, executable)
 
     async def stat(self, path: str) -> FileInfo:
         path = normalise(path)
@@ -193,16 +195,20 @@ class S3Workspace:
         return sorted((file for file in found if is_normal(file.path)), key=lambda file: file.path)
 
     def _info(self, item: Object) -> FileInfo:
-        return FileInfo(item.key.removeprefix(self._prefix), item.size, item.modified_at)
+        return FileInfo(item.key.removeprefix(self._prefix), item.size, item.modified_at, item.executable)
 
     def _budget(self) -> Budget:
         return Budget(self._limits, self._files())
 
-    def _upload(self, path: str, spool: IO[bytes], size: int) -> FileInfo:
-        self._budget().take(path, size)
+    def _upload(self, path: str, spool: IO[bytes], size: int, executable: bool | None) -> FileInfo:
+        key, budget = self._prefix + path, self._budget()
+        if executable is None and path in budget:
+            with contextlib.suppress(NotFound):  # it was there a moment ago
+                executable = self._bucket.head(key).executable
+        budget.take(path, size)
         spool.seek(0)
-        self._bucket.put(self._prefix + path, spool)
-        return self._info(self._bucket.head(self._prefix + path))
+        self._bucket.put(key, spool, executable=bool(executable))
+        return self._info(self._bucket.head(key))
 
     def _copy_from(self, other: S3Workspace) -> int:
         budget = self._budget()

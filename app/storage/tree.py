@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
     def info(self, path: str) -> FileInfo:
         """Return the protocol's description."""
-        return FileInfo(path, self.size, self.mtime_ns // 1000)
+        return FileInfo(path, self.size, self.mtime_ns // 1000, self.executable)
 
 
 @dataclass(slots=True)
