@@ -30,6 +30,9 @@ RunId = Annotated[
     typer.Argument(metavar="RUN", help="The run's id, its first characters (4 or more), or `last`."),
 ]
 
+ENV_REDIS_URL = "TAILRUN_ENV_REDIS_URL"
+"""The REDIS_URL that `tailrun env` gave a shell, so that `up` can tell it from one of the user's own."""
+
 _SHORTEST = 4
 _FULL = 36
 """Characters of a whole run id, a UUID."""
@@ -58,6 +61,7 @@ def data_dir() -> Path:
 
 def target(url: str | None, token: str | None) -> tuple[str, str]:
     """Return URL and token. The token of `up` goes to no other server than that one."""
+    url = None if url is None else url.strip()
     if url is not None and token is not None:
         return url, token
     here = serving()
