@@ -127,7 +127,12 @@ repository_of() { # registry:5000/team/tailrun:1 → registry:5000/team/tailrun
 check_tools() {
     command -v kubectl >/dev/null || die 'kubectl is not on PATH'
     [ $HELM = no ] || command -v helm >/dev/null || die 'helm is not on PATH (or leave --helm out: kustomize is in kubectl)'
-    kubectl get --raw /version >"$WORK/out" 2>&1 || die "the cluster does not answer: $(head -c 300 "$WORK/out")"
+    kubectl get --raw /version >"$WORK/out" 2>&1 && return
+    # Without a kubeconfig kubectl asks localhost:8080, where `make up` serves.
+    case $(kubectl get --raw /openapi.json 2>/dev/null | head -c 500) in
+    *'"title"'*Tailrun*) die 'kubectl has no cluster here and asks localhost:8080, which is a Tailrun (make up?): set KUBECONFIG, or choose one with kubectl config use-context' ;;
+    esac
+    die "the cluster does not answer: $(grep -v '^[EFIW][0-9]\{4\} ' "$WORK/out" | head -c 300)"
 }
 
 may() { # may NAMESPACE VERB RESOURCE…

@@ -135,7 +135,7 @@ last_words() {
     [ -z "$lines" ] || printf '; its log says: %s' "$lines"
 }
 kube() { kubectl --namespace "$NAMESPACE" "$@" 2>"$WORK/kubectl"; }
-said() { head -c 300 "$WORK/kubectl"; }
+said() { grep -v '^[EFIW][0-9]\{4\} ' "$WORK/kubectl" | head -c 300; } # without the lines of its own log
 
 forward() { # forward TARGET PORT: sets FORWARDED to an address of this machine
     : >"$WORK/forward"
@@ -165,6 +165,9 @@ redis() { # redis COMMAND…: bare values, one a line. No password stands on a c
 
 cluster_answers() {
     command -v kubectl >/dev/null || { fail 'kubectl is not on PATH'; return; }
+    case $(kubectl get --raw /openapi.json 2>/dev/null | head -c 500) in
+    *'"title"'*Tailrun*) fail "kubectl has no cluster here and asks localhost:8080, which is a Tailrun. To verify that one: eval \"\$(tailrun env)\"; a cluster: set KUBECONFIG"; return ;;
+    esac
     kube get deployment agent-api -o name >/dev/null || fail "no deployment agent-api in $NAMESPACE: $(said)"
 }
 

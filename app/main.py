@@ -111,6 +111,7 @@ _EXPOSED_HEADERS = (
     "Content-Range",
     "Content-Disposition",
     "ETag",
+    "X-Executable",
 )
 _GRACEFUL_S = 5
 
@@ -129,6 +130,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for module in _ROUTES:
         app.include_router(module.router)
+    app.add_middleware(access.HeadAsGet)
     if settings.auth == "off":
         app.add_middleware(LocalOnly, settings=settings)
     if (port := own_staging_port(settings)) is not None:

@@ -3,17 +3,24 @@
 GNU make dies of SIGINT whatever its child answers: `make up` could never end with exit code 0.
 Here the command gets a process group of its own and, where there is one, the terminal; signals
 sent to us are handed on, and Ctrl-Z stops make together with the command, as one job.
+
+In a group of its own the command would outlive the SIGKILL of make's (a CI job's end, a terminal that
+is killed). So it inherits a pipe that closes with us, and we end with make.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 from types import FrameType
 
+LAUNCHER_FD = "TAILRUN_LAUNCHER_FD"
+"""Tells the command which descriptor closes when we are gone."""
+_PR_SET_PDEATHSIG = 1
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -28,6 +35,15 @@ def take_terminal() -> None:
     os.setpgrp()
     give_terminal_to(os.getpid())
     signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM, which we hand on, when make is killed alone; where the kernel can do that."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:  # it was killed meanwhile
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def owns_terminal() -> bool:
@@ -51,8 +67,16 @@ def run(argv: list[str]) -> int:
 
     for number in HANDED_ON:
         signal.signal(number, hand_on)
+    end_with_parent()
+    closes_with_us, _held_open = os.pipe()
     # The child itself takes the terminal, before its first word: a Ctrl-C that answers it is its own.
-    child = subprocess.Popen(argv, preexec_fn=take_terminal if in_front else os.setpgrp)  # noqa: PLW1509
+    child = subprocess.Popen(
+        argv,
+        env=os.environ | {LAUNCHER_FD: str(closes_with_us)},
+        pass_fds=(closes_with_us,),
+        preexec_fn=take_terminal if in_front else os.setpgrp,  # noqa: PLW1509
+    )
+    os.close(closes_with_us)
     children.append(child.pid)
     try:
         return wait(child.pid, in_front=in_front)

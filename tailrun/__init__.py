@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         TooManyRequests,
         Unauthorized,
         Unreachable,
+        Unusable,
     )
     from tailrun.events import Event
 
@@ -71,6 +72,7 @@ __all__ = [
     "TooManyRequests",
     "Unauthorized",
     "Unreachable",
+    "Unusable",
     "execute_long_running_task",
 ]
 

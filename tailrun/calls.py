@@ -33,13 +33,16 @@ def _run(run_id: str, rest: str = "") -> str:
 
 def create(body: dict[str, Any], idempotency_key: str | None) -> Call:
     """POST a new run."""
-    headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
-    return Call("POST", "/v1/runs", json=_some(**body), headers=headers)
+    return Call("POST", "/v1/runs", json=_some(**body), headers=_once(idempotency_key))
 
 
-def act(run_id: str, action: str) -> Call:
+def _once(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Idempotency-Key": key}
+
+
+def act(run_id: str, action: str, idempotency_key: str | None = None) -> Call:
     """Start, cancel or retry a run."""
-    return Call("POST", _run(run_id, f"/{action}"))
+    return Call("POST", _run(run_id, f"/{action}"), headers=_once(idempotency_key))
 
 
 def get(run_id: str, logs: int | None) -> Call:
@@ -81,10 +84,13 @@ def file(method: str, run_id: str, path: str) -> Call:
     return Call(method, _run(run_id, f"/files/{quote(path, safe='/')}"))
 
 
-def upload(run_id: str, path: str, size: int | None) -> Call:
+def upload(run_id: str, path: str, size: int | None, *, executable: bool | None) -> Call:
     """Put one file; with its size given, the server refuses one that is too large before reading it."""
     headers = {} if size is None else {"Content-Length": str(size)}
-    return Call("PUT", _run(run_id, f"/files/{quote(path, safe='/')}"), headers=headers)
+    mode = None if executable is None else str(executable).lower()
+    return Call(
+        "PUT", _run(run_id, f"/files/{quote(path, safe='/')}"), _params(executable=mode), headers=headers
+    )
 
 
 def task_types() -> Call:
@@ -133,9 +139,9 @@ def schedules(limit: int | None, cursor: str | None, *, all_users: bool) -> Call
     return Call("GET", "/v1/schedules", _params(limit=limit, cursor=cursor, all=everyone))
 
 
-def create_schedule(body: dict[str, Any]) -> Call:
+def create_schedule(body: dict[str, Any], idempotency_key: str | None) -> Call:
     """Make a schedule."""
-    return Call("POST", "/v1/schedules", json=_some(**body))
+    return Call("POST", "/v1/schedules", json=_some(**body), headers=_once(idempotency_key))
 
 
 def delete_schedule(schedule_id: str) -> Call:

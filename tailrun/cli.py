@@ -7,15 +7,13 @@ more commands names a function in the entry point group `tailrun.commands`; it g
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import entry_points
 
 import typer
 
 from tailrun import VERSION
-from tailrun.ansi import harmless
 from tailrun.commands import admin, dead, files, run, runs, schedules, tasks
-from tailrun.commands.connection import CliError
+from tailrun.commands.entry import call
 
 app = typer.Typer(
     name="tailrun",
@@ -45,6 +43,7 @@ def root(
 
 app.command("run", cls=run.DashedCommand, rich_help_panel=RUNS)(run.run)
 app.command("logs", rich_help_panel=RUNS)(runs.logs)
+app.command("tail", rich_help_panel=RUNS)(runs.tail)
 app.command("ls", rich_help_panel=RUNS)(runs.ls)
 app.command("show", rich_help_panel=RUNS)(runs.show)
 app.command("cancel", rich_help_panel=RUNS)(runs.cancel)
@@ -67,27 +66,5 @@ def main() -> None:
 
 
 def run_app() -> None:
-    """Run a command; a refusal is one line on stderr and an exit code."""
-    try:
-        app(prog_name="tailrun")
-    except CliError as error:
-        _fail(str(error), error.code)
-    except Exception as error:
-        message = _said_by_client(error)
-        if message is None:
-            raise
-        _fail(message, 1)
-
-
-def _said_by_client(error: Exception) -> str | None:
-    """Return what the client package has to say; it is imported only where it is used."""
-    client = sys.modules.get("tailrun.errors")
-    if client is None or not isinstance(error, client.TailrunError):
-        return None
-    hint = ". Is it running? `tailrun up` starts one" if isinstance(error, client.Unreachable) else ""
-    return f"{error}{hint}"
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"tailrun: {harmless(message, colours=False)}", file=sys.stderr)
-    sys.exit(code)
+    """Run a command; see `tailrun.commands.entry` for what becomes of its errors."""
+    call(lambda: app(prog_name="tailrun"))

@@ -16,7 +16,22 @@ from typing import Any, BinaryIO, Self, cast
 import httpx2
 
 from tailrun import calls
-from tailrun.bodies import PIECE_BYTES, Content, Items, Json, Page, bytes_left, check, read_json, unreachable
+from tailrun.bodies import (
+    PIECE_BYTES,
+    Content,
+    Items,
+    Json,
+    Page,
+    authorization,
+    base_url,
+    bytes_left,
+    check,
+    is_executable,
+    no_address,
+    read_json,
+    too_short,
+    unreachable,
+)
 from tailrun.errors import TailrunError
 from tailrun.events import Event
 from tailrun.follow import SILENCE_S, Filters, Follower, OnReconnect
@@ -25,17 +40,21 @@ from tailrun.follow import SILENCE_S, Filters, Follower, OnReconnect
 class Client:
     """A connection to one Tailrun. Runs and the like are plain dicts, as `docs/openapi.yaml` has them.
 
-    Raises `Unreachable` when there is no answer, and the `APIError` of the status otherwise.
+    Raises `Unusable` where nothing can be sent, `Unreachable` when there is no answer, and the `APIError`
+    of the status otherwise.
     `timeout_s` bounds a request, not a stream. Not for use by several threads at once.
     """
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 30.0) -> None:
-        self.url = url.rstrip("/")
-        self._http = httpx2.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
-        )
+        self.url = base_url(url)
+        try:
+            self._http = httpx2.Client(
+                base_url=self.url,
+                headers={"Authorization": authorization(token)},
+                timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
+            )
+        except httpx2.InvalidURL as error:
+            raise no_address(self.url) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -79,9 +98,9 @@ class Client:
         """Ask for the end of a run; of a finished one this changes nothing."""
         return self._json(calls.act(run_id, "cancel"))
 
-    def retry(self, run_id: str) -> Json:
+    def retry(self, run_id: str, *, idempotency_key: str | None = None) -> Json:
         """Make a new run like a finished one."""
-        return self._json(calls.act(run_id, "retry"))
+        return self._json(calls.act(run_id, "retry", idempotency_key))
 
     def get(self, run_id: str, *, logs: int | None = None) -> Json:
         """Get a run, with its last `logs` events if that is given."""
@@ -167,15 +186,26 @@ class Client:
         """List a run's files: `path`, `size` and so on."""
         return self._items(calls.files(run_id, prefix))
 
-    def upload(self, run_id: str, path: str, content: Content) -> Json:
-        """Store a file in the run's workspace; a binary file is sent from its position on."""
+    def upload(self, run_id: str, path: str, content: Content, *, executable: bool | None = None) -> Json:
+        """Store a file in the run's workspace; a binary file is sent from its position on.
+
+        `executable` None: as the local file is (a `Path`), else as the file that is replaced.
+        """
         if isinstance(content, Path):
+            mode = is_executable(content) if executable is None else executable
             with content.open("rb") as file:
-                return self.upload(run_id, path, file)
+                return self.upload(run_id, path, file, executable=mode)
         if isinstance(content, bytes):
-            return self._json(calls.upload(run_id, path, len(content)), content)
+            return self._json(calls.upload(run_id, path, len(content), executable=executable), content)
         size = bytes_left(content)
-        return self._json(calls.upload(run_id, path, size), _pieces(content, size))
+        call = calls.upload(run_id, path, size, executable=executable)
+        return self._json(call, _pieces(content, size))
+
+    def file(self, run_id: str, path: str) -> Json:
+        """Describe a file without its content: `path`, `size`, `executable`."""
+        headers = (self._send(calls.file("HEAD", run_id, path))).headers
+        runs = {"true": True, "false": False}.get(headers.get("x-executable", ""))
+        return {"path": path, "size": int(headers.get("content-length", 0)), "executable": runs}
 
     def download(self, run_id: str, path: str) -> Generator[bytes]:
         """Yield a file's bytes in pieces."""
@@ -230,9 +260,12 @@ class Client:
         """Get a page of schedules, newest first; `all_users` needs a token of scope admin."""
         return self._json(calls.schedules(limit, cursor, all_users=all_users))
 
-    def create_schedule(self, *, cron: str, run: Json, timezone: str | None = None) -> Json:
+    def create_schedule(
+        self, *, cron: str, run: Json, timezone: str | None = None, idempotency_key: str | None = None
+    ) -> Json:
         """Make a schedule: `run` is made, as `create` takes it, whenever `cron` is due in `timezone`."""
-        return self._json(calls.create_schedule({"cron": cron, "timezone": timezone, "run": run}))
+        body = {"cron": cron, "timezone": timezone, "run": run}
+        return self._json(calls.create_schedule(body, idempotency_key))
 
     def delete_schedule(self, schedule_id: str) -> None:
         """Delete a schedule; the runs that it made stay."""
@@ -296,3 +329,5 @@ def _pieces(file: BinaryIO, size: int | None) -> Iterator[bytes]:
     while piece := file.read(min(left, PIECE_BYTES)):
         left -= len(piece)
         yield piece
+    if size is not None and left:
+        raise too_short(left)

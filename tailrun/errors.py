@@ -1,6 +1,7 @@
 """What can go wrong between a client and the API, one class for each thing a caller may do about it.
 
 TailrunError
+├── Unusable           nothing was sent: no URL, no token, or a file that changed under our hands
 ├── Unreachable        no answer: wrong URL, server down, network gone
 └── APIError           the API said no: `status`, `code`, `message` as it sent them
     ├── Unauthorized       401  the token is missing, wrong, expired or revoked
@@ -22,6 +23,10 @@ from typing import Any, cast
 
 class TailrunError(Exception):
     """Anything that this client raises on purpose."""
+
+
+class Unusable(TailrunError):
+    """What the caller gave cannot be sent: an address, a token, a file."""
 
 
 class Unreachable(TailrunError):

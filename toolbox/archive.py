@@ -188,7 +188,7 @@ def _entry(info: tarfile.TarInfo, more: dict[str, str]) -> Entry:
         mtime_ns = int(mtime * 1e9)
     except (ValueError, OverflowError):
         raise Refused(f"{_shown(path)} has no sound size or time") from None
-    if size < 0 or abs(mtime_ns) >= 1 << 63:
+    if size < 0 or abs(mtime_ns) >= _END_NS:
         raise Refused(f"{_shown(path)} has no sound size or time")
     return Entry(path, size, mtime_ns, executable=bool(info.mode & 0o100))
 
@@ -222,10 +222,15 @@ def _content(source: _Inflated, size: int) -> Iterator[bytes]:
     source.exactly(-size % _BLOCK)
 
 
+_END_NS = 1 << 63
+_MOST_S = _END_NS // 1_000_000_000 - 1
+"""In the year 2262; file systems know later times, which must not make an archive that is refused."""
+
+
 def _header(entry: Entry) -> bytes:
     info = tarfile.TarInfo(entry.path)
     info.size, info.mode = entry.size, 0o755 if entry.executable else 0o644
-    info.mtime = entry.mtime_ns // 1_000_000_000
+    info.mtime = max(-_MOST_S, min(entry.mtime_ns // 1_000_000_000, _MOST_S))
     return info.tobuf(tarfile.PAX_FORMAT)
 
 

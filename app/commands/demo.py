@@ -71,7 +71,8 @@ def _demo(folder: Path) -> int:
 def _run(serving: Serving, supervisor: Supervisor) -> tuple[int, str]:
     from tailrun import Client  # noqa: PLC0415
     from tailrun.commands.follow import View, follow  # noqa: PLC0415 - as above
-    from tailrun.commands.run import Upload, read_plan, submit  # noqa: PLC0415
+    from tailrun.commands.run import read_plan  # noqa: PLC0415
+    from tailrun.commands.uploads import Upload, submit  # noqa: PLC0415
 
     sources = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     uploads = [Upload(source, source.relative_to(ROOT).as_posix()) for source in sources]
@@ -90,6 +91,8 @@ def _run(serving: Serving, supervisor: Supervisor) -> tuple[int, str]:
 
 def _keep(client: Client, run_id: str, brought: set[str]) -> list[tuple[str, int]]:
     """Download what the run made; return paths and sizes."""
+    from tailrun.commands.files import save  # noqa: PLC0415 - as above
+
     made: list[tuple[str, int]] = []
     KEPT.mkdir(parents=True, exist_ok=True)
     for file in client.files(run_id):
@@ -97,7 +100,7 @@ def _keep(client: Client, run_id: str, brought: set[str]) -> list[tuple[str, int
         if path not in brought:
             target = KEPT / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(b"".join(client.download(run_id, path)))
+            save(client, run_id, path, target)
             made.append((path, file["size"]))
     return made
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.commands.config import settings
 from tailrun.ansi import harmless
-from tailrun.commands.connection import CliError, data_dir
+from tailrun.commands.connection import ENV_REDIS_URL, CliError, data_dir
+from tailrun.commands.entry import show_tracebacks
 
 if TYPE_CHECKING:
     from app.config import Settings
@@ -32,6 +36,7 @@ def up(
     from app.up.data_folder import Refused  # noqa: PLC0415
     from app.up.stack import up as start  # noqa: PLC0415
 
+    _forget_redis_of_env()
     chosen = settings()
     if not is_loopback(chosen.host) and chosen.api_token is not None:
         say(f"Warning: HOST={chosen.host} lets other machines in: who has the token can execute code here.")
@@ -46,6 +51,13 @@ def up(
     except Refused as error:
         raise CliError(str(error)) from error
     say("Stopped. Everything is in the data folder; the next `up` goes on from there.")
+
+
+def _forget_redis_of_env() -> None:
+    """Ignore a REDIS_URL that `tailrun env` set: another `up` has that Redis, or had it."""
+    if os.environ.get("REDIS_URL", "") == os.environ.get(ENV_REDIS_URL, None):
+        say("REDIS_URL is what `tailrun env` set in this shell; `up` starts a Redis of its own.")
+        del os.environ["REDIS_URL"]
 
 
 def _check_tasks(chosen: Settings) -> None:
@@ -75,26 +87,46 @@ def _echo(name: str, line: str) -> None:
 
 
 def banner(serving: Serving) -> str:
-    """Return the ready line, and lines to copy."""
+    """Return the ready line, and lines to copy: each works as it is printed, in any folder."""
+    me = f"DATA_DIR={shlex.quote(serving.data_dir)} {_command()}"
     port = serving.redis_url.rpartition(":")[2].partition("/")[0]
     at = "" if port == "6379" else f" -p {port}"
     local = serving.redis_url.startswith("redis://127.0.0.1:")
     redis_cli = f"redis-cli{at}" if local else f"redis-cli -u {serving.redis_url}"
+    or_else = ""
     if "+sentinel://" in serving.redis_url or serving.redis_url.startswith("unix://"):
-        redis_cli = "tailrun redis"  # redis-cli has no URL for these
+        redis_cli = f"{me} redis"  # redis-cli has no URL for these
+    elif shutil.which("redis-cli") is None:
+        or_else, redis_cli = f"    # or, where it is installed: {redis_cli} LLEN jobs:pending", f"{me} redis"
     auth = f'-H "Authorization: Bearer {serving.token}"'
     execute = f"curl -X POST {serving.url}/agent/execute {auth} -d"
     ready = f"Tailrun is ready: {serving.url}  token {serving.token}  redis {serving.redis_url}"
     return f"""{ready}  data {serving.data_dir}
 
-  {execute} '{{"action": "create", "prompt": "Test Phase 2B"}}'
-  {execute} '{{"action": "start", "run_id": "<run_id>"}}'
-  curl -N {serving.url}/agent/logs/<run_id>/stream {auth}
-  {redis_cli} LLEN jobs:pending        # without redis-cli: tailrun redis LLEN jobs:pending
+  RUN_ID=$({execute} '{{"action": "create", "prompt": "Test Phase 2B"}}' -s | {_RUN_ID_OF})
+  {execute} '{{"action": "start", "run_id": "'$RUN_ID'"}}'
+  curl -N {serving.url}/agent/logs/$RUN_ID/stream {auth}
+  {redis_cli} LLEN jobs:pending{or_else}
 
-  eval "$(tailrun env)" sets API, TOKEN and PATH; then for example: tailrun run -- echo hello
-  Ctrl-C drains and stops everything.
+  eval "$({me} env)"   # sets API, TOKEN, REDIS_URL and PATH for:
+  tailrun run -- echo hello
+  tailrun redis LLEN jobs:pending
+
+Ctrl-C drains and stops everything.
 """
+
+
+_RUN_ID_OF = r"""sed -n 's/.*"run_id":"\([^"]*\)".*/\1/p'"""
+
+
+def _command() -> str:
+    """Return how a shell in any folder, and with any PATH, starts this very `tailrun`."""
+    script = Path(sys.executable).with_name("tailrun")
+    if os.access(script, os.X_OK):
+        return shlex.quote(str(script))
+    from app.up.parent_death import OWN_PYTHON, ROOT  # noqa: PLC0415 - only where nothing is installed
+
+    return f"PYTHONPATH={shlex.quote(ROOT)} {shlex.join([*OWN_PYTHON, 'app'])}"
 
 
 def down() -> None:
@@ -121,6 +153,7 @@ def api(
     ] = False,
 ) -> None:
     """Serve the HTTP API."""
+    show_tracebacks()
     chosen = settings()
     if not with_worker:
         from app.main import serve  # noqa: PLC0415 - the web framework, only here
@@ -158,6 +191,7 @@ def _private_data_dir(chosen: Settings, process: str) -> None:
 
 def worker() -> None:
     """Run a worker: take runs from the queue until told to stop."""
+    show_tracebacks()
     from app.worker.main import serve  # noqa: PLC0415 - everything a run needs, only here
 
     chosen = settings()

@@ -34,8 +34,17 @@ def format_ts(us: int) -> str:
 
     Years have four digits there: what lies before 1 or after 9999 shows as the first or the last moment.
     """
-    second, rest = divmod(max(_FIRST_US, min(us, _LAST_US)), 1_000_000)
+    second, rest = divmod(_within_years(us), 1_000_000)
     return f"{_second(second)}.{rest:06d}Z"
+
+
+def calendar_second(us: int) -> int:
+    """Return the second since the epoch, or the nearest that calendars (years 1 to 9999) hold."""
+    return _within_years(us) // 1_000_000
+
+
+def _within_years(us: int) -> int:
+    return max(_FIRST_US, min(us, _LAST_US))
 
 
 def parse_ts(text: str) -> int:

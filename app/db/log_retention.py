@@ -160,7 +160,7 @@ def _expire(connection: Connection, run: EndedRun, now: int, archived: bool) -> 
             return True
     if packed and _delete_last_chunks(connection, run, last) == _CHUNKS_AT_ONCE:
         return True
-    _set_stage(connection, run, EXPIRED, truncated=True)
+    _set_stage(connection, run, EXPIRED, **({} if archived else {"truncated": True}))
     return False
 
 

@@ -19,6 +19,8 @@ from app.db.run_rows import RUN_ROW
 from app.db.tables import runs
 from app.db.text import clean, clean_or_none
 
+KEY_REUSED = "this Idempotency-Key was used for another request: use a new key"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDraft(RunDefinition):
@@ -130,8 +132,5 @@ def _earlier(connection: Connection, new: RunDraft) -> Run:
         select(*RUN_ROW.columns, runs.c.request_hash).where(key)
     ).one()
     if request_hash != new.request_hash:
-        raise Conflict(
-            "this Idempotency-Key was used for another request: use a new key",
-            code="idempotency_key_reused",
-        )
+        raise Conflict(KEY_REUSED, code="idempotency_key_reused")
     return RUN_ROW.read(columns)

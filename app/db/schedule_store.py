@@ -10,17 +10,19 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, delete, func, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from app.core.errors import Conflict
 from app.core.models import DEFINITION_FIELDS, Priority, Run, RunKind
 from app.core.paging import PageCursor, page
 from app.db import run_create
 from app.db.engine import Database
+from app.db.lenient import from_json
 from app.db.row_codec import RowCodec
 from app.db.run_create import RunDraft
 from app.db.tables import schedules
-from app.db.text import clean
+from app.db.text import clean, to_json
 
 MOST_PER_USER = 1000
 BACKLOG_FULL = "skipped: so many of your runs wait or are held already (USER_BACKLOG_MAX)"
@@ -71,9 +73,16 @@ class ScheduleStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def create(self, schedule: Schedule) -> None:
-        """Keep a schedule; Conflict when its user has too many."""
-        await self._db.write(lambda connection: _create(connection, schedule))
+    async def create(self, schedule: Schedule) -> Schedule:
+        """Keep a schedule, and return it; one whose id is there already is left as it stands.
+
+        Raises:
+            Conflict: its user has too many, or the id's schedule is another one.
+        """
+        kept = await self._db.write(lambda connection: _create(connection, schedule))
+        if _asked_for(kept) != _asked_for(schedule):
+            raise Conflict(run_create.KEY_REUSED, code="idempotency_key_reused")
+        return kept
 
     async def page(
         self, *, user_id: str | None, limit: int, cursor: str | None = None
@@ -126,13 +135,27 @@ class ScheduleStore:
         return [_ROW.read(row) for row in rows]
 
 
-def _create(connection: Connection, schedule: Schedule) -> None:
+def _asked_for(schedule: Schedule) -> tuple[Any, ...]:
+    return schedule.user_id, schedule.cron, schedule.timezone, from_json(to_json(schedule.run), {}, "run")
+
+
+def _create(connection: Connection, schedule: Schedule) -> Schedule:
+    there = select(*_ROW.columns).where(schedules.c.schedule_id == schedule.schedule_id)
+    earlier = connection.execute(there).first()
+    if earlier is not None:
+        return _ROW.read(earlier)
     mine = select(func.count()).where(schedules.c.user_id == schedule.user_id)
     if connection.execute(mine).scalar_one() >= MOST_PER_USER:
         raise Conflict(
             f"You have {MOST_PER_USER} schedules already: delete one first.", code="too_many_schedules"
         )
-    connection.execute(insert(schedules).values(_ROW.write(schedule)))
+    values = _ROW.write(schedule)
+    connection.execute(_inserting(connection)(schedules).values(values).on_conflict_do_nothing())
+    return _ROW.read(connection.execute(there).one())  # of two at once with one id, the first one's
+
+
+def _inserting(connection: Connection) -> Any:
+    return sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
 
 
 def _fire(

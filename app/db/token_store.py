@@ -18,7 +18,9 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, FromClause, delete, exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from app.core.errors import Conflict
 from app.db.engine import Database
+from app.db.run_create import KEY_REUSED
 from app.db.tables import tokens
 
 Scope = Literal["user", "admin", "stream"]
@@ -69,16 +71,26 @@ class TokenStore:
         made_by: str | None = None,
         expires_at: int | None = None,
         secret: str | None = None,
+        key: str | None = None,
     ) -> tuple[str, Token]:
         """Make a token; return its secret, which is shown this once, and its row.
 
-        A `secret` of the caller's (the bootstrap token) that is there already is left as it stands.
+        A `secret` of the caller's (the bootstrap token) that is there already is left as it stands. A `key`
+        makes one token however often it comes: again, it returns that token with an empty secret, for its own
+        is not kept.
+
+        Raises:
+            Conflict: the key has made another token.
         """
         plaintext = secret or _PREFIX + secrets.token_urlsafe(32)
-        token_id = secrets.token_hex(8)
+        token_id = secrets.token_hex(8) if key is None else _hash(f"{run_id}\n{key}")[:32]
         token = Token(token_id, user_id, scope, name, now, expires_at, run_id, None, made_by)
         values = dict(zip(_COLUMNS, astuple(token), strict=True)) | {"hash": _hash(plaintext)}
-        return plaintext, await self._db.write(lambda connection: _insert(connection, values))
+        made = await self._db.write(lambda connection: _insert(connection, values))
+        if made is not None:
+            return plaintext, made
+        earlier = await self._db.read_one(lambda connection: connection.execute(_by_id(token_id)).one())
+        return "", _same(_to_token(earlier), token)
 
     async def find(self, plaintext: str, now: int) -> Token | None:
         """Return the token with this secret, unless it or the one that made it is revoked or expired."""
@@ -122,11 +134,28 @@ class TokenStore:
         return await self._db.write_one(lambda connection: connection.execute(statement).rowcount)
 
 
-def _insert(connection: Connection, values: dict[str, Any]) -> Token:
+def _insert(connection: Connection, values: dict[str, Any]) -> Token | None:
+    """Insert a token, or find the one that has this secret; None: one has this id."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(tokens).values(values).on_conflict_do_nothing(index_elements=["hash"])
-    connection.execute(statement)
-    return _to_token(connection.execute(select(*_WHOLE).where(tokens.c.hash == values["hash"])).one())
+    connection.execute(insert(tokens).values(values).on_conflict_do_nothing())
+    row = connection.execute(select(*_WHOLE).where(tokens.c.hash == values["hash"])).first()
+    return None if row is None else _to_token(row)
+
+
+def _by_id(token_id: str) -> Any:
+    return select(*_WHOLE).where(tokens.c.token_id == token_id)
+
+
+def _same(earlier: Token, asked: Token) -> Token:
+    """Return the earlier token if it is what was asked for; its life counts from when it was made."""
+    if _asked_for(earlier) != _asked_for(asked):
+        raise Conflict(KEY_REUSED, code="idempotency_key_reused")
+    return earlier
+
+
+def _asked_for(token: Token) -> tuple[Any, ...]:
+    life = None if token.expires_at is None else token.expires_at - token.created_at
+    return token.user_id, token.scope, token.name, token.run_id, token.made_by, life
 
 
 def _valid(table: FromClause, now: int) -> tuple[ColumnElement[bool], ...]:

@@ -2,6 +2,8 @@
 
 The line has the path without its query, for a stream token may stand there; uvicorn's own
 access log is off for the same reason.
+
+HEAD is answered wherever GET is: probes, `curl -I` and link checkers ask so.
 """
 
 from __future__ import annotations
@@ -9,9 +11,12 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from contextlib import suppress
+from http import HTTPStatus
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.telemetry import HTTP_SECONDS, get_logger
@@ -47,6 +52,40 @@ class Access:
                 await exchange.fail(error, receive)
             finally:
                 exchange.log()
+
+
+class HeadAsGet:
+    """ASGI middleware; the innermost. A HEAD that no route has is the GET of its path, but for the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        refused = False
+
+        async def unless_refused(message: Message) -> None:
+            nonlocal refused
+            refused = refused or message.get("status") == HTTPStatus.METHOD_NOT_ALLOWED
+            if not refused:
+                await send(message)
+
+        async def head_alone(message: Message) -> None:
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+            raise _HeadIsOut
+
+        await self.app(scope, receive, unless_refused)
+        if refused:
+            with suppress(_HeadIsOut, ClientDisconnect):  # what the body would have been is closed with it
+                await self.app({**scope, "method": "GET"}, receive, head_alone)
+
+
+class _HeadIsOut(OSError):
+    """As if the client were gone: whatever makes the body stops."""
 
 
 class _Exchange:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import orjson
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Header, Query, Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -137,6 +137,20 @@ def _too_large(limit: int) -> TooLarge:
 MAX_SEQ = 2**53
 _DIGITS = 18
 """More than any number here has. Python refuses to read thousands of them with the error of a bug."""
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Of your choice: repeating the request with the same key makes nothing a second time.",
+    ),
+]
+
+
+def made_before(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Describe the answer to a repeated key for OpenAPI."""
+    return {200: {"model": model, "description": "What this Idempotency-Key made before."}}
+
 
 AnsiParameter = Annotated[
     Literal["keep", "strip"], Query(description="`strip`: without colours and other terminal sequences.")

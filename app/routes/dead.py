@@ -15,13 +15,13 @@ from app.core.errors import NotFound, StorageError, TailrunError, TooManyRequest
 from app.core.models import Run
 from app.redis.dead_letters import Letter
 from app.routes.auth import CurrentServices, CurrentUser, OwnRun
-from app.routes.body import PageLimit, documents, json_body
+from app.routes.body import IdempotencyKey, PageLimit, documents, json_body, made_before
 from app.routes.logs import last_events
 from app.routes.queue import DeadDetail, DeadList, DeadRetried, DeadRetry, Dropped
 from app.routes.schemas import RunDetail
 from app.routes.views import answer, links, run_detail, run_view
 from app.runs.services import RUN_ID, Principal, Services
-from app.runs.submit import retry_run
+from app.runs.submit import LETTER_KEY, retried_before, retry_run
 
 router = APIRouter(prefix="/v1/dead", tags=["queue"])
 
@@ -102,15 +102,18 @@ async def retry_many(
     return answer({"items": items, "refused": refused, "left": len(letters)})
 
 
-@router.post("/{run_id}/retry", status_code=201, response_model=RunDetail)
-async def retry(run: OwnRun, services: CurrentServices) -> Response:
+@router.post("/{run_id}/retry", status_code=201, response_model=RunDetail, responses=made_before(RunDetail))
+async def retry(run: OwnRun, services: CurrentServices, idempotency_key: IdempotencyKey = None) -> Response:
     """Make a new run like the dead one, and drop its letter."""
     letters = await services.dead.named(run.run_id)
-    if not letters:
+    made = await retried_before(services, run, idempotency_key)
+    if made is None and letters:
+        made = await retry_run(services, run, idempotency_key or _key(letters[0]))
+    if made is None:
         raise NotFound(f"Run {run.run_id} is no dead letter; POST {links(run.run_id)['self']}/retry instead.")
-    made = await retry_run(services, run, key=_key(letters[0]))
     await services.dead.remove(letters)
-    return answer(run_detail(made), 201, {"Location": links(made.run_id)["self"]})
+    where = {"Location": links(made.run.run_id)["self"]}
+    return answer(run_detail(made.run), 201 if made.fresh else 200, where)
 
 
 @router.delete("", response_model=Dropped)
@@ -143,14 +146,14 @@ async def _retry(services: Services, letter: Letter) -> Run:
     run = await _run_of(services, letter)
     if run is None:
         raise NotFound("There is no such run.")
-    made = await retry_run(services, run, key=_key(letter))
+    made = await retry_run(services, run, _key(letter))
     await services.dead.remove([letter])
-    return made
+    return made.run
 
 
 def _key(letter: Letter) -> str:
     """Return what makes two retries of one letter, at the same time or after a lost answer, one run."""
-    return f"dead:{letter.letter_id}"
+    return f"{LETTER_KEY}{letter.letter_id}"
 
 
 async def _chosen(services: Services, user: Principal, run_ids: set[str] | None) -> list[Letter]:

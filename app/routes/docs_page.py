@@ -21,7 +21,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.routing import WebSocketRoute
 
+from app.routes.views import answer
 from app.routes.websocket import router as sockets
+from tailrun import VERSION
 
 router = APIRouter()
 
@@ -98,6 +100,15 @@ class Operation:
     def anchor(self) -> str:
         """Its name in the page's addresses."""
         return re.sub(r"[^a-z0-9]+", "-", f"{self.method} {self.path}".lower()).strip("-")
+
+
+@router.get("/", include_in_schema=False)
+async def front_door(request: Request) -> Response:
+    """Send a browser to the page; tell a program where things are."""
+    if "text/html" in request.headers.get("accept", ""):
+        return Response(status_code=307, headers={"Location": "docs"})
+    where = {"docs": "/docs", "openapi": "/openapi.json", "runs": "/v1/runs", "health": "/healthz"}
+    return answer({"name": "tailrun", "version": VERSION, **where})
 
 
 @router.get("/docs", include_in_schema=False)

@@ -12,6 +12,7 @@ from typing import Any, cast
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from app.core.errors import StorageError, TailrunError
 from app.core.telemetry import get_logger
@@ -70,6 +71,34 @@ async def _http(request: Request, error: HTTPException) -> Response:
     if error.status_code == HTTPStatus.NOT_FOUND:
         message = f"There is nothing at {request.url.path[:200]}; /docs lists what there is."
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        message = f"{request.method} is not allowed here; use {allowed}."
+        allowed = _allowed(request)
+        message = f"{request.method} is not allowed here; use {allowed}.{_instead(request.url.path)}"
+        return error_answer(error.status_code, code, message, {"Allow": allowed})
     return error_answer(error.status_code, code, message, error.headers)
+
+
+def _instead(path: str) -> str:
+    """Say what somebody who meets a 405 here most often wants."""
+    match path.split("/"):
+        case ["", "v1", "runs"] | ["", "v1", "runs", _]:
+            return " A run is ended with POST /v1/runs/{run_id}/cancel; its record stays."
+        case ["", "v1", "schedules" | "tokens" as what]:
+            return f" One is deleted with DELETE /v1/{what}/{{id}}."
+        case _:
+            return ""
+
+
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+
+
+def _allowed(request: Request) -> str:
+    """Return the methods of all routes of the path: what refused knows only those of the first."""
+    routes = request.app.routes
+    methods = [name for name in _METHODS if any(_serves(route, request, name) for route in routes)]
+    if "GET" in methods and "HEAD" not in methods:
+        methods.insert(methods.index("GET") + 1, "HEAD")
+    return ", ".join(methods)
+
+
+def _serves(route: BaseRoute, request: Request, method: str) -> bool:
+    return route.matches(dict(request.scope) | {"method": method})[0] is Match.FULL

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Response
 
 from app.core.errors import Unprocessable
 from app.plan.run_fields import RUN_EXAMPLE
 from app.routes.auth import CurrentServices, CurrentUser, find_run
-from app.routes.body import JsonObject, check, documents
+from app.routes.body import IdempotencyKey, JsonObject, check, documents
 from app.routes.schemas import ExecuteCreate, ExecuteOn, RunDetail
 from app.routes.views import answer, run_detail
 from app.runs.cancel import request_cancel
@@ -36,7 +34,7 @@ async def execute(
     body: JsonObject,
     user: CurrentUser,
     services: CurrentServices,
-    idempotency_key: Annotated[str | None, Header()] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Create a run (it is held), start it, cancel it, or show it."""
     action = body.get("action")

@@ -27,7 +27,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from app.core.clock import format_ts
+from app.core.clock import calendar_second, format_ts
 from app.core.errors import InvalidRequest, NotFound, RangeNotSatisfiable, StorageError, TooLarge, Unavailable
 from app.core.models import Run
 from app.routes.auth import CurrentServices, OwnRun
@@ -117,8 +117,14 @@ def headers(file: FileInfo) -> dict[str, str]:
         "Cache-Control": "private, no-cache",
         "Accept-Ranges": "bytes",
         "ETag": etag(file),
-        "Last-Modified": formatdate(file.modified_at // 1_000_000, usegmt=True),
+        "X-Executable": _executable(file),
+        "Last-Modified": formatdate(calendar_second(file.modified_at), usegmt=True),
     }
+
+
+def _executable(file: FileInfo) -> str:
+    """Say it in a header: in S3 a file's own metadata holds it, which no list has."""
+    return "true" if file.executable else "false"
 
 
 def disposition(path: str, *, inline: bool = False) -> str:
@@ -218,18 +224,27 @@ async def describe(run: OwnRun, services: CurrentServices, path: FilePath) -> Re
     responses={200: {"model": FileView, "description": "The file was there before and is replaced."}},
     openapi_extra={"requestBody": {"required": True, "content": _BYTES}},
 )
-async def upload(run: OwnRun, services: CurrentServices, request: Request, path: FilePath) -> Response:
+async def upload(
+    run: OwnRun,
+    services: CurrentServices,
+    request: Request,
+    path: FilePath,
+    executable: Annotated[
+        bool | None, Query(description="Whether it may be run; left out: as the file that it replaces.")
+    ] = None,
+) -> Response:
     """Store the raw body as a file, whole or not at all; folders on the way are made."""
     _check_upload(request, services.settings.file_max_bytes)
     workspace = _workspace(services, run)
     with _store_errors():
         fresh = not await _exists(workspace, path)
         try:
-            file = await workspace.write(path, request.stream())
+            file = await workspace.write(path, request.stream(), executable=executable)
         except ClientDisconnect:
             raise InvalidRequest("The connection closed before the whole file had come.") from None
     location = f"/v1/runs/{run.run_id}/files/{quote(file.path)}"
-    return answer(_view(file), 201 if fresh else 200, {"Location": location, "ETag": etag(file)})
+    about = {"Location": location, "ETag": etag(file), "X-Executable": _executable(file)}
+    return answer(_view(file), 201 if fresh else 200, about)
 
 
 @router.delete(_FILE, status_code=204, response_class=Response)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from app.core.errors import InvalidRequest, Unprocessable
 from app.plan.run_fields import RunFields
 from app.routes.auth import CurrentServices, CurrentUser, OwnRun
-from app.routes.body import documents, json_body, parse_object
+from app.routes.body import IdempotencyKey, documents, json_body, made_before, parse_object
 from app.routes.logs import last_lines
 from app.routes.schemas import NewOperation, OperationView
 from app.routes.views import answer, run_view
@@ -25,14 +25,20 @@ _EXAMPLES = {"operation": {"app_signature": "seed-db", "operation_request_json":
     "",
     status_code=201,
     response_model=OperationView,
+    responses=made_before(OperationView),
     openapi_extra=documents(NewOperation, examples=_EXAMPLES),
 )
 async def create(
-    body: Annotated[NewOperation, json_body(NewOperation)], user: CurrentUser, services: CurrentServices
+    body: Annotated[NewOperation, json_body(NewOperation)],
+    user: CurrentUser,
+    services: CurrentServices,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make an operation and queue it: a task of the type that OPERATION_TYPE or `app_signature` names."""
-    made = await submit(services, user, _as_task(services, body), start=True)
-    return answer({"operation_id": made.run.run_id, **run_view(made.run), "logs": []}, 201)
+    task = _as_task(services, body)
+    made = await submit(services, user, task, start=True, idempotency_key=idempotency_key)
+    view = {"operation_id": made.run.run_id, **run_view(made.run), "logs": []}
+    return answer(view, 201 if made.fresh else 200)
 
 
 def _as_task(services: Services, body: NewOperation) -> RunFields:

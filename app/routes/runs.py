@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from app.core.clock import now_us
 from app.core.errors import Forbidden
 from app.core.models import RunStatus
 from app.routes.auth import CurrentServices, CurrentUser, OwnRun
-from app.routes.body import CursorParameter, PageLimit, documents, json_body
+from app.routes.body import CursorParameter, IdempotencyKey, PageLimit, documents, json_body, made_before
 from app.routes.logs import last_events
 from app.routes.schemas import NewRun, RunDetail, RunList, StepList, StreamTokenMade
+from app.routes.tokens import once
 from app.routes.views import answer, links, moment, run_detail, run_view, step_view
 from app.runs.cancel import request_cancel
-from app.runs.submit import retry_run, start_run, submit
+from app.runs.submit import checked_key, retry_run, start_run, submit
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -36,16 +37,14 @@ _EXAMPLES = {
     "",
     status_code=201,
     response_model=RunDetail,
-    responses={200: {"model": RunDetail, "description": "The run that this Idempotency-Key made before."}},
+    responses=made_before(RunDetail),
     openapi_extra=documents(NewRun, examples=_EXAMPLES),
 )
 async def create(
     body: Annotated[NewRun, json_body(NewRun)],
     user: CurrentUser,
     services: CurrentServices,
-    idempotency_key: Annotated[
-        str | None, Header(description="Repeating a request with the same key makes no second run.")
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make a run and queue it, or hold it with `"start": false`."""
     made = await submit(services, user, body, start=body.start, idempotency_key=idempotency_key)
@@ -103,20 +102,35 @@ async def cancel(run: OwnRun, services: CurrentServices) -> Response:
     return answer(run_detail(await request_cancel(services, run.run_id)))
 
 
-@router.post("/{run_id}/retry", status_code=201, response_model=RunDetail)
-async def retry(run: OwnRun, services: CurrentServices) -> Response:
+@router.post("/{run_id}/retry", status_code=201, response_model=RunDetail, responses=made_before(RunDetail))
+async def retry(run: OwnRun, services: CurrentServices, idempotency_key: IdempotencyKey = None) -> Response:
     """Make a new run like one that ended; it begins with the files that the old one left."""
-    made = await retry_run(services, run)
-    return answer(run_detail(made), 201, {"Location": links(made.run_id)["self"]})
+    made = await retry_run(services, run, idempotency_key)
+    where = {"Location": links(made.run.run_id)["self"]}
+    return answer(run_detail(made.run), 201 if made.fresh else 200, where)
 
 
-@router.post("/{run_id}/stream-token", status_code=201, response_model=StreamTokenMade)
-async def stream_token(run: OwnRun, user: CurrentUser, services: CurrentServices) -> Response:
+@router.post(
+    "/{run_id}/stream-token",
+    status_code=201,
+    response_model=StreamTokenMade,
+    responses=made_before(StreamTokenMade),
+)
+async def stream_token(
+    run: OwnRun, user: CurrentUser, services: CurrentServices, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Make a token for EventSource, which cannot send headers: it reads this stream, for a while."""
     now = now_us()
-    expires_at = now + services.settings.stream_token_ttl_s * 1_000_000
-    secret, _ = await services.tokens.create(
-        run.user_id, "stream", "stream", now, run_id=run.run_id, made_by=user.token_id, expires_at=expires_at
+    secret, token = await services.tokens.create(
+        run.user_id,
+        "stream",
+        "stream",
+        now,
+        run_id=run.run_id,
+        made_by=user.token_id,
+        expires_at=now + services.settings.stream_token_ttl_s * 1_000_000,
+        key=once(user, checked_key(idempotency_key)),
     )
-    url = f"{links(run.run_id)['stream']}?access_token={secret}"
-    return answer({"token": secret, "expires_at": moment(expires_at), "url": url}, 201)
+    url = f"{links(run.run_id)['stream']}?access_token={secret}" if secret else None
+    body = {"token": secret or None, "expires_at": moment(token.expires_at), "url": url}
+    return answer(body, 201 if secret else 200)

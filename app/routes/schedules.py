@@ -17,20 +17,21 @@ from pydantic import BaseModel, Field
 from app.core.clock import now_us
 from app.core.errors import Forbidden, NotFound, Unprocessable
 from app.db.schedule_store import Schedule
-from app.plan.cron import MAX_CRON, MAX_TIMEZONE, next_tick
+from app.plan.cron import MAX_CRON, MAX_TIMEZONE, check_steps, next_tick
 from app.plan.run_fields import Body, Text
 from app.routes.auth import CurrentServices, CurrentUser
-from app.routes.body import CursorParameter, PageLimit, documents, json_body
+from app.routes.body import CursorParameter, IdempotencyKey, PageLimit, documents, json_body, made_before
 from app.routes.schemas import NewRun
 from app.routes.views import answer, moment
-from app.runs.submit import compose
+from app.runs.submit import checked_key, compose
 
 
 class NewSchedule(Body):
     """Body of `POST /v1/schedules`."""
 
     cron: Annotated[Text, Field(min_length=1, max_length=MAX_CRON)] = Field(
-        description="Minute, hour, day of month, month, day of week.", examples=["30 2 * * MON-FRI"]
+        description="Minute, hour, day of month, month, day of week; or `@daily` and its like.",
+        examples=["30 2 * * MON-FRI"],
     )
     timezone: Annotated[Text, Field(min_length=1, max_length=MAX_TIMEZONE)] = Field(
         default="UTC", description="Whose clock the expression means.", examples=["Europe/Zurich"]
@@ -62,6 +63,7 @@ class ScheduleList(BaseModel):
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
 
+_KEYS = uuid.UUID("6f0d6c1e-5a51-4c0e-8a0f-9d2f5f1b7a34")
 ScheduleId = Annotated[str, Path(max_length=64, description="A schedule's id.")]
 _EXAMPLES = {
     "nightly": {
@@ -93,21 +95,26 @@ async def list_schedules(
     "",
     status_code=201,
     response_model=ScheduleView,
+    responses=made_before(ScheduleView),
     openapi_extra=documents(NewSchedule, examples=_EXAMPLES),
 )
 async def create(
-    body: Annotated[NewSchedule, json_body(NewSchedule)], user: CurrentUser, services: CurrentServices
+    body: Annotated[NewSchedule, json_body(NewSchedule)],
+    user: CurrentUser,
+    services: CurrentServices,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make a schedule; `run` is what `POST /v1/runs` takes, and is checked now."""
     if not body.run.start or body.run.run_at is not None:
         raise Unprocessable("run: a schedule says itself when its runs start; leave out start and run_at.")
     new = await compose(services, user, body.run, start=True)
     now = now_us()
+    check_steps(body.cron)
     first = next_tick(body.cron, body.timezone, now)
     if first is None:
         raise Unprocessable(f"cron {body.cron!r} names no time in the next 50 years.")
     schedule = Schedule(
-        schedule_id=str(uuid.uuid4()),
+        schedule_id=_new_id(user.user_id, checked_key(idempotency_key)),
         user_id=user.user_id,
         cron=body.cron,
         timezone=body.timezone,
@@ -115,8 +122,8 @@ async def create(
         created_at=now,
         next_at=first,
     )
-    await services.schedules.create(schedule)
-    return answer(_view(schedule), 201)
+    kept = await services.schedules.create(schedule)
+    return answer(_view(kept), 201 if kept.created_at == now else 200)
 
 
 @router.get("/{schedule_id}", response_model=ScheduleView)
@@ -134,6 +141,11 @@ async def drop(schedule_id: ScheduleId, user: CurrentUser, services: CurrentServ
     if not await services.schedules.delete(schedule_id, None if user.admin else user.user_id):
         raise _no_schedule(schedule_id)
     return Response(status_code=204)
+
+
+def _new_id(user_id: str, key: str | None) -> str:
+    """Return an id; a key makes the same one again, and so one schedule."""
+    return str(uuid.uuid4() if key is None else uuid.uuid5(_KEYS, f"{user_id}\n{key}"))
 
 
 def _no_schedule(schedule_id: str) -> NotFound:

@@ -229,15 +229,18 @@ class TokenList(BaseModel):
 class TokenMade(TokenView):
     """A new token. `token` is shown this once and stored nowhere."""
 
-    token: str
+    token: str | None = Field(description="Null where the `Idempotency-Key` made it before: it is not kept.")
 
 
 class StreamTokenMade(BaseModel):
-    """A short-lived token that reads the stream of one run; for browsers' EventSource."""
+    """A short-lived token that reads the stream of one run; for browsers' EventSource.
 
-    token: str
+    `token` and `url` are null where the `Idempotency-Key` made it before: they are not kept.
+    """
+
+    token: str | None
     expires_at: str
-    url: str = Field(examples=[f"/v1/runs/{RUN_EXAMPLE}/stream?access_token=…"])
+    url: str | None = Field(examples=[f"/v1/runs/{RUN_EXAMPLE}/stream?access_token=…"])
 
 
 class Health(BaseModel):

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from app.plan.run_fields import RunFields
 from app.plan.task_values import Kind, Param, TaskType
 from app.routes.auth import CurrentServices, CurrentUser, OwnRun
-from app.routes.body import documents, json_body
+from app.routes.body import IdempotencyKey, documents, json_body, made_before
 from app.routes.schemas import NewTask, TaskView
 from app.routes.views import answer, run_view
 from app.runs.submit import submit
@@ -70,15 +70,22 @@ _EXAMPLES = {
 
 
 @router.post(
-    "/tasks", status_code=201, response_model=TaskView, openapi_extra=documents(NewTask, examples=_EXAMPLES)
+    "/tasks",
+    status_code=201,
+    response_model=TaskView,
+    responses=made_before(TaskView),
+    openapi_extra=documents(NewTask, examples=_EXAMPLES),
 )
 async def create(
-    body: Annotated[NewTask, json_body(NewTask)], user: CurrentUser, services: CurrentServices
+    body: Annotated[NewTask, json_body(NewTask)],
+    user: CurrentUser,
+    services: CurrentServices,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make a task of a declared type and queue it."""
     fields = RunFields(**body.model_dump())
-    made = await submit(services, user, fields, start=True)
-    return answer({"task_id": made.run.run_id, **run_view(made.run)}, 201)
+    made = await submit(services, user, fields, start=True, idempotency_key=idempotency_key)
+    return answer({"task_id": made.run.run_id, **run_view(made.run)}, 201 if made.fresh else 200)
 
 
 @router.get("/tasks/{run_id}", response_model=TaskView)

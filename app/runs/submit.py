@@ -30,6 +30,8 @@ from app.runs.services import RUN_ID, Principal, Services
 
 _log = get_logger(__name__)
 _KEY_CHARS = 255
+LETTER_KEY = "dead:"
+"""What the key of a dead letter's retry begins with, which names the letter and so the request."""
 _MAX_DELAY_US = 366 * 24 * 3600 * 1_000_000
 _TAKEN_AS_SENT = RunFields.model_fields.keys() & set(DEFINITION_FIELDS)
 """Fields of a body that a run takes over; `compose` replaces those that it has to check."""
@@ -53,7 +55,7 @@ async def submit(
     """
     new = await compose(services, user, body, start=start)
     if idempotency_key is not None:
-        key, request_hash = _key(idempotency_key), _hash(body, start=start)
+        key, request_hash = checked_key(idempotency_key), _hash(body, start=start)
         new = replace(new, idempotency_key=key, request_hash=request_hash)
     return await _create(services, new)
 
@@ -91,27 +93,35 @@ async def start_run(services: Services, run: Run) -> Run:
     return changed.run
 
 
-async def retry_run(services: Services, run: Run, key: str | None = None) -> Run:
+async def retry_run(services: Services, run: Run, key: str | None = None) -> Created:
     """Make a new run like one that ended, over the files that it left; the old one stays as it is.
 
     Two calls with the same `key` make one run.
     """
     if not run.status.terminal:
         raise Conflict(f"Run {run.run_id} is {run.status}; only a finished run can be retried.")
+    return await _create(services, _like(run, key))
+
+
+async def retried_before(services: Services, run: Run, key: str | None) -> Created | None:
+    """Return the run that `retry_run` made with this key before, if it did."""
+    return None if key is None else await services.runs.earlier(_like(run, key))
+
+
+def _like(run: Run, key: str | None) -> RunDraft:
     began = run.started_at is not None or run.workspace_from is None
     definition = run.definition()
     # Its files hold what was uploaded for it; before its first attempt they lack the source's.
     definition["workspace_from"] = run.run_id if began else run.workspace_from
-    new = RunDraft(
+    return RunDraft(
         **definition,
         run_id=str(uuid.uuid4()),
         user_id=run.user_id,
         start=True,
         retry_of=run.run_id,
-        idempotency_key=key,
-        request_hash=key,
+        idempotency_key=checked_key(key),
+        request_hash=key if key is None or key.startswith(LETTER_KEY) else f"retry:{run.run_id}",
     )
-    return (await _create(services, new)).run
 
 
 async def announce(services: Services, events: Sequence[Event]) -> None:
@@ -200,7 +210,8 @@ async def _source(services: Services, user: Principal, run_id: str | None) -> st
     return run_id
 
 
-def _key(key: str | None) -> str | None:
+def checked_key(key: str | None) -> str | None:
+    """Return an `Idempotency-Key` that can be kept; `Unprocessable` for any other."""
     if key is not None and not (0 < len(key) <= _KEY_CHARS and key.isprintable()):
         raise Unprocessable(f"Idempotency-Key must be 1 to {_KEY_CHARS} printable characters.")
     return key

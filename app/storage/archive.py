@@ -12,11 +12,13 @@ import zipfile
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from enum import StrEnum
 from typing import IO, TypeVar, TypeVarTuple, cast
 
 import anyio.to_thread
 
+from app.core.clock import calendar_second
 from app.core.errors import Conflict, NotFound, Unprocessable
 from app.storage.workspace import FileInfo, Workspace
 from tailrun.process.aio import run_to_completion
@@ -24,8 +26,8 @@ from tailrun.process.aio import run_to_completion
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
-_MODE = 0o644
-_FIRST_ZIP_YEAR = 1980
+_FIRST, _LAST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
+"""What a zip archive can hold as a time."""
 _ZIP32_BYTES = 1 << 31
 _GZIP = 31  # zlib's window size, plus 16 for a gzip header
 
@@ -71,10 +73,11 @@ async def _zip(workspace: Workspace, files: Sequence[FileInfo]) -> AsyncGenerato
     sink = _Sink()
     # Not a `with`: closing writes the directory, which an archive that broke off must not have.
     out = zipfile.ZipFile(cast("IO[bytes]", sink), "w", zipfile.ZIP_DEFLATED)
-    for file in files:
-        async with aclosing(_content(workspace, file)) as content:
+    for listed in files:
+        async with aclosing(_content(workspace, listed)) as content:
             if (piece := await anext(content, None)) is None:
                 continue
+            file = await _whole(workspace, listed)
             with out.open(_zip_header(file), "w", force_zip64=file.size >= _ZIP32_BYTES) as entry:
                 while piece is not None:
                     await _in_thread(entry.write, piece)
@@ -87,10 +90,11 @@ async def _zip(workspace: Workspace, files: Sequence[FileInfo]) -> AsyncGenerato
 
 async def _tar_gz(workspace: Workspace, files: Sequence[FileInfo]) -> AsyncGenerator[bytes, None]:
     gzip = zlib.compressobj(wbits=_GZIP)
-    for file in files:
-        async with aclosing(_content(workspace, file)) as content:
+    for listed in files:
+        async with aclosing(_content(workspace, listed)) as content:
             if (piece := await anext(content, None)) is None:
                 continue
+            file = await _whole(workspace, listed)
             yield gzip.compress(_tar_header(file))
             sent = 0
             while piece is not None:
@@ -115,6 +119,16 @@ async def _content(workspace: Workspace, file: FileInfo) -> AsyncGenerator[bytes
         yield piece
 
 
+async def _whole(workspace: Workspace, file: FileInfo) -> FileInfo:
+    """Return the file as it was listed, with what only its store's own word tells."""
+    if file.executable is not None:
+        return file
+    try:
+        return replace(file, executable=(await workspace.stat(file.path)).executable)
+    except (NotFound, Unprocessable, Conflict):
+        return file  # gone since it was opened; what is open is sent
+
+
 async def _zeros(count: int) -> AsyncIterator[bytes]:
     """Fill up to the size that the header promised; `count` is huge where a large file was cut short."""
     block = bytes(tarfile.BLOCKSIZE * 128)
@@ -124,20 +138,24 @@ async def _zeros(count: int) -> AsyncIterator[bytes]:
 
 
 def _zip_header(file: FileInfo) -> zipfile.ZipInfo:
-    moment = time.gmtime(file.modified_at // 1_000_000)[:6]
-    header = zipfile.ZipInfo(file.path, max(moment, (_FIRST_ZIP_YEAR, 1, 1, 0, 0, 0)))
+    moment = time.gmtime(calendar_second(file.modified_at))[:6]
+    header = zipfile.ZipInfo(file.path, min(max(moment, _FIRST), _LAST))
     header.compress_type = zipfile.ZIP_DEFLATED
     header.create_system = 3  # Unix, so that the mode below counts
-    header.external_attr = (0o100000 | _MODE) << 16
+    header.external_attr = (0o100000 | _mode(file)) << 16
     return header
 
 
 def _tar_header(file: FileInfo) -> bytes:
     header = tarfile.TarInfo(file.path)
     header.size = file.size
-    header.mtime = file.modified_at // 1_000_000
-    header.mode = _MODE
+    header.mtime = calendar_second(file.modified_at)
+    header.mode = _mode(file)
     return header.tobuf(tarfile.PAX_FORMAT)
+
+
+def _mode(file: FileInfo) -> int:
+    return 0o755 if file.executable else 0o644
 
 
 async def _in_thread(call: Callable[[*Args], T], *args: *Args) -> T:

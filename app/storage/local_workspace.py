@@ -104,11 +104,13 @@ class LocalWorkspace:
         self._threads = home.threads
         self._run = home.threads.run
 
-    async def write(self, path: str, content: AsyncIterator[bytes] | bytes) -> FileInfo:
+    async def write(
+        self, path: str, content: AsyncIterator[bytes] | bytes, *, executable: bool | None = None
+    ) -> FileInfo:
         """Store a file, whole or not at all."""
         path = normalise(path)
         if isinstance(content, bytes):
-            return await self._run(self._write, content, path)
+            return await self._run(self._write, content, path, executable)
         budget = await self._run(self._budget)
         room = budget.room(path)
         async with self._threads.opened(self._temporary, _discard, path) as (fd, temp):
@@ -118,7 +120,7 @@ class LocalWorkspace:
                 if size > room:
                     raise budget.too_large(path, room)
                 await self._run(_append, fd, piece, path)
-            return await self._run(self._upload, fd, temp, path)
+            return await self._run(self._upload, fd, temp, path, executable)
 
     async def stat(self, path: str) -> FileInfo:
         path = normalise(path)
@@ -172,7 +174,7 @@ class LocalWorkspace:
 
     # Blocking from here on.
 
-    def _write(self, content: bytes, path: str) -> FileInfo:
+    def _write(self, content: bytes, path: str, executable: bool | None) -> FileInfo:
         """Write what is in memory in one trip to a thread: of a small file it is the dearest part."""
         budget = self._budget()
         if len(content) > (room := budget.room(path)):
@@ -180,7 +182,7 @@ class LocalWorkspace:
         temporary = self._temporary(path)
         try:
             _append(temporary[0], content, path)
-            return self._commit(*temporary, path)
+            return self._commit(*temporary, path, executable)
         finally:
             _discard(temporary)
 
@@ -274,29 +276,34 @@ class LocalWorkspace:
         with explained(_FOLDER):
             return snapshot(self._home.root, self._key.split("/"))
 
-    def _budget(self) -> Budget:
-        found = self._snapshot().files
+    def _budget(self, snapshot: Snapshot | None = None) -> Budget:
+        found = (snapshot or self._snapshot()).files
         return Budget(self._limits, [file.info(path) for path, file in found.items()])
 
     def _temporary(self, path: str) -> tuple[int, Path]:
         with explained(path):
             fd, name = tempfile.mkstemp(dir=self._home.scratch.folder())
-            os.fchmod(fd, 0o644)
             return fd, Path(name)
 
-    def _upload(self, fd: int, temp: Path, path: str) -> FileInfo:
+    def _upload(self, fd: int, temp: Path, path: str, executable: bool | None) -> FileInfo:
         """Put an uploaded file in its place, on the disk: what was answered outlives a power cut.
 
         What a step writes has no such promise, like what programs write: a run can be run again.
         """
         with explained(path, writing=True):
             os.fsync(fd)
-        return self._commit(fd, temp, path, durably=True)
+        return self._commit(fd, temp, path, executable, durably=True)
 
-    def _commit(self, fd: int, temp: Path, path: str, *, durably: bool = False) -> FileInfo:
-        found = Found.of(os.fstat(fd))
+    def _commit(
+        self, fd: int, temp: Path, path: str, executable: bool | None, *, durably: bool = False
+    ) -> FileInfo:
         with self._locked():
-            self._budget().take(path, found.size)
+            there = self._snapshot()
+            if executable is None:
+                executable = path in there.files and there.files[path].executable
+            os.fchmod(fd, _mode(executable=executable))
+            found = Found.of(os.fstat(fd))
+            self._budget(there).take(path, found.size)
             self._place(temp, path, durably=durably)
         return found.info(path)
 
@@ -360,6 +367,10 @@ def _explanation(path: str, error: OSError, *, writing: bool) -> Exception:
             return StorageError(f"{path}: the disk of the workspaces is full.")
         case _:
             return StorageError(f"{path}: {error.strerror}.")
+
+
+def _mode(*, executable: bool) -> int:
+    return 0o755 if executable else 0o644
 
 
 def _discard(temporary: tuple[int, Path]) -> None:

@@ -31,12 +31,16 @@ _TRANSFER = TransferConfig(use_threads=False, multipart_threshold=16 << 20, mult
 
 
 class Object(NamedTuple):
-    """One object: size in bytes, time in microseconds, in whole seconds; `etag` tells contents apart."""
+    """One object: size in bytes, time in microseconds, in whole seconds; `etag` tells contents apart.
+
+    `executable` is None where a list does not tell.
+    """
 
     key: str
     size: int
     modified_at: int
     etag: str = ""
+    executable: bool | None = None
 
 
 class Content(NamedTuple):
@@ -109,7 +113,8 @@ class Bucket:
         with self._explained(key):
             head = self._client.head_object(Bucket=self.name, Key=key)
         at = int(head["LastModified"].timestamp()) * 1_000_000
-        return Object(key, head["ContentLength"], at, head.get("ETag", ""))
+        executable = head["Metadata"].get("executable") == _EXECUTABLE["executable"]
+        return Object(key, head["ContentLength"], at, head.get("ETag", ""), executable)
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> Content:
         """Open bytes `start` to `end` (exclusive) of an object; `EOFError` if it has none there."""

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from app.core.errors import StorageError
+from app.core.errors import NotFound, StorageError
 from app.core.names import is_normal, normalise, normalise_prefix, private_key, run_key
 from app.storage.s3_bucket import Bucket, Content, Object
 from app.storage.s3_transfer import Transfer
@@ -105,7 +105,9 @@ class S3Workspace:
         self._threads = home.threads
         self._run = home.threads.run
 
-    async def write(self, path: str, content: AsyncIterator[bytes] | bytes) -> FileInfo:
+    async def write(
+        self, path: str, content: AsyncIterator[bytes] | bytes, *, executable: bool | None = None
+    ) -> FileInfo:
         """Store a file, whole or not at all: it is collected on disk before it is uploaded."""
         path = normalise(path)
         budget = await self._run(self._budget)
@@ -117,7 +119,7 @@ class S3Workspace:
                 if size > room:
                     raise budget.too_large(path, room)
                 await self._run(_append, spool, piece)
-            return await self._run(self._upload, path, spool, size)
+            return await self._run(self._upload, path, spool, size, executable)
 
     async def stat(self, path: str) -> FileInfo:
         path = normalise(path)
@@ -196,8 +198,8 @@ class S3Workspace:
         return sorted((file for file in found if is_normal(file.path)), key=lambda file: file.path)
 
     def _info(self, item: Object) -> FileInfo:
-        version = item.etag.strip('"')
-        return FileInfo(item.key.removeprefix(self._prefix), item.size, item.modified_at, version)
+        path, version = item.key.removeprefix(self._prefix), item.etag.strip('"')
+        return FileInfo(path, item.size, item.modified_at, version, item.executable)
 
     def _all(self) -> tuple[list[FileInfo], Tree]:
         """Return the files and what else there is, which costs a request only where it is there."""
@@ -207,11 +209,15 @@ class S3Workspace:
     def _budget(self) -> Budget:
         return Budget(self._limits, self._files())
 
-    def _upload(self, path: str, spool: IO[bytes], size: int) -> FileInfo:
-        self._budget().take(path, size)
+    def _upload(self, path: str, spool: IO[bytes], size: int, executable: bool | None) -> FileInfo:
+        key, budget = self._prefix + path, self._budget()
+        if executable is None and path in budget:
+            with contextlib.suppress(NotFound):  # it was there a moment ago
+                executable = self._bucket.head(key).executable
+        budget.take(path, size)
         spool.seek(0)
-        self._bucket.put(self._prefix + path, spool)
-        return self._info(self._bucket.head(self._prefix + path))
+        self._bucket.put(key, spool, executable=bool(executable))
+        return self._info(self._bucket.head(key))
 
     def _copy_from(self, other: S3Workspace) -> Copied:
         (mine, my_tree), (theirs, tree) = self._all(), other._all()

@@ -49,7 +49,7 @@ class Found(NamedTuple):
     def info(self, path: str) -> FileInfo:
         """Return the protocol's description."""
         version = f"{self.inode:x}.{self.mtime_ns % 1000:x}"
-        return FileInfo(path, self.size, self.mtime_ns // 1000, version)
+        return FileInfo(path, self.size, self.mtime_ns // 1000, version, self.executable)
 
 
 @dataclass(slots=True)

@@ -45,13 +45,15 @@ class FileInfo:
     """One file: path relative to the workspace with `/`, size in bytes, time in microseconds.
 
     `version` differs between two contents of one path where size and time may not: a store's times may
-    be whole seconds.
+    be whole seconds. `executable` is None in a list of a store that keeps it with the file alone (S3):
+    `stat` knows it.
     """
 
     path: str
     size: int
     modified_at: int
     version: str = ""
+    executable: bool | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,13 @@ class Workspace(Protocol):
     the store can't be reached or its disk is full.
     """
 
-    async def write(self, path: str, content: AsyncIterator[bytes] | bytes) -> FileInfo:
-        """Store a file, whole or not at all; folders on the way are made."""
+    async def write(
+        self, path: str, content: AsyncIterator[bytes] | bytes, *, executable: bool | None = None
+    ) -> FileInfo:
+        """Store a file, whole or not at all; folders on the way are made.
+
+        `executable` None: as the file was that is replaced; a new one is not.
+        """
         ...
 
     async def stat(self, path: str) -> FileInfo: ...

@@ -73,6 +73,8 @@ class Supervisor:
     tick_s: float = 0.2
     children: list[Child] = field(default_factory=list[Child])
     stops: int = 0
+    launcher: int | None = None
+    """The read end of a pipe that closes when whoever launched us in the foreground is gone."""
     _wake: tuple[int, int] = (-1, -1)
     _parent_pipe: tuple[int, int] = (-1, -1)
     _handlers: dict[int, object] = field(default_factory=dict[int, object])
@@ -206,8 +208,12 @@ class Supervisor:
     def _sleep(self, timeout_s: float) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake[0], selectors.EVENT_READ)
-            if selector.select(timeout_s):
-                os.read(self._wake[0], 512)
+            if self.launcher is not None:
+                selector.register(self.launcher, selectors.EVENT_READ)
+            for key, _ in selector.select(timeout_s):
+                if not os.read(key.fd, 512):  # only the launcher's pipe ever ends
+                    self.launcher = None
+                    self.stops += 1
 
     def _on_stop(self, signum: int, frame: FrameType | None) -> None:
         self.stops += 1

@@ -18,6 +18,23 @@ from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 
+LAUNCHER_FD = "TAILRUN_LAUNCHER_FD"
+"""Names the read end of a pipe that `scripts/foreground.py` holds open for as long as it lives."""
+
+
+def launcher_pipe() -> int | None:
+    """Take the launcher's pipe out of the environment, so that no child of ours inherits it."""
+    text = os.environ.pop(LAUNCHER_FD, "")
+    if not text.isdecimal():
+        return None
+    fd = int(text)
+    try:
+        os.set_inheritable(fd, False)
+    except OSError:  # a program between the launcher and us closed it
+        return None
+    return fd
+
+
 ROOT = str(Path(__file__).resolve().parents[2])
 """Where this very Tailrun was imported from; its children find it there, by PYTHONPATH."""
 

@@ -20,7 +20,7 @@ from app.config import Settings, is_loopback
 from app.core.private_files import private_folder
 from app.up.children import Child, ChildSpec, LogTail, Say, Supervisor, last_lines
 from app.up.data_folder import DataFolder, Refused
-from app.up.parent_death import OWN_PYTHON
+from app.up.parent_death import OWN_PYTHON, launcher_pipe
 from app.up.redis_server import answers, choose_port, find_engine, free_port, require_free
 from tailrun.commands.serving import Serving
 
@@ -50,7 +50,7 @@ def up(
     folder.hold()
     try:
         require_free(settings.host, settings.port, "PORT")
-        with Supervisor(say) as supervisor:
+        with Supervisor(say, launcher=launcher_pipe()) as supervisor:
             plan = _plan(settings, folder, environ)
             machine = _Machine(plan, folder, supervisor, echo)
             if machine.start():

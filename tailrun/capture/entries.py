@@ -16,7 +16,8 @@ class LogEntry:
 
     `level` is `debug`, `info`, `warning` or `error`, `stream` is `stdout`, `stderr` or `system`
     (Tailrun itself). `cr`: a progress update that a later one replaces. `split`: a piece of a line
-    over 1 MiB that continues in the next entry.
+    over 1 MiB that continues in the next entry. Half of a surrogate pair (as in a name of `os.fsdecode`
+    that is not UTF-8) becomes U+FFFD, for no server can send it.
     """
 
     timestamp: datetime
@@ -26,6 +27,13 @@ class LogEntry:
     seq: int = 0
     cr: bool = False
     split: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            self.message.encode()
+        except UnicodeEncodeError:
+            whole = self.message.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            object.__setattr__(self, "message", whole)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON holds; `cr` and `split` only where they are true."""

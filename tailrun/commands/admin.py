@@ -12,7 +12,16 @@ from typing import Annotated, Any
 
 import typer
 
-from tailrun.commands.connection import Json, Token, Url, connect, target
+from tailrun.commands.connection import (
+    ENV_REDIS_URL,
+    CliError,
+    Json,
+    Token,
+    Url,
+    connect,
+    serving,
+    target,
+)
 from tailrun.commands.render import duration
 from tailrun.commands.tables import fields, table
 
@@ -22,7 +31,9 @@ token_app = typer.Typer(help="Make, list and revoke tokens; needs an admin's tok
 def queue(
     *,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="With --watch: how often.")] = 1.0,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, max=86_400, help="With --watch: how often.")
+    ] = 1.0,
     as_json: Json = False,
     url: Url = None,
     token: Token = None,
@@ -117,10 +128,17 @@ def token_revoke(
 
 
 def env(*, as_json: Json = False, url: Url = None, token: Token = None) -> None:
-    """Print API, TOKEN and PATH for the shell: eval "$(tailrun env)"."""
-    api, secret = target(url, token)
+    """Print API, TOKEN, REDIS_URL and PATH for the shell: eval "$(tailrun env)"."""
+    try:
+        api, secret = target(url, token)
+    except CliError:
+        print("null" if as_json else "false")  # or the shell's eval of nothing would be a success
+        raise
     programs = str(Path(sys.executable).parent)
     found = {"API": api, "TOKEN": secret}
+    here = serving()
+    if here is not None and here.url == api.rstrip("/"):
+        found |= {"REDIS_URL": here.redis_url, ENV_REDIS_URL: here.redis_url}
     if as_json:
         print(json.dumps(found | {"PATH": programs}, indent=2))
         return

@@ -30,6 +30,9 @@ RunId = Annotated[
     typer.Argument(metavar="RUN", help="The run's id, its first characters (4 or more), or `last`."),
 ]
 
+ENV_REDIS_URL = "TAILRUN_ENV_REDIS_URL"
+"""The REDIS_URL that `tailrun env` gave a shell, so that `up` can tell it from one of the user's own."""
+
 _SHORTEST = 4
 _FULL = 36
 """Characters of a whole run id, a UUID."""
@@ -61,7 +64,8 @@ def target(url: str | None, token: str | None) -> tuple[str, str]:
 
     What ends in a newline was read from a file, and none of them has one.
     """
-    url, token = (None if given is None else given.rstrip("\r\n") for given in (url, token))
+    url = None if url is None else url.strip()
+    token = None if token is None else token.rstrip("\r\n")
     if url is not None and token is not None:
         return url, token
     here = serving()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from tailrun.ansi import one_line
 from tailrun.commands.connection import CliError, Json, RunId, Token, Url, connect, resolve
 from tailrun.commands.render import size
 from tailrun.commands.tables import table
+
+if TYPE_CHECKING:
+    from tailrun import Client
 
 app = typer.Typer(help="List, download and upload a run's files.", no_args_is_help=True)
 
@@ -45,36 +48,60 @@ def get(
 ) -> None:
     """Download a file, by default into this folder under its own name."""
     with connect(url, token) as client:
-        pieces = client.download(resolve(client, run), path)
+        run_id = resolve(client, run)
         if output == "-":
-            for piece in pieces:
+            for piece in client.download(run_id, path):
                 sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
             return
-        target = Path(output or Path(path).name)
-        if target.exists() and not force:
+        target = _target(output, path)
+        if target.is_file() and not force:
             raise CliError(f"{target} is there already: --force replaces it, -o FILE puts it elsewhere")
-        written = _write(target, pieces)
-    print(
-        json.dumps({"path": str(target), "size": written})
-        if as_json
-        else one_line(f"{target}  {size(written)}")
-    )
+        written = save(client, run_id, path, target)
+    said = json.dumps({"path": str(target), "size": written}) if as_json else f"{target}  {size(written)}"
+    print(one_line(said), file=sys.stdout if target.is_file() else sys.stderr)
 
 
-def _write(target: Path, pieces: Iterator[bytes]) -> int:
-    """Write a file, whole or not at all."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+def _target(output: str | None, path: str) -> Path:
+    """Return where a download goes: into a folder that is named, under the file's own name."""
+    name = PurePosixPath(path).name
+    target = Path(output or name)
+    if target.is_dir() or (output or "").endswith(("/", os.sep)):
+        target /= name
+    if name in {"", ".."} or not target.parent.is_dir():
+        raise CliError(f"There is no folder {target.parent} here" if name else f"{path!r} is no file", 2)
+    return target
+
+
+def save(client: Client, run_id: str, path: str, target: Path) -> int:
+    """Write a run's file to `target`, with its executable bit; return its size in bytes.
+
+    A regular file is replaced whole or not at all, keeping its own mode; a link stays and the file
+    that it names is replaced; what is no regular file (a device, a pipe) is written into.
+    """
+    pieces = client.download(run_id, path)
     try:
         first = next(pieces, b"")  # an unknown file must leave nothing behind
-        with partial.open("wb") as file:
-            written = file.write(first) + sum(file.write(piece) for piece in pieces)
-        partial.replace(target)
+        if target.exists() and not target.is_file():
+            with target.open("wb") as file:
+                return file.write(first) + sum(file.write(piece) for piece in pieces)
+        place = Path(os.path.realpath(target))
+        partial = place.with_name(f".tailrun-{os.getpid()}.part")  # a name that is never too long
+        try:
+            with partial.open("wb") as file:
+                written = file.write(first) + sum(file.write(piece) for piece in pieces)
+            _set_mode(partial, place, executable=client.file(run_id, path)["executable"])
+            partial.replace(place)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise CliError(f"{target}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return written
+
+
+def _set_mode(partial: Path, place: Path, *, executable: bool | None) -> None:
+    mode = stat.S_IMODE((place if place.exists() else partial).stat().st_mode)
+    partial.chmod(mode | ((mode & 0o444) >> 2) if executable else mode)
 
 
 @app.command("put")

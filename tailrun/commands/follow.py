@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tailrun.ansi import one_line
-from tailrun.commands.render import Renderer, as_json, duration, exit_code, renderer
+from tailrun.commands.render import Renderer, as_json, duration, exit_code, outcome_code, renderer
 
 if TYPE_CHECKING:
     from tailrun import Client, Event, TailrunError
@@ -40,7 +40,7 @@ def follow(client: Client, run_id: str, view: View) -> int:
     """Print a run's events up to its end; return the exit code that its outcome means."""
     spinner = Spinner("waiting") if not view.as_json and sys.stderr.isatty() else None
     show = renderer(timestamps=view.timestamps, framed=view.framed)
-    code = 1
+    code = None
     try:
         with turning(spinner):
             for event in _events(client, run_id, view, show, spinner):
@@ -54,7 +54,13 @@ def follow(client: Client, run_id: str, view: View) -> int:
     except KeyboardInterrupt:
         _detached(show, run_id)
         return EXIT_DETACHED
-    return code
+    return _outcome(client, run_id) if code is None else code
+
+
+def _outcome(client: Client, run_id: str) -> int:
+    """Ask how a run ended whose `end` was not among what was asked for (`-n 0`)."""
+    run = client.get(run_id)
+    return outcome_code(run["status"], run["exit_code"])
 
 
 def _events(

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
 
 from tailrun.commands.connection import CliError, Json, Token, Url, connect, resolve
-from tailrun.commands.render import size
 from tailrun.commands.tasks import files_of, task_of
+from tailrun.commands.uploads import Upload, submit, uploads_of
 
 if TYPE_CHECKING:
     from tailrun import Client
 
-_SKIPPED = frozenset({".git", ".venv", "__pycache__", "node_modules", ".tailrun"})
-_MAX_FILES = 1000
+
+def finite(value: float | None) -> float | None:
+    """Hold an option to numbers that there are: no `nan`, no `inf`."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number of seconds")
+    return value
 
 
 Prompt = Annotated[
@@ -40,11 +46,30 @@ Env = Annotated[
 Labels = Annotated[
     list[str] | None, typer.Option("--label", "-l", metavar="NAME=VALUE", help="A label of your own.")
 ]
-Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Longest time an attempt may take.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", callback=finite, help="Longest time an attempt may take."),
+]
 Attempts = Annotated[int | None, typer.Option(metavar="N", help="1 + retries after a failure.")]
 RetryOn = Annotated[
     list[str] | None,
     typer.Option("--retry-on", metavar="CODE", help="Try again after this error only; may be repeated."),
+]
+Task = Annotated[
+    str | None,
+    typer.Option("--type", metavar="TYPE[/COMMAND]", help="A task of this type: see `tailrun tasks`."),
+]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", metavar="NAME=VALUE", help="With --type: a parameter."),
+]
+Project = Annotated[str | None, typer.Option(metavar="ID", help="With --type: its project.")]
+With = Annotated[
+    list[Path] | None,
+    typer.Option("--with", metavar="PATH", help="A file or folder to upload first; may be repeated."),
+]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="RUN", help="Start with a copy of that run's files.")
 ]
 High = Annotated[bool, typer.Option("--high", help="To the front of the queue: taken next.")]
 
@@ -61,34 +86,16 @@ class DashedCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A local file and its path in the run's workspace."""
-
-    source: Path
-    path: str
-
-
 def run(
     ctx: typer.Context,
     prompt: Prompt = None,
     *,
     steps: Steps = None,
-    type_: Annotated[
-        str | None, typer.Option("--type", metavar="TYPE[/COMMAND]", help="A task; see `tailrun tasks`.")
-    ] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option("--param", "-p", metavar="NAME=VALUE", help="With --type: one of its parameters."),
-    ] = None,
-    project: Annotated[str | None, typer.Option(metavar="ID", help="With --type: its project.")] = None,
-    with_: Annotated[
-        list[Path] | None,
-        typer.Option("--with", metavar="PATH", help="A file or folder to upload first; may be repeated."),
-    ] = None,
-    from_: Annotated[
-        str | None, typer.Option("--from", metavar="RUN", help="Start with a copy of that run's files.")
-    ] = None,
+    type_: Task = None,
+    param: Params = None,
+    project: Project = None,
+    with_: With = None,
+    from_: From = None,
     env: Env = None,
     label: Labels = None,
     timeout: Timeout = None,
@@ -115,11 +122,8 @@ def run(
     The exit code is the run's: 0, the program's own code, 130 cancelled, 124 timed out, or 1.
     Files named in a command are uploaded before it starts.
     """
-    argv: list[str] | None = ctx.meta.get("argv")
-    params = pairs(param, "--param") or {}
-    body = what(prompt or [], argv, steps, type_)
-    if type_ is None and (params or project):
-        raise CliError("--param and --project go with --type", 2)
+    asked = Asked(ctx.meta.get("argv"), type_, pairs(param, "--param") or {}, project, with_ or [], from_)
+    body = what(prompt or [], asked.argv, steps, type_)
     given = {
         "env": pairs(env, "--env"),
         "labels": pairs(label, "--label"),
@@ -131,13 +135,9 @@ def run(
         "webhook_url": webhook,
     }
     body |= {name: value for name, value in given.items() if value is not None}
+    asked.check()
     with connect(url, token) as client:
-        if type_ is not None:
-            body |= task_of(client, type_, params, project)
-        named = files_of(client, type_, params) if type_ is not None else argv or []
-        uploads = uploads_of(named, with_ or [])
-        if from_ is not None:
-            body["workspace_from"] = resolve(client, from_)
+        uploads = asked.complete(client, body)
         made = submit(client, body, uploads, quiet=as_json)
         if not follow:
             print(json.dumps(made, indent=2) if as_json else made["run_id"])
@@ -145,23 +145,31 @@ def run(
         raise typer.Exit(_follow(client, made, as_json=as_json, timestamps=timestamps))
 
 
-def submit(client: Client, body: dict[str, Any], uploads: list[Upload], *, quiet: bool) -> dict[str, Any]:
-    """Make the run; with files to bring it is held until they are there."""
-    made = client.create(**body, start=not uploads)
-    run_id = made["run_id"]
-    if not quiet:
-        print(f"run {run_id}", file=sys.stderr)
-    if not uploads:
-        return made
-    try:
-        for upload in uploads:
-            stored = client.upload(run_id, upload.path, upload.source)
-            if not quiet:
-                print(f"uploaded {upload.source} as {upload.path} ({size(stored['size'])})", file=sys.stderr)
-    except BaseException:  # a run without its files must not wait without end
-        client.cancel(run_id)
-        raise
-    return client.start(run_id)
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a run is to do and to begin with, as the command line names it."""
+
+    argv: list[str] | None
+    task: str | None
+    params: dict[str, str]
+    project: str | None
+    brought: list[Path]
+    source: str | None
+
+    def check(self) -> None:
+        """Refuse what goes with a task only."""
+        if self.task is None and (self.params or self.project):
+            raise CliError("--param and --project go with --type", 2)
+
+    def complete(self, client: Client, body: dict[str, Any]) -> list[Upload]:
+        """Add to the request what only the server knows; return the files that go with it."""
+        if self.task is not None:
+            body |= task_of(client, self.task, self.params, self.project)
+        named = files_of(client, self.task, self.params) if self.task is not None else self.argv or []
+        uploads = uploads_of(named, self.brought)
+        if self.source is not None:
+            body["workspace_from"] = resolve(client, self.source)
+        return uploads
 
 
 def _follow(client: Client, made: dict[str, Any], *, as_json: bool, timestamps: bool) -> int:
@@ -198,28 +206,66 @@ def what(
     if len(prompt) > 1:
         words = " ".join(prompt)
         raise CliError(f'Put a prompt in quotes ("{words}"), or -- before a command (-- {words})', 2)
-    return {"prompt": prompt[0]}
+    return {"prompt": _sentence(prompt[0])}
+
+
+_SUFFIX = 6
+"""Characters from which on what stands behind a dot is no suffix of a file's name."""
+
+
+def _sentence(prompt: str) -> str:
+    """Return the prompt; a file's name is none, and what to do with that file is not ours to guess."""
+    suffix = PurePath(prompt).suffix[1:]
+    like_a_file = "/" in prompt or (suffix.isalnum() and suffix[0].isalpha() and len(suffix) < _SUFFIX)
+    one_word = prompt.split() == [prompt]
+    if os.path.exists(prompt) or (one_word and like_a_file):  # noqa: PTH110 - a prompt may be no path at all
+        name = shlex.quote(prompt)
+        raise CliError(
+            f"{prompt!r} reads like a file, not like a prompt: --steps {name} runs it as a plan, "
+            f"-- {name} as a program",
+            2,
+        )
+    return prompt
 
 
 def read_plan(file: str) -> dict[str, Any]:
-    """Read a plan: a list of steps, or an object with `steps` and other fields of a run."""
-    import yaml  # noqa: PLC0415 - only for plans
-
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        plan: Any = yaml.safe_load(text)
-    except OSError as error:
-        raise CliError(f"{file}: {error.strerror}", 2) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CliError(f"{file} is not YAML: {error}", 2) from error
+    """Read a plan in JSON or YAML: a list of steps, or an object with `steps` and other fields of a run."""
+    raw = sys.stdin.buffer.read() if file == "-" else _read(file)
+    plan = _parsed(file, raw)
     body = {"steps": plan} if isinstance(plan, list) else plan
     if not isinstance(body, dict) or "steps" not in body:
         raise CliError(f"{file} holds no plan: a list of steps, or an object with `steps`", 2)
     try:
-        body = json.loads(json.dumps(body))
-    except (TypeError, ValueError) as error:
+        body = json.loads(json.dumps(body, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
         raise CliError(f"{file} holds what JSON has not: {error}", 2) from error
     return {name: value for name, value in cast("dict[str, Any]", body).items() if name != "start"}
+
+
+def _read(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise CliError(f"{file}: {error.strerror}", 2) from error
+
+
+def _parsed(file: str, raw: bytes) -> Any:
+    """Parse JSON as JSON; only what is none is read as YAML, which is no superset of it (tabs, numbers)."""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CliError(f"{file} is neither JSON nor YAML: it is not UTF-8 ({error.reason})", 2) from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if file.lower().endswith(".json") or (text.lstrip()[:1] == "{" and "\t" in text):
+            raise CliError(f"{file} is not JSON: {error}", 2) from error
+    import yaml  # noqa: PLC0415 - only for plans
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise CliError(f"{file} is not YAML: {error}", 2) from error
 
 
 def moment(text: str) -> str:
@@ -241,46 +287,3 @@ def pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
             raise CliError(f"{option} takes NAME=VALUE, not {each!r}", 2)
         pairs[name] = value
     return pairs
-
-
-def uploads_of(argv: list[str], named: list[Path]) -> list[Upload]:
-    """Return what to bring: files below this folder that the command names, and what --with names."""
-    found: dict[str, Upload] = {}
-    for word in argv:
-        path = _local_file(word)
-        if path is not None:
-            found[path] = Upload(Path(word), path)
-    for path in named:
-        for upload in _brought(path):
-            found[upload.path] = upload
-    if len(found) > _MAX_FILES:
-        raise CliError(f"{len(found)} files are too many to upload one by one; bring an archive instead", 2)
-    return list(found.values())
-
-
-def _local_file(word: str) -> str | None:
-    """Return the workspace path of an argument that is a file below this folder, None if it is none."""
-    path = PurePosixPath(os.path.normpath(word)) if word and "\0" not in word else None
-    if path is None or path.is_absolute() or ".." in path.parts:
-        return None
-    try:
-        return str(path) if Path(path).is_file() else None
-    except OSError:  # a word too long for a name
-        return None
-
-
-def _brought(path: Path) -> list[Upload]:
-    if path.is_file():
-        return [Upload(path, _local_file(str(path)) or path.name)]
-    if not path.is_dir():
-        raise CliError(f"--with {path}: there is no such file or folder", 2)
-    inside = PurePosixPath(os.path.normpath(path))
-    base = PurePosixPath(path.resolve().name) if inside.is_absolute() or ".." in inside.parts else inside
-    found: list[Upload] = []
-    for folder, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED)
-        for name in sorted(files):
-            source = Path(folder, name)
-            if source.is_file():
-                found.append(Upload(source, str(base / source.relative_to(path).as_posix())))
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ import typer
 from tailrun.commands.connection import CliError, Json, RunId, Token, Url, connect, resolve
 from tailrun.commands.render import as_json as json_of
 from tailrun.commands.render import duration, renderer, size
-from tailrun.commands.tables import STATUS_STYLES, fields, table
+from tailrun.commands.tables import STATUS_STYLES, described, fields, table
 
 if TYPE_CHECKING:
     from tailrun import Client, Event
@@ -64,6 +63,24 @@ def logs(
             view = View(as_json, timestamps, tail=tail, level=level, stream=stream)
             raise typer.Exit(follow_run(client, run_id, view))
         _print_logs(client, run_id, View(as_json, timestamps, level=level, stream=stream), grep, tail)
+
+
+def tail(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="[RUN]", help="Its id, its first characters, or `last`.", show_default=False),
+    ] = "last",
+    *,
+    lines: Annotated[
+        int | None, typer.Option("--tail", "-n", metavar="N", min=0, help="Begin with the last N lines.")
+    ] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", "-t", help="Print each line's time.")] = False,
+    as_json: Json = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Follow a run to its end, the last one if none is named: `logs -f`. The exit code is the run's."""
+    logs(run, follow=True, tail=lines, timestamps=timestamps, as_json=as_json, url=url, token=token)
 
 
 def _one_of(option: str, value: str | None, allowed: tuple[str, ...]) -> None:
@@ -206,7 +223,7 @@ def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("error", f"{error['code']}: {error['message']}" if error else None),
         ("exit code", run["exit_code"]),
         ("kind", run["kind"]),
-        ("what", _what(run.get("spec") or {})),
+        ("what", described(run["spec"]) if run.get("spec") else None),
         (
             "planner",
             "smoke (no language model is configured)" if run["planner"] == "smoke" else run["planner"],
@@ -221,14 +238,6 @@ def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("retry of", run["retry_of"]),
     ]
     return [(name, str(value)) for name, value in found if value is not None]
-
-
-def _what(spec: dict[str, Any]) -> str | None:
-    if "argv" in spec:
-        return shlex.join(spec["argv"])
-    if "prompt" in spec:
-        return spec["prompt"].splitlines()[0]
-    return f"{len(spec['steps'])} steps" if "steps" in spec else None
 
 
 def _took(what: dict[str, Any]) -> str:

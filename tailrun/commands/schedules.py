@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Annotated, Any
 
 import typer
 
 from tailrun.commands.connection import CliError, Json, Token, Url, connect
 from tailrun.commands.run import (
+    Asked,
     Attempts,
     DashedCommand,
     Env,
+    From,
     High,
     Labels,
+    Params,
+    Project,
     Prompt,
     RetryOn,
     Steps,
+    Task,
     Timeout,
+    With,
     pairs,
     what,
 )
-from tailrun.commands.tables import table
+from tailrun.commands.tables import described, table
+from tailrun.commands.uploads import held_files
 
 app = typer.Typer(help="Make runs at the times of a cron expression.", no_args_is_help=True)
 
@@ -39,6 +45,11 @@ def create(
         str, typer.Option("--timezone", "-z", metavar="ZONE", help="Whose clock: Europe/Zurich, UTC …")
     ] = "UTC",
     steps: Steps = None,
+    type_: Task = None,
+    param: Params = None,
+    project: Project = None,
+    with_: With = None,
+    from_: From = None,
     env: Env = None,
     label: Labels = None,
     timeout: Timeout = None,
@@ -49,7 +60,11 @@ def create(
     url: Url = None,
     token: Token = None,
 ) -> None:
-    """Make a schedule of a prompt, a plan (--steps), or a command (after --). Prints its id."""
+    """Make a schedule of a prompt, a plan (--steps), a task (--type), or a command (after --). Prints its id.
+
+    Files named in a command are uploaded now and kept: each of its runs begins with them as they are today.
+    """
+    asked = Asked(ctx.meta.get("argv"), type_, pairs(param, "--param") or {}, project, with_ or [], from_)
     given = {
         "env": pairs(env, "--env"),
         "labels": pairs(label, "--label"),
@@ -58,9 +73,15 @@ def create(
         "retry_on": retry_on,
         "priority": "high" if high else None,
     }
-    body = what(prompt or [], ctx.meta.get("argv"), steps)
+    body = what(prompt or [], asked.argv, steps, type_)
     body |= {name: value for name, value in given.items() if value is not None}
+    asked.check()
     with connect(url, token) as client:
+        uploads = asked.complete(client, body)
+        if uploads and from_ is not None:
+            raise CliError("--from brings that run's files; leave it out, or name no files of this folder", 2)
+        if uploads:
+            body["workspace_from"] = held_files(client, body, uploads, quiet=as_json)
         made = client.create_schedule(cron=cron, timezone=timezone, run=body)
     print(json.dumps(made, indent=2) if as_json else made["schedule_id"])
 
@@ -90,13 +111,7 @@ def list_schedules(
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
     last = item["last_error"] or item["last_run_id"] or "-"
     following = item["next_at"] or "never again"
-    return (item["schedule_id"], item["cron"], item["timezone"], following, last, _what(item["run"]))
-
-
-def _what(run: dict[str, Any]) -> str:
-    if "argv" in run:
-        return shlex.join(run["argv"])
-    return run["prompt"].splitlines()[0] if "prompt" in run else f"{len(run['steps'])} steps"
+    return (item["schedule_id"], item["cron"], item["timezone"], following, last, described(item["run"]))
 
 
 @app.command()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tailrun.ansi import one_line
 
@@ -17,6 +20,23 @@ STATUS_STYLES = {
     "cancelled": "yellow",
     "timed_out": "red",
 }
+
+
+def described(spec: dict[str, Any]) -> str:
+    """Say in a few words what a run does; also of a kind that this release has not heard of."""
+    match spec:
+        case {"argv": list() as argv}:
+            return shlex.join(map(str, argv))
+        case {"prompt": str() as prompt}:
+            return next(iter(prompt.strip().splitlines()), "")
+        case {"steps": list() as steps}:
+            return f"{len(steps)} steps"
+        case {"type": str() as kind}:
+            name = f"{kind}/{spec['command']}" if spec.get("command") else kind
+            params = (f"{param}={value}" for param, value in (spec.get("params") or {}).items())
+            return " ".join([name, *params])
+        case _:
+            return json.dumps(spec) if spec else "-"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -81,8 +82,11 @@ def _read(param: str, text: str, declared: dict[str, Any]) -> Any:
             return text.lower() == "true"
         case "integer" | "number":
             try:
-                return int(text) if declared["type"] == "integer" else float(text)
+                number = int(text) if declared["type"] == "integer" else float(text)
             except ValueError:
-                raise CliError(f"--param {param} takes a number, not {text!r}", 2) from None
+                number = math.nan
+            if not math.isfinite(number):
+                raise CliError(f"--param {param} takes a number, not {text!r}", 2)
+            return number
         case _:
             return text

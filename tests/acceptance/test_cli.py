@@ -310,3 +310,62 @@ def test_completion_is_offered(up: Up) -> None:
     done = run_tailrun("--show-completion", "bash", env=env, cwd=up.folder)
     assert done.returncode == 0
     assert "_TAILRUN_COMPLETE" in done.stdout
+
+
+def test_a_script_runs_as_the_program_that_it_is(up: Up) -> None:
+    """Its executable bit goes along, there and back."""
+    script = up.folder / "run.sh"
+    script.write_text("#!/bin/sh\necho ran; cp run.sh copy.sh; chmod -x run.sh\n")
+    script.chmod(0o755)
+    done = up.run("run", "--", "./run.sh")
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+    for name, bit in (("copy.sh", 0o100), ("run.sh", 0)):
+        assert up.run("files", "get", "last", name, "-o", f"got-{name}").returncode == 0
+        assert (up.folder / f"got-{name}").stat().st_mode & 0o100 == bit
+
+
+@pytest.mark.parametrize(("script", "code"), [("true", 0), ("exit 7", 7)])
+def test_following_no_line_of_an_ended_run_has_its_exit_code(up: Up, script: str, code: int) -> None:
+    run_id = made(up, "--", "sh", "-c", script)
+    for words in (["logs", "-f"], ["logs", "-f", "-n", "0"], ["tail"], ["tail", "-n", "0"]):
+        assert up.run(*words, run_id).returncode == code, words
+
+
+def test_tail_follows_the_last_run(up: Up) -> None:
+    made(up, "--", "sh", "-c", "echo one; echo two")
+    done = up.run("tail")
+    assert (done.returncode, done.stdout) == (0, "one\ntwo\n")
+
+
+def test_a_schedule_brings_its_files_along(up: Up) -> None:
+    """Each of its runs begins with them, though they are gone here by then; nothing is left held."""
+    job = up.folder / "nightly.py"
+    job.write_text("print('by night')")
+    created = up.run("schedule", "create", "* * * * *", "--label", "by=night", "--", "python3", "nightly.py")
+    assert created.returncode == 0, created.stderr
+    assert "uploaded nightly.py as nightly.py" in created.stderr
+    job.unlink()
+    schedule_id = created.stdout.strip()
+    with Client(f"http://127.0.0.1:{up.port}", up.token) as client:
+
+        def last() -> str | None:
+            return next(s for s in client.schedules()["items"] if s["schedule_id"] == schedule_id)[
+                "last_run_id"
+            ]
+
+        until(lambda: last() is not None, 120)
+        run_id = last()
+        assert client.list(status="created")["items"] == []
+    assert run_id is not None
+    assert up.run("schedule", "drop", schedule_id).returncode == 0
+    done = up.run("logs", "-f", run_id)
+    assert (done.returncode, done.stdout) == (0, "by night\n")
+
+
+def test_a_schedule_of_a_task_can_be_made_and_listed(up: Up) -> None:
+    words = ("schedule", "create", "@daily", "--type", "agent/run", "--param", "input=hello")
+    created = up.run(*words)
+    assert created.returncode == 0, created.stderr
+    listed = up.run("schedule", "list")
+    assert (listed.returncode, "agent/run input=hello" in listed.stdout) == (0, True), listed.stderr
+    assert up.run("schedule", "drop", created.stdout.strip()).returncode == 0

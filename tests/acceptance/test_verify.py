@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from support.recording_programs import Recorder
 from support.up_process import Up, clean_environment
 
 SCRIPT = Path(__file__).resolve().parents[2] / "verify.sh"
@@ -142,3 +143,26 @@ def test_wrong_usage_is_said(args: list[str]) -> None:
     )
     assert done.returncode == 2
     assert "--help" in done.stderr
+
+
+KLOG = "E1120 18:00:00.123456   77 memcache.go:265] Unhandled Error"
+
+
+def test_what_kubectl_says_is_told_without_its_log(tmp_path: Path) -> None:
+    kubectl = Recorder(tmp_path, "kubectl")
+    (tmp_path / "bin/kubectl").write_text(
+        f"#!/bin/sh\necho '{KLOG}' >&2\necho 'The connection was refused' >&2\nexit 1\n"
+    )
+    done = kubectl.run(str(SCRIPT))
+    assert done.returncode == 1
+    assert "The connection was refused" in done.stdout
+    assert "memcache" not in done.stdout + done.stderr
+
+
+def test_a_tailrun_is_not_taken_for_a_cluster(tmp_path: Path) -> None:
+    kubectl = Recorder(tmp_path, "kubectl")
+    kubectl.answer("get --raw /openapi.json", 0, '{"openapi":"3.1.0","info":{"title":"Tailrun"}}')
+    done = kubectl.run(str(SCRIPT))
+    assert done.returncode == 1
+    assert "which is a Tailrun" in done.stdout
+    assert 'eval "$(tailrun env)"' in done.stdout

@@ -255,7 +255,7 @@ def test_file_paths_are_quoted(api: FakeAPI, client: Client, tmp_path: Path) -> 
     source.write_bytes(b"from a file")
     client.upload(RUN, "a b/c?#ü.txt", source)
     client.upload(RUN, "d", b"bytes")
-    assert api.seen[0].path == "/v1/runs/r1/files/a%20b/c%3F%23%C3%BC.txt"
+    assert api.seen[0].path == "/v1/runs/r1/files/a%20b/c%3F%23%C3%BC.txt?executable=false"
     assert [request.body for request in api.seen] == [b"from a file", b"bytes"]
 
 

@@ -395,3 +395,25 @@ def test_a_store_that_is_away_is_a_503_that_says_so(
         assert error_of(answered) == (503, "unavailable")
         assert "S3" in answered.text
         assert "very-secret" not in answered.text
+
+
+def test_the_executable_bit_goes_through(api: Api) -> None:
+    """Up with `executable`, down in a header, in both kinds of archive; a replaced file keeps it."""
+    ada = api.user("ada")
+    run = held_run(ada)
+    made = ada.put(f"{run}/files/bin/run.sh", content=b"#!/bin/sh\n", params={"executable": "true"})
+    assert (made.status_code, made.headers["X-Executable"]) == (201, "true")
+    again = ada.put(f"{run}/files/bin/run.sh", content=b"#!/bin/sh\necho\n")
+    assert again.headers["X-Executable"] == "true"
+    assert ada.put(f"{run}/files/plain", content=b"x").headers["X-Executable"] == "false"
+    for method in ("GET", "HEAD"):
+        found = ada.request(method, f"{run}/files/bin/run.sh")
+        assert (found.headers["X-Executable"], found.headers["Content-Length"]) == ("true", "15")
+        assert ada.request(method, f"{run}/files/plain").headers["X-Executable"] == "false"
+    with zipfile.ZipFile(io.BytesIO(ada.get(f"{run}/archive").content)) as zipped:
+        modes = {info.filename: info.external_attr >> 16 & 0o777 for info in zipped.infolist()}
+    assert modes == {"bin/run.sh": 0o755, "plain": 0o644}
+    packed = ada.get(f"{run}/archive", params={"format": "tar.gz"}).content
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        assert {info.name: info.mode for info in tar} == modes
+    assert error_of(ada.put(f"{run}/files/x", content=b"x", params={"executable": "perhaps"}))[0] == 422

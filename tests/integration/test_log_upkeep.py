@@ -170,15 +170,17 @@ async def test_expiry_leaves_a_stream_that_is_whole_at_every_moment(
     assert marker.data == about | {"reason": EXPIRED}
 
 
-async def test_an_expired_run_stays_listed_and_says_that_its_log_is_not_whole(
-    database: Database, logs: LogStore, upkeep: LogUpkeep
+@pytest.mark.parametrize("archived", [False, True])
+async def test_an_expired_run_stays_listed_and_says_whether_its_log_is_whole(
+    database: Database, logs: LogStore, upkeep: LogUpkeep, archived: bool
 ) -> None:
+    """What stands in its archive is."""
     store = RunStore(database)
     run = await ended_run(database, plain_lines(300))
-    await expire_all(upkeep, run, None)
+    await expire_all(upkeep, run, None, archived=archived)
     after = await store.get(run.run_id)
     assert after is not None
-    assert (after.truncated, after.log_lines, after.log_size) == (True, run.log_lines, run.log_size)
+    assert (after.truncated, after.log_lines, after.log_size) == (not archived, run.log_lines, run.log_size)
     assert [item.run_id for item in (await store.page(user_id="ann"))[0]] == [run.run_id]
     assert await logs.tail_cursor(run.run_id, 10) == 0
     for stage in (None, PACKED):

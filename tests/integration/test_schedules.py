@@ -105,7 +105,7 @@ async def test_two_workers_never_fire_one_tick_twice(
         store, now = ScheduleStore(databases[0]), await Queue(clients).time_us()
         for n in range(5):
             await store.create(schedule(n, now - 1 - n))
-        both = [scheduler(database, clients, f"w{n}") for n, database in enumerate(databases)]
+        both = [scheduler(database, clients) for database in databases]
         made = await asyncio.gather(*(one.fire_due() for one in both))
         assert sum(made) == 5
         assert len(await runs_of(databases[0])) == 5

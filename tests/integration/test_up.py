@@ -8,6 +8,7 @@ import re
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,11 +44,87 @@ def test_one_ready_line_then_lines_to_copy(up: Up) -> None:
     token = (up.data / "token").read_text().strip()
     assert f"Tailrun is ready: {url}  token {token}  redis {redis}  data {up.data}\n" in said
     assert f"redis-cli -p {up.redis_port} LLEN jobs:pending" in said
-    assert f"curl -N {url}/agent/logs/<run_id>/stream -H " in said
+    assert f"curl -N {url}/agent/logs/$RUN_ID/stream -H " in said
     assert set(up.children()) == {"redis", "api", "worker"}
     below = all_below(up.pid)
     assert up.stop(signal.SIGINT) == 0
     assert gone(below)
+    assert not (up.data / "up.json").exists()
+
+
+def test_every_line_to_copy_works_as_it_is_printed_in_any_folder(up: Up, tmp_path: Path) -> None:
+    """In a shell that knows no `tailrun`, somewhere else; one after the other, as they stand."""
+    lines = [line.strip() for line in up.start().said.splitlines() if line.startswith("  ")]
+    assert lines[0].startswith("RUN_ID=$(curl -X POST ")
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    script = "set -e\n" + "".join(f"echo '== {n}'\n{line}\necho\n" for n, line in enumerate(lines))
+    script += 'echo "API=$API TOKEN=$TOKEN REDIS_URL=$REDIS_URL"\n'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script],
+        cwd=elsewhere,
+        env={"PATH": os.environ["PATH"], "HOME": str(elsewhere)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"status":"queued"' in done.stdout or '"status":"running"' in done.stdout
+    assert '"type":"end"' in done.stdout
+    assert "hello" in done.stdout
+    assert done.stdout.count("(integer) 0") >= 1
+    found = f"API=http://127.0.0.1:{up.port} TOKEN={up.token} REDIS_URL=redis://127.0.0.1:{up.redis_port}/0"
+    assert found in done.stdout
+
+
+def test_the_environments_line_fails_where_nothing_runs(tmp_path: Path) -> None:
+    """`eval "$(tailrun env)"` would be a success otherwise, and $API empty."""
+    done = tailrun("env", env=clean_environment(DATA_DIR=str(tmp_path)), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "false\n")
+    assert "No server" in done.stderr
+
+
+def test_what_env_set_does_not_lead_another_up_to_its_redis(up: Up, tmp_path: Path) -> None:
+    first = up.start()
+    said = first.run("env").stdout
+    found = dict(re.findall(r"export (\w*REDIS_URL)=(\S+)", said))
+    assert found.keys() == {"REDIS_URL", "TAILRUN_ENV_REDIS_URL"}
+    other = Up(tmp_path / "other", **found)
+    try:
+        assert f"redis redis://127.0.0.1:{other.redis_port}/0" in other.start().said
+        assert "REDIS_URL is what `tailrun env` set" in other.said
+    finally:
+        other.stop()
+
+
+@pytest.mark.parametrize("how", ["group", "make alone"])
+def test_up_ends_when_what_launched_it_is_killed(tmp_path: Path, how: str) -> None:
+    """A CI job's end kills make's process group, and `up` stands in one of its own."""
+    up = Up(tmp_path / "up")
+    up.folder.mkdir()
+    launcher, app = Path(ROOT) / "scripts/foreground.py", [sys.executable, "-m", "app", "up"]
+    make = [sys.executable, "-c", "import subprocess, sys; subprocess.call(sys.argv[1:])"]
+    with up.out.open("wb") as out:
+        process = subprocess.Popen(
+            [*make, sys.executable, str(launcher), *app],
+            cwd=up.folder,
+            env=up.env | {"PYTHONPATH": ROOT},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    until(lambda: "Tailrun is ready" in up.said or process.poll() is not None, 180)
+    below = all_below(process.pid)
+    assert len(below) >= 4
+    if how == "group":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+    until(lambda: gone(below), 90)
+    assert "Stopped." in up.said
     assert not (up.data / "up.json").exists()
 
 

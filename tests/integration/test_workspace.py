@@ -286,3 +286,25 @@ async def test_the_loop_stays_free_while_storage_blocks(workspace: Workspace) ->
     assert seen
     assert loop_thread not in seen
     assert isinstance((await workspace.list())[0], FileInfo)
+
+
+async def test_a_file_is_executable_as_it_was_stored(workspaces: Workspaces) -> None:
+    """In every way that a file comes and goes by; a file that is replaced stays what it was."""
+    store = workspaces.open("ann", "first")
+    for body in (b"#!/bin/sh\n", stream(b"#!/bin/", b"sh\n")):
+        assert (await store.write("run.sh", body, executable=True)).executable is True
+        assert (await store.stat("run.sh")).executable is True
+        assert (await store.write("run.sh", b"other")).executable is True
+        assert (await store.write("run.sh", b"other", executable=False)).executable is False
+    assert (await store.write("plain", b"x")).executable is False
+    await store.write("run.sh", b"#!/bin/sh\n", executable=True)
+    other = workspaces.open("ann", "second")
+    await other.copy_from(store)
+    for each in (store, other):
+        async with each.checkout() as checkout:
+            modes = {p.name: p.stat().st_mode & 0o777 for p in checkout.path.iterdir() if p.is_file()}
+        assert modes == {"run.sh": 0o755, "plain": 0o644}
+        assert {file.path: (await each.stat(file.path)).executable for file in await each.list()} == {
+            "plain": False,
+            "run.sh": True,
+        }

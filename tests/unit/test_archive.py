@@ -12,12 +12,13 @@ import pytest
 from starlette.types import Message
 
 from app.core.errors import NotFound, StorageError
+from app.routes.files import headers
 from app.routes.views import Download
 from app.storage.archive import ArchiveFormat, archive
 from app.storage.workspace import FileInfo, Workspace
 
 WHEN = 1_790_000_000_000_000
-LISTED = [FileInfo(path, 1000, WHEN) for path in ("grown", "gone", "shrunk", "same")]
+LISTED = [FileInfo(path, 1000, WHEN, executable=False) for path in ("grown", "gone", "shrunk", "same")]
 
 
 class Changed:
@@ -62,7 +63,7 @@ async def test_a_tar_keeps_the_size_that_it_announced() -> None:
 
 
 async def test_a_large_file_that_became_empty_is_filled_up() -> None:
-    listed = [FileInfo("big", 1_000_000, WHEN), FileInfo("after", 1, 0)]
+    listed = [FileInfo("big", 1_000_000, WHEN, executable=False), FileInfo("after", 1, 0, executable=False)]
     packed = await made(Changed(big=b"", after=b"x"), ArchiveFormat.TAR_GZ, listed)
     with tarfile.open(fileobj=packed, mode="r:gz") as found:
         assert [(member.name, member.size) for member in found] == [("big", 1_000_000), ("after", 1)]
@@ -82,9 +83,46 @@ async def test_a_store_that_goes_away_breaks_the_archive_off(form: ArchiveFormat
 
 
 async def test_a_time_before_zip_is_the_first_that_zip_knows() -> None:
-    packed = await made(Changed(a=b"x"), ArchiveFormat.ZIP, [FileInfo("a", 1, 0)])
+    packed = await made(Changed(a=b"x"), ArchiveFormat.ZIP, [FileInfo("a", 1, 0, executable=False)])
     with zipfile.ZipFile(packed) as found:
         assert found.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)
+
+
+YEARS = [-(10**17), -1, 4_102_444_800 * 10**6, 4_400_000_000 * 10**6, 10**19, 10**25]
+
+
+@pytest.mark.parametrize("when", YEARS)
+@pytest.mark.parametrize("form", ArchiveFormat)
+async def test_no_time_of_a_file_breaks_an_archive_or_a_header_off(form: ArchiveFormat, when: int) -> None:
+    """File systems know more years than zip, HTTP and calendars."""
+    listed = [FileInfo("a", 1, when, executable=False), FileInfo("b", 1, WHEN, executable=False)]
+    packed = await made(Changed(a=b"x", b=b"y"), form, listed)
+    if form is ArchiveFormat.ZIP:
+        with zipfile.ZipFile(packed) as found:
+            assert found.namelist() == ["a", "b"]
+    else:
+        with tarfile.open(fileobj=packed, mode="r:gz") as unpacked:
+            assert unpacked.getnames() == ["a", "b"]
+    assert headers(listed[0])["Last-Modified"].endswith("GMT")
+
+
+@pytest.mark.parametrize("executable", [True, False])
+@pytest.mark.parametrize("form", ArchiveFormat)
+async def test_an_archive_keeps_the_executable_bit(form: ArchiveFormat, executable: bool) -> None:
+    """Also of a store whose lists do not tell it."""
+
+    class Asked(Changed):
+        async def stat(self, path: str) -> FileInfo:
+            return FileInfo(path, 1, WHEN, executable=executable)
+
+    for listed in (FileInfo("a", 1, WHEN), FileInfo("a", 1, WHEN, executable=executable)):
+        packed = await made(Asked(a=b"x"), form, [listed])
+        if form is ArchiveFormat.ZIP:
+            mode = zipfile.ZipFile(packed).infolist()[0].external_attr >> 16
+        else:
+            with tarfile.open(fileobj=packed, mode="r:gz") as unpacked:
+                mode = unpacked.getmembers()[0].mode
+        assert bool(mode & 0o100) is executable
 
 
 async def test_a_download_closes_its_source_when_the_client_is_gone() -> None:

@@ -26,6 +26,7 @@ from tailrun import (
     TaskNotStarted,
     execute_long_running_task,
 )
+from tailrun.process.lines import Line, Stream
 
 New = Callable[..., OutputCapture]
 
@@ -307,3 +308,18 @@ async def until(what: Callable[[], object]) -> None:
     async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.005)
+
+
+async def test_half_of_a_surrogate_pair_reaches_every_reader_as_a_sign(
+    new: Callable[..., OutputCapture], tmp_path: Path
+) -> None:
+    """A name of `os.fsdecode` that is no UTF-8; wherever the entry comes from."""
+    capture = new()
+    capture.append_line("r", "name \udcff 😀")
+    capture.append_lines("r", [Line(Stream.STDOUT, "other \ud800")])
+    capture.append_line("r", "next")
+    capture.end_run("r", 0)
+    assert messages(capture.get_logs("r")) == ["name \ufffd 😀", "other \ufffd", "next"]
+    assert "".join(await frames_of(capture, "r")).encode()
+    assert LogEntry(capture.get_logs("r")[0].timestamp, "\udc80\udc81").to_json().encode()
+    assert "next" in (tmp_path / "logs" / "r.log").read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tailrun.commands.connection import CliError
-from tailrun.commands.run import pairs, read_plan, uploads_of, what
+from tailrun.commands.run import pairs, read_plan, what
+from tailrun.commands.uploads import uploads_of
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +105,40 @@ def test_pairs() -> None:
     assert pairs(["a=1", "b=x=y", "c="], "--env") == {"a": "1", "b": "x=y", "c": ""}
     with pytest.raises(CliError, match="NAME=VALUE"):
         pairs(["novalue"], "--env")
+
+
+def test_json_is_read_as_json() -> None:
+    """Tabs, and numbers that YAML 1.1 takes for text; with the mark that editors on Windows write."""
+    Path("p.json").write_bytes(
+        b'\xef\xbb\xbf{\n\t"steps": [\n\t\t{"tool": "file_list", "args": {"n": 1e3}}]\n}\r\n'
+    )
+    assert read_plan("p.json") == {"steps": [{"tool": "file_list", "args": {"n": 1000.0}}]}
+
+
+@pytest.mark.parametrize("raw", [b'{"steps": [,]}', b'{"steps": [NaN]}', b"[" * 5000, b'{"steps": ["\xff"]}'])
+def test_json_that_is_none_is_told_as_such(raw: bytes) -> None:
+    Path("p.json").write_bytes(raw)
+    with pytest.raises(CliError, match=r"p\.json") as caught:
+        read_plan("p.json")
+    assert caught.value.code == 2
+
+
+NAMES = ["plan.yaml", "missing.yml", "./run.sh", "src/", "job.py", "here and there.txt", "there"]
+
+
+@pytest.mark.parametrize("word", NAMES)
+def test_a_files_name_is_no_prompt(word: str) -> None:
+    """Nobody guesses what it was meant as: both ways are named."""
+    Path("plan.yaml").write_text("steps: []")
+    Path("here and there.txt").write_text("1")
+    Path("there").mkdir()
+    with pytest.raises(CliError, match="--steps") as caught:
+        what([word], None, None)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "prompt", ["hello", "Hello.", "Count 3.5 million", "read README.md", "a/b or c?", "v1.2"]
+)
+def test_a_sentence_is_a_prompt(prompt: str) -> None:
+    assert what([prompt], None, None) == {"prompt": prompt}

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import json
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.models import RunKind
 from tailrun import Event
 from tailrun.ansi import harmless, one_line
 from tailrun.commands.follow import Spinner
 from tailrun.commands.render import Look, Renderer, as_json, duration, outcome_code, size
-from tailrun.commands.tables import fields, table
+from tailrun.commands.tables import described, fields, table
 
 CONTROLS = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
@@ -171,3 +173,26 @@ def test_quantities() -> None:
         "1:02:03",
     ]
     assert [size(n) for n in (512, 3400, 1_200_000, 5e12)] == ["512 B", "3.4 kB", "1.2 MB", "5000.0 GB"]
+
+
+SPECS: dict[RunKind, tuple[dict[str, Any], str]] = {
+    RunKind.ARGV: ({"argv": ["echo", "a b"]}, "echo 'a b'"),
+    RunKind.PROMPT: ({"prompt": "\nDo this\nand that"}, "Do this"),
+    RunKind.STEPS: ({"steps": [{}, {}]}, "2 steps"),
+    RunKind.TASK: ({"type": "agent", "command": "run", "params": {"input": "x"}}, "agent/run input=x"),
+}
+
+
+@pytest.mark.parametrize("kind", RunKind)
+def test_every_kind_of_run_can_be_described(kind: RunKind) -> None:
+    """A new kind fails here until its words are in `SPECS`."""
+    spec, words = SPECS[kind]
+    assert described(spec) == words
+
+
+ODD_SPECS = [{}, {"prompt": ""}, {"argv": 7}, {"later": ["kind"]}, {"type": "t", "params": None}]
+
+
+@pytest.mark.parametrize("spec", ODD_SPECS)
+def test_a_kind_of_a_newer_server_is_no_error(spec: dict[str, Any]) -> None:
+    assert isinstance(described(spec), str)

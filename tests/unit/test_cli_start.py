@@ -41,7 +41,7 @@ walk(get_command(command_line()), [])
     listed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     commands = dict(line.rsplit(" ", 1) for line in listed.stdout.splitlines())
     assert set(commands) == {
-        *("run", "logs", "ls", "show", "cancel", "retry", "files ls", "files get", "files put"),
+        *("run", "logs", "tail", "ls", "show", "cancel", "retry", "files ls", "files get", "files put"),
         *("queue", "dead list", "dead show", "dead retry", "dead drop", "redis", "env"),
         *("tasks check", "reseal"),
         *("schedule create", "schedule list", "schedule drop"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.core.clock import format_ts, parse_ts
 from app.core.errors import Unprocessable
-from app.plan.cron import next_tick
+from app.plan.cron import check_steps, next_tick
 
 ZURICH = "Europe/Zurich"
 HOUR_US = 3_600_000_000
@@ -87,7 +87,8 @@ def test_each_hour_goes_on_by_elapsed_time() -> None:
         "60 * * * *",
         "a b c d e",
         "*/0 * * * *",
-        "@daily",
+        "@reboot",
+        "@dayly",
         "0 0 31 2 *",
         "1L/2 * * * *",
     ],
@@ -95,6 +96,42 @@ def test_each_hour_goes_on_by_elapsed_time() -> None:
 def test_what_is_no_expression_is_refused(cron: str) -> None:
     with pytest.raises(Unprocessable, match="cron"):
         next_tick(cron, "UTC", 0)
+
+
+@pytest.mark.parametrize(
+    ("nickname", "due"),
+    [
+        ("@hourly", "2026-11-20T13:00+00:00"),
+        (" @Daily ", "2026-11-21T00:00+00:00"),
+        ("@midnight", "2026-11-21T00:00+00:00"),
+        ("@weekly", "2026-11-22T00:00+00:00"),
+        ("@monthly", "2026-12-01T00:00+00:00"),
+        ("@yearly", "2027-01-01T00:00+00:00"),
+        ("@annually", "2027-01-01T00:00+00:00"),
+    ],
+)
+def test_a_nickname_is_what_crontab_means_by_it(nickname: str, due: str) -> None:
+    assert first(1, nickname, "UTC", "2026-11-20T12:00:00Z") == [due]
+
+
+WIDE = ["*/90 * * * *", "* */30 * * *", "* * */32 * *", "* * * */13 *", "* * * * */8", "0-20/30 * * * *"]
+WIDE += ["1,*/61 * * * *", f"*/{'9' * 50} * * * *", "* 8-10/4 * * *"]
+
+
+@pytest.mark.parametrize("cron", WIDE)
+def test_a_step_wider_than_its_range_is_refused_when_a_schedule_is_made(cron: str) -> None:
+    with pytest.raises(Unprocessable, match="wider than"):
+        check_steps(cron)
+
+
+@pytest.mark.parametrize("cron", ["*/60 */24 */31 */12 */7", "0-9/10 * * * *", "@daily", "0 0 * * MON-FRI/2"])
+def test_a_step_within_its_range_is_fine(cron: str) -> None:
+    check_steps(cron)
+
+
+def test_a_schedule_that_is_kept_goes_on_with_its_wide_step() -> None:
+    """It was accepted once; an update must not stop it."""
+    assert first(2, "*/90 * * * *", "UTC", "2026-11-20T12:10:00Z")[0] == "2026-11-20T13:00+00:00"
 
 
 @pytest.mark.parametrize("timezone", ["", "Mars/Phobos", "Europe", "/etc/passwd", "../UTC", "CEST+99", "\0"])

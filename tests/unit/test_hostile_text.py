@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.agent.fenced_plans import fenced_blocks, read_block
+from app.agent.tools.interpreters import as_written_here
 from app.commands.redis import quoted
 from app.core.errors import TailrunError
 from app.core.events import Event, EventType
@@ -30,7 +31,7 @@ from app.core.names import check_env, normalise, run_key
 from app.db.text import clean, to_json
 from app.k8s.frames import Cursor, Frames, RawLines
 from app.k8s.profile import amount, image_pattern
-from app.plan.cron import next_tick
+from app.plan.cron import check_steps, next_tick
 from app.plan.projects import ProjectConfig, check_project, is_project_id
 from app.plan.run_fields import RETRY_CODES
 from app.plan.task_values import PLACE
@@ -154,6 +155,8 @@ def bodies(text: str) -> None:
         checked(f"https://{text[:1900]}", allow_private=True)
     with suppress(TailrunError):
         next_tick(text, text, 0)
+    with suppress(TailrunError):
+        check_steps(text)
     with suppress(ValueError):
         amount(text)
     for allowed in ("registry.example/*", "registry.example/*/box:*"):
@@ -207,7 +210,14 @@ def variables(text: str) -> None:
         Masker(found)
 
 
+def sources(text: str) -> None:
+    for head in ("", "#", "# coding:", "\n#coding="):
+        as_written_here(head + text, "python")
+    as_written_here(text, "bash")
+
+
 READERS = {
+    "sources": Reader(sources, ("app/agent/tools/interpreters.py:_CODING",)),
     "variables": Reader(
         variables,
         tuple(

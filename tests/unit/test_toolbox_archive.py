@@ -44,6 +44,16 @@ def test_a_round_trip_in_any_pieces(files: dict[str, bytes], step: int) -> None:
         }
 
 
+@pytest.mark.parametrize("when", [-(10**19), -1, 0, 10**19, 10**25])
+def test_no_time_of_a_file_makes_an_archive_that_is_refused(when: int) -> None:
+    """File systems know more than 64 bits of nanoseconds do."""
+    out = io.BytesIO()
+    packer = Packer(out.write)
+    packer.add(Entry("a", 1, when, executable=False), io.BytesIO(b"x").read)
+    packer.close()
+    assert unpack(out.getvalue()) == {"a": b"x"}
+
+
 @given(FILES, st.data())
 def test_damage_is_never_anything_but_refused(files: dict[str, bytes], data: st.DataObject) -> None:
     """Bytes changed, cut or added inside of the tar: no other error than the two, and no path outside."""
