@@ -112,7 +112,7 @@ def test_an_unexpected_error_tells_its_request_and_nothing_else(
     async def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("the secret detail")
 
-    monkeypatch.setattr(RunStore, "list", broken)
+    monkeypatch.setattr(RunStore, "page", broken)
     response = api.admin.get("/v1/runs", headers={"X-Request-ID": "my-request.1"})
     assert error_of(response) == (500, "internal")
     assert "my-request.1" in response.json()["error"]["message"]

@@ -12,7 +12,17 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.ended_runs import LATER, any_log, ended_run, expire_all, pack_all, plain_lines, read_all, to_keep
+from support.ended_runs import (
+    LATER,
+    any_log,
+    ask,
+    ended_run,
+    expire_all,
+    pack_all,
+    plain_lines,
+    read_all,
+    to_keep,
+)
 
 from app.core.errors import NotFound, StorageError, Unprocessable
 from app.core.events import Event, EventType
@@ -63,19 +73,19 @@ async def test_an_archived_log_answers_as_it_did_before(
     upkeep = LogUpkeep(database)
     run = await ended_run(database, plain_lines(3000))
 
-    async def ask() -> list[Any]:
-        pages = [await history.page(run.run_id, **question) for question in QUESTIONS]
+    async def answers() -> list[Any]:
+        pages = [await ask(history, run.run_id, **question) for question in QUESTIONS]
         tails = [await history.tail_cursor(run.run_id, n) for n in (0, 1, 10, 2999, 3001)]
         return [pages, tails, await read_all(history, run.run_id, 700)]  # pyright: ignore[reportArgumentType]
 
     if packed:
         await pack_all(upkeep, run)
-    before = await ask()
+    before = await answers()
     kept = await to_keep(upkeep, run, PACKED if packed else None)
     assert await LogArchiver(LogStore(database), workspaces).archive(kept)
     while await upkeep.expire_next(kept, LATER, archived=True):
-        assert await ask() == before
-    assert await ask() == before
+        assert await answers() == before
+    assert await answers() == before
     assert len(await LogStore(database).page(run.run_id, 0, 1000)) == 2
 
 

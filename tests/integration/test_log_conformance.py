@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.ended_runs import LATER, TEXT, any_log, ended_run, pack_all, plain_lines, read_all, to_keep
+from support.ended_runs import LATER, TEXT, any_log, ask, ended_run, pack_all, plain_lines, read_all, to_keep
 
 from app.core.events import Event
 from app.core.log_filter import LogFilter
@@ -38,7 +38,7 @@ questions = st.lists(
 async def answers(logs: LogStore, run_id: str, asked: list[dict[str, Any]]) -> list[Any]:
     """Everything that reading can say about a run, with the order of the fields."""
     found: list[Any] = [
-        [(event, event.encode()) for event in await logs.page(run_id, **question)] for question in asked
+        [(event, event.encode()) for event in await ask(logs, run_id, **question)] for question in asked
     ]
     found += [await read_all(logs, run_id, 97), await read_all(logs, run_id, 97, level=Level.ERROR)]
     found += [await logs.tail_cursor(run_id, n) for n in (0, 1, 5, 37, 200, 201, 1000)]
@@ -133,7 +133,7 @@ async def test_a_page_opens_only_the_chunks_it_needs(
         return unpack(run_id, layout, body)
 
     monkeypatch.setattr(log_store, "unpack", counted)
-    for ask, found, most in (
+    for asked, found, most in (
         (lambda: logs.page(run.run_id, 0, 200), 200, 1),
         (lambda: logs.page(run.run_id, 9_950, 100), 100, 2),
         (lambda: logs.page(run.run_id, 3, 1000), 1000, 6),
@@ -142,7 +142,7 @@ async def test_a_page_opens_only_the_chunks_it_needs(
         (lambda: logs.page(run.run_id, 20_002, 1000), 1, 0),
     ):
         opened = 0
-        assert len(await ask()) == found
+        assert len(await asked()) == found
         assert opened <= most
     opened = 0
     assert await logs.tail_cursor(run.run_id, 15_000) == 5_002

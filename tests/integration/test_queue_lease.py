@@ -192,7 +192,7 @@ async def test_the_end_leaves_the_workers_and_gives_back_what_is_held(redis_serv
         await asyncio.to_thread(lease.stop)
         assert not lease.is_alive()
         assert client.zscore("jobs:workers", "w1") is None
-        assert client.lrange("jobs:pending", 0, -1) == [b"a", b"b"]
+        assert client.lrange("jobs:pending", 0, -1) == ["a", "b"]
         await asyncio.to_thread(lease.stop)  # once more does no harm
 
 

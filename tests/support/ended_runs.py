@@ -78,6 +78,11 @@ async def expire_all(upkeep: LogUpkeep, run: Run, stage: str | None, *, archived
         pass
 
 
+async def ask(logs: Any, run_id: str, after: int, limit: int, **filters: Any) -> list[Event]:
+    """One page of a store, a history or an archive that is asked by a dict of its parameters."""
+    return await logs.page(run_id, after, limit, LogFilter(**filters))
+
+
 async def read_all(logs: LogStore, run_id: str, limit: int = 1000, **filters: Any) -> list[Event]:
     """Every page, as a client reads them."""
     found: list[Event] = []
