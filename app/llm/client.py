@@ -82,7 +82,7 @@ class ModelClient:
             except ModelRejected as failure:
                 if self._refused_by_name(failure, known):
                     continue
-                failure.wasted = wasted
+                failure.wasted = wasted + _estimate(request, assembly.written())
                 raise
             except ModelUnavailable as failure:
                 failed += 1
@@ -109,9 +109,14 @@ class ModelClient:
             self._wire.post(self._dialect.path, body, clocks.deadline(assembly)) as answer,
             aclosing(_frames(answer, clocks, assembly)) as frames,
         ):
-            async for frame in frames:
-                for delta in assembly.feed(frame):
-                    yield delta
+            try:
+                async for frame in frames:
+                    for delta in assembly.feed(frame):
+                        yield delta
+            except ModelFailure as failure:
+                failure.message = self._wire.hidden(failure.message)
+                failure.args = (failure.message,)
+                raise
         if not assembly.whole:
             raise ModelUnavailable("The model's server ended the reply before it was whole.")
 

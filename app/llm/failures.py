@@ -28,8 +28,10 @@ _SECONDS = 1_000_000
 _OVERFLOW = (
     *("context_length_exceeded", "maximum context length", "context length", "context window"),
     *("exceed_context_size", "prompt is too long", "input is too long", "too many tokens"),
-    *("reduce the length", "maximum number of tokens", "request_too_large", "request too large"),
+    *("reduce the length", "maximum number of tokens"),
 )
+_TOO_LARGE = ("request_too_large", "request too large")
+"""Also said with a 429, where the request alone is over the limit of a minute: no pause helps."""
 _NO_CREDIT = ("insufficient_quota", "credit balance", "billing", "insufficient balance", "payment required")
 _NO_TOOLS = (
     "not support tool",
@@ -52,7 +54,7 @@ _STATUS_OF = {
 }
 """What a type or code of an error within a stream would have been as a status; others are temporary."""
 _TEMPORARY = frozenset({408, 409, 425, 429})
-_TOO_LONG = frozenset({400, 413, 422, 429})
+_TOO_LONG = frozenset({400, 413, 422})
 _OVERLOADED = frozenset({429, 503, 529})
 _ADVICE = {
     401: "Is LLM_KEY right?",
@@ -135,7 +137,8 @@ class Refusal:
     def failure(self) -> ModelFailure:
         """Return what it means."""
         words, said = self.words, f"the model's server answered {self.status}: {_short(self.text)}"
-        if self.status in _TOO_LONG and _names(words, _OVERFLOW):
+        too_long = self.status in _TOO_LONG and _names(words, _OVERFLOW)
+        if too_long or (self.status < 500 and _names(words, _TOO_LARGE)):  # noqa: PLR2004 - the class of statuses
             return ContextOverflow(f"The conversation is too long for the model; {said}")
         if self.status == 429 and _names(words, _NO_CREDIT):  # noqa: PLR2004 - the status that some use for it
             return ModelRejected(f"The account has no credit; {said}", status=self.status, text=self.text)
@@ -172,7 +175,7 @@ def of_stream(error: Any) -> ModelFailure:
     status = next(iter(numbers), 0) or next((_STATUS_OF[name] for name in names if name in _STATUS_OF), 500)
     text = str(found.get("message") or "no reason given")
     refusal = Refusal(status, text, " ".join(names))
-    if status >= 500 and _names(refusal.words, _OVERFLOW):  # noqa: PLR2004 - the class of statuses
+    if status >= 500 and _names(refusal.words, _OVERFLOW + _TOO_LARGE):  # noqa: PLR2004 - the class of statuses
         refusal = Refusal(400, text, refusal.code)
     return refusal.failure()
 

@@ -96,6 +96,10 @@ class ModelConfig(BaseModel):
             raise ValueError("give key or key_file, not both")
         if self.key_file is not None:
             object.__setattr__(self, "key", SecretStr(_key(self.key_file)))
+        if not (self.secret.isascii() and self.secret.isprintable()):
+            raise ValueError("the key holds a character that can't be sent in a header")
+        if self.proxy and urlsplit(self.proxy.get_secret_value()).scheme not in ("http", "https"):
+            raise ValueError("the proxy is no http:// or https:// address")
         return self
 
     @property

@@ -78,7 +78,7 @@ class Wire:
             ) from error
         except self._library.APIStatusError as error:
             answer: httpx2.Response = error.response
-            raise of_status(answer.status_code, answer.headers, self._hidden(answer.text)).failure() from None
+            raise of_status(answer.status_code, answer.headers, self.hidden(answer.text)).failure() from None
         except self._library.APIConnectionError as error:
             raise self._unreached(error) from error
         response: httpx2.Response = stream.response
@@ -105,7 +105,7 @@ class Wire:
             return {}
         return {"headers": {"Authorization": self._library.Omit(), "X-Api-Key": self._library.Omit()}}
 
-    def _hidden(self, text: str) -> str:
+    def hidden(self, text: str) -> str:
         """Take the key out of what a server says: some quote it."""
         secret = self._config.secret
         return text.replace(secret, "***") if secret else text
@@ -120,7 +120,7 @@ class Wire:
                     f"The certificate of {self._config.url} is not trusted ({cause.verify_message}): "
                     "LLM_CA_FILE names the authority that signed it."
                 )
-        said = self._hidden(str(cause) or type(cause).__name__)
+        said = self.hidden(str(cause) or type(cause).__name__)
         return ModelUnavailable(f"{self._config.url} could not be reached: {said}.")
 
 
