@@ -11,6 +11,7 @@ from support.scripted_model import Answer, ScriptedModel, chat_reply, error, mes
 from typer.testing import CliRunner, Result
 
 from app.cli import command_line
+from tailrun.commands.connection import CliError
 
 CALL = [("a1", "answer", '{"sum": 4}')]
 
@@ -102,6 +103,9 @@ def test_one_of_several_is_asked(
     server.script(Answer(chat_reply(calls=CALL)))
     assert models("quick", "--check").exit_code == 0
     assert [asked.body["model"] for asked in server.asked] == ["some-small"]
-    assert models("slow").exit_code == 2
+    unknown = models("slow").exception
     path.write_text("models: {quick: {}}", encoding="utf-8")
-    assert models().exit_code == 2
+    for wrong, said in ((unknown, "some, quick"), (models().exception, "models.quick: model")):
+        assert isinstance(wrong, CliError)
+        assert wrong.code == 2
+        assert said in str(wrong)
