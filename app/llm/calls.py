@@ -167,7 +167,7 @@ def echoed(call: ToolCall) -> str:
 
 
 def _continues(at: _Draft, id_: str, name: str, *, alone: bool) -> bool:
-    """Whether a fragment that is not known by its id goes on with the call at its place."""
+    """Whether a fragment that is not known by its id continues the call at its place."""
     if not name:
         return True  # also with a new id: a call begins with a name
     if not at.name:

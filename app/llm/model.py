@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
 
 NO_OUTPUT = "(no output)"
-"""Stands for an empty text: several servers refuse one."""
+"""Sent in place of an empty text: several servers refuse one."""
 
 
 class Finish(StrEnum):

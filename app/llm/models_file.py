@@ -184,7 +184,7 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise BadModels(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        # the parser quotes the line, in which a key may stand
+        # the parser quotes the line, which may hold a key
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise BadModels(f"{path}{place}: is no YAML") from None
