@@ -151,7 +151,7 @@ async def test_the_libraries_try_nothing_again(
 @pytest.mark.parametrize("way", ["leave", "cancel"])
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_whoever_stops_listening_is_sent_no_more(
-    dialect: str, way: str, server: ScriptedModel, make: Make
+    dialect: str, way: str, server: ScriptedModel, make: Make, slack: float
 ) -> None:
     """The server notices within a second and stops; leaving the loop is enough."""
     endless = Repeat(begun(dialect), 0.02)
@@ -174,8 +174,8 @@ async def test_whoever_stops_listening_is_sent_no_more(
     await asyncio.wait([task])
     assert await asyncio.to_thread(asked.ended.wait, 30)
     assert asked.hung_up
-    assert asyncio.get_running_loop().time() - stopped < 1
-    assert asked.sent - before <= 60 * len(endless.piece)
+    assert asyncio.get_running_loop().time() - stopped < 1 * slack
+    assert asked.sent - before <= 60 * slack * len(endless.piece)
 
 
 async def test_a_cancel_before_the_head_hangs_up_too(server: ScriptedModel, make: Make) -> None:
