@@ -156,10 +156,11 @@ async def test_whoever_stops_listening_is_sent_no_more(
     """The server notices within a second and stops; leaving the loop is enough."""
     endless = Repeat(begun(dialect), 0.02)
     server.script(Answer(endless))
-    model, heard = make(dialect), asyncio.Event()
+    model, heard, held = make(dialect), asyncio.Event(), list[object]()
 
     async def listen() -> None:
         async with model.stream(HI) as pieces:
+            held.append(pieces)  # so that it is not the garbage collector that closes
             async for _ in pieces:
                 heard.set()
                 if way == "leave":
