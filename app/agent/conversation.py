@@ -120,15 +120,14 @@ def encode_reply(reply: Reply) -> bytes:
 def decode_reply(raw: bytes) -> Reply:
     """Read a reply from its row; fields that a newer release adds are ignored."""
     body: dict[str, Any] = orjson.loads(raw)
-    return Reply(
-        **_known(Reply, body)
-        | {
-            "calls": tuple(ToolCall(**_known(ToolCall, each)) for each in body.get("calls", ())),
-            "finish": Finish(body["finish"]),
-            "usage": TokenUsage(**_known(TokenUsage, body.get("usage", {}))),
-            "wasted": TokenUsage(**_known(TokenUsage, body.get("wasted", {}))),
-        }
-    )
+    fields: dict[str, Any] = {
+        **_known(Reply, body),
+        "calls": tuple(ToolCall(**_known(ToolCall, each)) for each in body.get("calls", ())),
+        "finish": Finish(body["finish"]),
+        "usage": TokenUsage(**_known(TokenUsage, body.get("usage", {}))),
+        "wasted": TokenUsage(**_known(TokenUsage, body.get("wasted", {}))),
+    }
+    return Reply(**fields)
 
 
 def _known(kind: type[Any], body: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class ModelClient:
         return self.config.name
 
     @asynccontextmanager
-    async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[Piece]]:
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[AsyncIterator[Piece]]:
         """Call the model; see `Model.stream`."""
         async with aclosing(self._tries(request)) as pieces:
             yield pieces

@@ -8,7 +8,7 @@ waited for here; a longer one is the caller's (`PauseAsked`), which then frees i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from app.llm.failures import LONGEST_WAIT_S, PauseAsked
@@ -27,7 +27,7 @@ class Gate:
         self._spread = 0.0
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncGenerator[None]:
         """Wait for a slot, and for the end of a short pause; hold the slot.
 
         Raises:

@@ -68,8 +68,12 @@ def _messages(name: str, turns: Sequence[Turn]) -> list[dict[str, Any]]:
             found.append({"role": role, "content": blocks})
     for message in found:
         if message["role"] == "user":
-            message["content"].sort(key=lambda block: block["type"] != "tool_result")
+            message["content"].sort(key=_is_no_result)
     return found
+
+
+def _is_no_result(block: dict[str, Any]) -> bool:
+    return block["type"] != "tool_result"
 
 
 def _blocks(name: str, turn: Turn) -> tuple[str, list[dict[str, Any]]]:
@@ -155,12 +159,7 @@ class MessagesAssembly:
         self._blocks[index] = dict(_object(block))
         first = self._blocks[index]
         self._written += len(str(first.get("name") or ""))
-        found = [
-            Delta(kind, first[name])
-            for kind, name in (("text", "text"), ("reasoning", "thinking"))
-            if isinstance(first.get(name), str) and first[name]
-        ]
-        return self._count(found)
+        return self._count(_deltas(first))
 
     def _delta(self, index: int, delta: Any) -> Sequence[Delta]:
         block, found = self._blocks.setdefault(index, {}), _object(delta)
@@ -168,17 +167,11 @@ class MessagesAssembly:
             if isinstance(found.get(name), str):
                 self._pieces.setdefault((index, name), []).append(found[name])
         if not block:
-            block["type"] = {"text": "text", "thinking": "thinking"}.get(
-                next(iter(found.keys() - {"type"}), ""), "text"
-            )
+            block["type"] = "thinking" if "thinking" in found else "text"  # its start did not come
         if isinstance(found.get("citation"), dict):
             block["citations"] = [*(block.get("citations") or []), found["citation"]]
         self._written += len(str(found.get("partial_json") or ""))
-        text, thought = found.get("text"), found.get("thinking")
-        return self._count(
-            ([Delta("text", text)] if isinstance(text, str) and text else [])
-            + ([Delta("reasoning", thought)] if isinstance(thought, str) and thought else [])
-        )
+        return self._count(_deltas(found))
 
     def _count(self, deltas: list[Delta]) -> list[Delta]:
         self._written += sum(len(each.text.encode()) for each in deltas)
@@ -242,6 +235,13 @@ class MessagesAssembly:
             cached=cached,
             cache_written=written,
         )
+
+
+def _deltas(found: dict[str, Any]) -> list[Delta]:
+    """Return what a block or a delta adds to the text and to the reasoning."""
+    text, thought = found.get("text"), found.get("thinking")
+    deltas = [Delta("text", text)] if isinstance(text, str) and text else []
+    return [*deltas, Delta("reasoning", thought)] if isinstance(thought, str) and thought else deltas
 
 
 def _index(event: dict[str, Any]) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ class Wire:
                 self._library, self._client = await asyncio.to_thread(_make, self._config)
 
     @asynccontextmanager
-    async def post(self, path: str, body: dict[str, Any], deadline: float) -> AsyncIterator[httpx2.Response]:
+    async def post(self, path: str, body: dict[str, Any], deadline: float) -> AsyncGenerator[httpx2.Response]:
         """Post a request; give out the answer, which is closed at the end however that comes.
 
         `deadline` is a time of the event loop, until which the head of the answer has to be there.
