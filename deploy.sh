@@ -75,7 +75,9 @@ done
 TOOLS=$NAMESPACE-tools
 SECRET=tailrun-credentials TOKEN_SECRET=tailrun-api-token
 NAMES='DATABASE_URL REDIS_URL REDIS_SENTINEL_USERNAME REDIS_SENTINEL_PASSWORD UPSTASH_REDIS_REST_URL
-UPSTASH_REDIS_REST_TOKEN S3_ACCESS_KEY S3_SECRET_KEY PROJECTS_KEY PROJECTS_TOKEN WEBHOOK_SECRET'
+UPSTASH_REDIS_REST_TOKEN S3_ACCESS_KEY S3_SECRET_KEY PROJECTS_KEY PROJECTS_TOKEN WEBHOOK_SECRET
+LLM_KEY LLM_PROXY'
+WORKERS_OWN='PROJECTS_TOKEN LLM_KEY LLM_PROXY' # secrets that the API has only while it works on runs itself
 WORK=$(umask 077 && mktemp -d) || exit 1
 trap 'rm -rf "$WORK"' EXIT
 
@@ -423,7 +425,7 @@ out_of_process_first() {
 }
 
 in_process() { # the API's pods get the worker's rights and its way to the cluster
-    local replicas
+    local replicas each env
     replicas=$(kube get deployment agent-worker -o 'jsonpath={.spec.replicas}') || die "no deployment agent-worker in $NAMESPACE"
     [ "$replicas" = 0 ] || kube annotate deployment agent-worker --overwrite "tailrun/replicas=$replicas" >&2
     kube apply -f - >&2 <<'TEXT' || die 'the network policy could not be made'
@@ -431,7 +433,9 @@ in_process() { # the API's pods get the worker's rights and its way to the clust
  "spec":{"podSelector":{"matchLabels":{"app.kubernetes.io/name":"tailrun","app.kubernetes.io/component":"api"}},"policyTypes":["Egress"],
  "egress":[{"ports":[{"protocol":"TCP","port":443},{"protocol":"TCP","port":6443}]}]}}
 TEXT
-    patch_api '["api","--with-worker"]' agent-worker true 90 "$(env_of_worker PROJECTS_TOKEN)"
+    env=''
+    for each in $WORKERS_OWN; do env=$env${env:+,}$(env_of_worker "$each"); done
+    patch_api '["api","--with-worker"]' agent-worker true 90 "$env"
     rolled_out agent-api
     if exists scaledobject agent-worker; then kube annotate scaledobject agent-worker --overwrite autoscaling.keda.sh/paused-replicas=0 >&2; fi
     kube scale deployment agent-worker --replicas=0 >&2 # an HPA leaves a deployment of 0 alone
@@ -439,12 +443,14 @@ TEXT
 }
 
 out_of_process() {
-    local replicas each
+    local replicas each env
     replicas=$(kube get deployment agent-worker -o 'jsonpath={.metadata.annotations.tailrun/replicas}') || die "no deployment agent-worker in $NAMESPACE"
     kube scale deployment agent-worker --replicas="${replicas:-1}" >&2
     if exists scaledobject agent-worker; then kube annotate scaledobject agent-worker autoscaling.keda.sh/paused-replicas- >&2; fi
     rolled_out agent-worker
-    patch_api '["api"]' agent-api false 45 '{"name":"PROJECTS_TOKEN","value":"","valueFrom":null}'
+    # shellcheck disable=SC2086 # names without spaces
+    env=$(printf ',{"name":"%s","value":"","valueFrom":null}' $WORKERS_OWN)
+    patch_api '["api"]' agent-api false 45 "${env#,}"
     kube delete networkpolicy agent-api-in-process --ignore-not-found >&2
     rolled_out agent-api
     # or `rollout undo` would go back to the mode that ended here

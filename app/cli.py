@@ -6,7 +6,7 @@ from functools import cache
 
 import typer
 
-from app.commands import config, demo, processes, redis, tasks
+from app.commands import config, demo, models, processes, redis, tasks
 from tailrun import cli
 from tailrun.cli import LOOK, SERVE
 from tailrun.commands.tasks import app as tasks_app
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     redis_words = {"allow_interspersed_args": False, "ignore_unknown_options": True}
     app.command("redis", rich_help_panel=LOOK, context_settings=redis_words)(redis.redis)
     app.command("config", rich_help_panel=LOOK)(config.config)
+    app.command("models", rich_help_panel=LOOK)(models.models)
     tasks_app.command("check")(tasks.check)
     app.command("up", rich_help_panel=SERVE)(processes.up)
     app.command("down", rich_help_panel=SERVE)(processes.down)

@@ -151,6 +151,26 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    # Language models
+    llm_url: str = ""
+    llm_key: SecretStr | None = None
+    llm_model: str = ""
+    llm_dialect: Literal["chat", "messages"] = "chat"
+    llm_models_file: Path | None = None
+    llm_context_tokens: int = Field(128_000, ge=1_000)
+    llm_max_output_tokens: int = Field(8_192, ge=1)
+    llm_max_tokens_field: Literal["auto", "max_tokens", "max_completion_tokens"] = "auto"
+    llm_extra_body: str = ""
+    llm_connect_s: float = Field(10, gt=0)
+    llm_first_token_s: float = Field(180, gt=0)
+    llm_idle_s: float = Field(60, gt=0)
+    llm_timeout_s: float = Field(900, gt=0)
+    llm_retries: int = Field(5, ge=0, le=20)
+    llm_concurrency: int = Field(64, ge=1, le=10_000)
+    llm_prices_file: Path | None = None
+    llm_ca_file: Path | None = None
+    llm_proxy: SecretStr | None = None
+
     @model_validator(mode="before")
     @classmethod
     def _without_line_ends(cls, given: Any) -> Any:

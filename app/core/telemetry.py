@@ -32,6 +32,8 @@ _QUIET = (
     "websockets",
     "aiosqlite",
     "httpx2",
+    "openai",
+    "anthropic",
 )
 """Libraries that only speak up for warnings."""
 

@@ -21,6 +21,7 @@ from app.core.loop_guard import answering
 from app.core.periodic import Periodic, going_on
 from app.core.telemetry import MASK_LOG, OF_API, configure_logging, leave_out, log_the_unexpected
 from app.execution.executor import CannotRun
+from app.llm.models_file import BadModels
 from app.plan.task_types import BadTasksFile
 from app.redis.address import BadAddress, RedisAddress
 from app.redis.lease import LeaseClient
@@ -111,7 +112,7 @@ def serve(settings: Settings) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_guarded(Worker(settings)))
-    except (OSError, BadAddress, BadTasksFile, CannotRun) as error:
+    except (OSError, BadAddress, BadModels, BadTasksFile, CannotRun) as error:
         log.critical("worker could not start", error=str(error))
         return 1
     return 0

@@ -22,6 +22,7 @@ from app.config import Settings, environment
 from app.core.errors import TailrunError
 from app.core.models import Run
 from app.db.project_store import ProjectStore
+from app.llm.models_file import load as load_models
 from app.plan.explain import explain
 from app.plan.projects import ProjectConfig, check_project
 from app.stream.masking import Masker
@@ -168,6 +169,7 @@ def _own(settings: Settings) -> Iterator[str]:
             yield from _each(setting.get_secret_value())
     if settings.s3_access_key:
         yield settings.s3_access_key
+    yield from load_models(settings).secrets()
     yield from secrets_in(environment())
     with contextlib.suppress(OSError):  # there is none but under `up`
         yield (settings.data_dir / _TOKEN_FILE).read_text().strip()

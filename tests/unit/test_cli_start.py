@@ -46,7 +46,7 @@ walk(get_command(command_line()), [])
         *("tasks check", "reseal"),
         *("schedule create", "schedule list", "schedule drop"),
         *("token create", "token list", "token revoke"),
-        *("up", "down", "demo", "api", "worker", "migrate", "openapi", "config"),
+        *("up", "down", "demo", "api", "worker", "migrate", "openapi", "config", "models"),
     }
     bare = {name for name, has_json in commands.items() if has_json == "False"}
     plain = {"redis", "up", "down", "demo", "api", "worker", "migrate", "openapi", "config"}

@@ -216,7 +216,7 @@ def test_no_retired_word_comes_back_in_a_name() -> None:
 
 
 PLAIN = (
-    *(f"app/{room}" for room in ("agent", "execution", "k8s", "plan", "storage", "up")),
+    *(f"app/{room}" for room in ("agent", "execution", "k8s", "llm", "plan", "storage", "up")),
     *("tailrun/capture", "tailrun/process", "toolbox"),
 )
 """Rooms that were gone through: their docstrings, comments and messages have the field's terms."""

@@ -47,6 +47,8 @@ OWN: list[tuple[dict[str, str], list[str]]] = [
         ["s3-access-0001", "s3-secret-0001"],
     ),
     ({"redis_url": "redis://:r3d%2Fis-pw@h:1/0"}, ["r3d%2Fis-pw", "r3d/is-pw"]),
+    ({"llm_model": "m", "llm_key": "llm-key-0001"}, ["llm-key-0001"]),
+    ({"llm_proxy": "http://joe:pr0xy-pw@proxy.example"}, ["pr0xy-pw"]),
     ({"redis_sentinel_password": "sentinel-0001"}, ["sentinel-0001"]),
     ({"database_url": "postgresql://u:db%40-pass1@h/d"}, ["db%40-pass1", "db@-pass1"]),
     ({"upstash_redis_rest_url": "https://h", "upstash_redis_rest_token": "upstash-0001"}, ["upstash-0001"]),

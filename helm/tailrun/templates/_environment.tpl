@@ -60,9 +60,9 @@ S3_ACCESS_KEY: tailrun
 an empty value counts as none, and `env` goes before `envFrom`. WEBHOOK_SECRET tells the API that there are webhooks. */}}
 {{- define "tailrun.withheld" -}}
 {{- $of := dict
-    "api" (list "PROJECTS_TOKEN")
+    "api" (list "LLM_KEY" "LLM_PROXY" "PROJECTS_TOKEN")
     "worker" (list "API_TOKEN" "UPSTASH_REDIS_REST_TOKEN" "UPSTASH_REDIS_REST_URL")
-    "migrate" (list "API_TOKEN" "PROJECTS_KEY" "PROJECTS_TOKEN" "REDIS_SENTINEL_PASSWORD" "REDIS_SENTINEL_USERNAME" "REDIS_URL" "S3_ACCESS_KEY" "S3_SECRET_KEY" "UPSTASH_REDIS_REST_TOKEN" "UPSTASH_REDIS_REST_URL" "WEBHOOK_SECRET") }}
+    "migrate" (list "API_TOKEN" "LLM_KEY" "LLM_PROXY" "PROJECTS_KEY" "PROJECTS_TOKEN" "REDIS_SENTINEL_PASSWORD" "REDIS_SENTINEL_USERNAME" "REDIS_URL" "S3_ACCESS_KEY" "S3_SECRET_KEY" "UPSTASH_REDIS_REST_TOKEN" "UPSTASH_REDIS_REST_URL" "WEBHOOK_SECRET") }}
 {{- get $of . | toJson }}
 {{- end }}
 

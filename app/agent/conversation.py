@@ -1,0 +1,134 @@
+"""The conversation of an agent run, as a pure function of its rows: there is no second copy.
+
+    prompt, model calls, tool calls, messages ──> turns of the next request
+
+Only answered calls count; one that was lost or failed left nothing that the model has said. Each
+call of a tool has exactly one result, directly behind its reply and in its order, whatever became
+of it: servers refuse a conversation that lacks one, or has two, for good. What the user wrote
+meanwhile comes behind the results, before the call that saw it first (`inbox_upto`), and stays there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from app.llm.model import Finish, Reply, TokenUsage, ToolCall, ToolTurn, Turn, UserTurn
+
+INTERRUPTED = (
+    "(interrupted: the worker that ran this ended. "
+    "It may have had part of its effect; look before you repeat it.)"
+)
+SKIPPED = "(not run)"
+
+
+class CallStatus(StrEnum):
+    """State of a call of the model; `lost` is one whose worker ended before the reply was committed."""
+
+    SENT = "sent"
+    ANSWERED = "answered"
+    LOST = "lost"
+    FAILED = "failed"
+
+
+class ToolStatus(StrEnum):
+    """State of a call of a tool, as the model has to know it."""
+
+    PROPOSED = "proposed"
+    RUNNING = "running"
+    DONE = "done"
+    REFUSED = "refused"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """A call of the model: the `n`-th of its run, which saw the user's messages up to `inbox_upto`."""
+
+    n: int
+    status: CallStatus
+    inbox_upto: int = 0
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What became of the `k`-th call of the reply of model call `n`; `for_model` is what it is told."""
+
+    n: int
+    k: int
+    status: ToolStatus
+    for_model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UserMessage:
+    """The `k`-th message of the user to a running agent, from 1."""
+
+    k: int
+    content: str
+
+
+def conversation(
+    prompt: str,
+    calls: Sequence[ModelCall],
+    results: Sequence[ToolResult],
+    inbox: Sequence[UserMessage] = (),
+) -> tuple[Turn, ...]:
+    """Return the turns of the next request; rows may come in any order."""
+    found = {(each.n, each.k): each for each in results}
+    messages = sorted(inbox, key=lambda message: message.k)
+    turns: list[Turn] = [UserTurn(prompt)]
+    seen = 0
+    for call in sorted(calls, key=lambda call: call.n):
+        if call.status is not CallStatus.ANSWERED or call.reply is None:
+            continue
+        turns += [UserTurn(each.content) for each in messages if seen < each.k <= call.inbox_upto]
+        seen = max(seen, call.inbox_upto)
+        turns.append(call.reply)
+        turns += _results(call.n, call.reply, found)
+    turns += [UserTurn(each.content) for each in messages if each.k > seen]
+    return tuple(turns)
+
+
+def _results(n: int, reply: Reply, found: Mapping[tuple[int, int], ToolResult]) -> list[Turn]:
+    return [ToolTurn(call.id, _told(call, found.get((n, k)))) for k, call in enumerate(reply.calls)]
+
+
+def _told(call: ToolCall, result: ToolResult | None) -> str:
+    """Return what the model is told of one call; one that never began is said to be so."""
+    if result is None:
+        return call.problem or SKIPPED
+    match result.status:
+        case ToolStatus.DONE | ToolStatus.REFUSED:
+            return result.for_model
+        case ToolStatus.INTERRUPTED:
+            return f"{INTERRUPTED} {result.for_model}".rstrip()
+        case ToolStatus.PROPOSED | ToolStatus.RUNNING:
+            return SKIPPED
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """Write a reply as its row keeps it."""
+    return orjson.dumps(asdict(reply))
+
+
+def decode_reply(raw: bytes) -> Reply:
+    """Read a reply from its row; fields that a newer release adds are ignored."""
+    body: dict[str, Any] = orjson.loads(raw)
+    fields: dict[str, Any] = {
+        **_known(Reply, body),
+        "calls": tuple(ToolCall(**_known(ToolCall, each)) for each in body.get("calls", ())),
+        "finish": Finish(body["finish"]),
+        "usage": TokenUsage(**_known(TokenUsage, body.get("usage", {}))),
+        "wasted": TokenUsage(**_known(TokenUsage, body.get("wasted", {}))),
+    }
+    return Reply(**fields)
+
+
+def _known(kind: type[Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: body[name] for name in kind.__dataclass_fields__ if name in body}

@@ -1,0 +1,1 @@
+"""Language models: one protocol over the makers' libraries, with retries, limits and prices of our own."""
