@@ -86,7 +86,7 @@ class Lane(Generic[T]):
         self._hurried = self._closed = False
 
     def add(self, item: T, seq: int, size: int) -> None:
-        """LaneQueue an item."""
+        """Queue an item."""
         idle = not self.queue
         self.queue.add(item, seq, size)
         if idle or self.queue.events >= self._most:
