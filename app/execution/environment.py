@@ -132,8 +132,10 @@ class ShortNames:
                     link.unlink()
 
     def close(self) -> None:
-        """Remove the folder."""
+        """Remove our folder, and the one that holds it unless another process has one there."""
         self._scratch.close()
+        with suppress(OSError):
+            self._root.rmdir()
 
     def _short(self, folder: Path, links: list[Path]) -> str:
         if len(os.fsencode(folder)) <= _SHORT_BYTES:

@@ -45,7 +45,9 @@ for i = 1, #KEYS - 1 do
   end
 end
 if #fresh > 0 then redis.call(ARGV[2], KEYS[#KEYS], unpack(fresh)) end
-for mark in pairs(marks) do redis.call('SET', mark, '1', 'EX', ARGV[1]) end
+for i = 1, #KEYS - 1 do
+  if marks[KEYS[i]] then redis.call('SET', KEYS[i], '1', 'EX', ARGV[1]) end
+end
 return #fresh
 """)
 

@@ -51,6 +51,7 @@ NOT_TYPED = [
     ),
     (r"sh scripts/build_image\.sh ", "builds an image; tests/images"),
     (r"export KUBECONFIG=|\.venv/bin/python -m pytest -m deep", "needs a cluster; tests/cluster"),
+    (r"tailrun models", "needs a model; test_models_command.py"),
     (r"UPSTASH_\w+=", "needs a service; test_upstash.py"),
 ]
 """Commands that are not run here, by how they begin."""

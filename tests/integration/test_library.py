@@ -94,7 +94,7 @@ async def test_a_line_of_five_megabytes_is_whole_in_its_pieces(capture: OutputCa
 
 async def test_odd_output_and_ends(capture: OutputCapture) -> None:
     code = await shell(capture, r"printf 'a\377b\n   deep  \nno end'; exit 4")
-    assert (code, said(capture)) == (4, ["a\ufffdb", "   deep", "no end"])
+    assert (code, said(capture)) == (4, ["a\ufffdb", "   deep  ", "no end"])
 
 
 async def test_an_instant_end_loses_no_line(capture: OutputCapture) -> None:
