@@ -82,7 +82,7 @@ def configure_logging(settings: Settings, process: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(settings.own_log.level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -133,7 +133,7 @@ class _Process:
 
 
 def _renderer(settings: Settings) -> list[Processor]:
-    if settings.log_format == "json":
+    if settings.own_log.format == "json":
         return [structlog.processors.JSONRenderer(default=str)]
     return [_TextLine(colours=sys.stderr.isatty())]
 

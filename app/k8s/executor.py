@@ -116,29 +116,31 @@ def open_executor(
         CannotRun: there is no cluster, or the settings make no sense.
     """
     try:
-        login = find(settings.kubeconfig, settings.kubernetes_service_host, settings.kubernetes_service_port)
+        login = find(
+            settings.kubernetes.kubeconfig, settings.kubernetes.service_host, settings.kubernetes.service_port
+        )
         profiles = Profiles(settings)
     except (NoCluster, ValueError) as error:
         raise CannotRun(str(error)) from error
     cluster = Cluster(login, jitter=jitter)
     terms = JobSettings(
-        namespace=settings.tool_namespace or login.namespace,
+        namespace=settings.kubernetes.namespace or login.namespace,
         toolbox_image=profiles.toolbox_image,
-        grace_s=settings.cancel_grace_s,
-        upload_s=settings.tool_upload_s,
-        start_budget_s=settings.tool_schedule_s + settings.tool_start_s,
-        ttl_s=settings.tool_ttl_s,
-        disk=settings.tool_disk,
-        cpu_request=settings.tool_cpu_request,
-        user_namespaces=settings.tool_user_namespaces,
-        pull_secret=settings.tool_image_pull_secret,
+        grace_s=settings.tools.cancel_grace_s,
+        upload_s=settings.kubernetes.upload_s,
+        start_budget_s=settings.kubernetes.schedule_s + settings.kubernetes.start_s,
+        ttl_s=settings.kubernetes.ttl_s,
+        disk=settings.kubernetes.disk,
+        cpu_request=settings.kubernetes.cpu_request,
+        user_namespaces=settings.kubernetes.user_namespaces,
+        pull_secret=settings.kubernetes.image_pull_secret,
     )
     patience = Timeouts(
-        settings.tool_schedule_s,
-        settings.tool_start_s,
-        settings.tool_upload_s,
-        settings.cancel_grace_s,
-        settings.infrastructure_wait_s,
+        settings.kubernetes.schedule_s,
+        settings.kubernetes.start_s,
+        settings.kubernetes.upload_s,
+        settings.tools.cancel_grace_s,
+        settings.runs.infrastructure_wait_s,
     )
     watch = Watch(cluster, terms)
     return KubernetesExecutor(JobContext(cluster, watch, terms, profiles, staging, patience, clock))

@@ -55,26 +55,26 @@ class Profiles:
     """The profile of each tool, and of each step that wants something else."""
 
     def __init__(self, settings: Settings) -> None:
-        if not settings.tool_image:
+        if not settings.kubernetes.image:
             raise ValueError("TOOL_EXECUTOR=kubernetes needs TOOL_IMAGE: the image with Tailrun's toolbox")
-        amount(settings.tool_cpu_request)
-        self.toolbox_image = settings.tool_image
+        amount(settings.kubernetes.cpu_request)
+        self.toolbox_image = settings.kubernetes.image
         default = Profile(
-            settings.tool_image,
-            settings.tool_cpu,
-            settings.tool_memory,
-            settings.tool_network,
-            settings.tool_runtime_class,
+            settings.kubernetes.image,
+            settings.kubernetes.cpu,
+            settings.kubernetes.memory,
+            settings.kubernetes.network,
+            settings.kubernetes.runtime_class,
         )
         self._default = default
         self._tools = {name: _merged(default, fields) for name, fields in _parsed(settings).items()}
-        own = (settings.tool_image, *(profile.image for profile in self._tools.values()))
-        allowed = (pattern.strip() for pattern in settings.tool_images_allowed.split(","))
+        own = (settings.kubernetes.image, *(profile.image for profile in self._tools.values()))
+        allowed = (pattern.strip() for pattern in settings.kubernetes.images_allowed.split(","))
         self._bounds = Bounds(
             tuple(image_pattern(each) for each in (*own, *filter(None, allowed))),
-            settings.tool_cpu_max,
-            settings.tool_memory_max,
-            settings.tool_network_max,
+            settings.kubernetes.cpu_max,
+            settings.kubernetes.memory_max,
+            settings.kubernetes.network_max,
         )
 
     def of(self, tool: str, wants: ResourceRequest) -> Profile:
@@ -129,7 +129,7 @@ def _refused(what: str, setting: str) -> RunFailure:
 
 def _parsed(settings: Settings) -> Mapping[str, Mapping[str, Any]]:
     try:
-        found = orjson.loads(settings.tool_profiles or "{}")
+        found = orjson.loads(settings.kubernetes.profiles or "{}")
         return {str(name): dict(fields) for name, fields in found.items()}
     except (orjson.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"TOOL_PROFILES is no JSON object of objects by tool: {error}") from None

@@ -132,19 +132,19 @@ def load(settings: Settings) -> ModelTable:
     Raises:
         BadModels: a setting or the file is wrong; the message names the place.
     """
-    given = {name: getattr(settings, f"llm_{name}") for name in (*_INHERITED, *_OWN)}
+    given = {name: getattr(settings.llm, name) for name in (*_INHERITED, *_OWN)}
     limits = {name: given[name] for name in _INHERITED}
-    entries = {} if settings.llm_models_file is None else _entries(settings.llm_models_file)
+    entries = {} if settings.llm.models_file is None else _entries(settings.llm.models_file)
     found = {
-        name: _config(f"{settings.llm_models_file}: models.{name}", {**limits, **entry, "name": name})
+        name: _config(f"{settings.llm.models_file}: models.{name}", {**limits, **entry, "name": name})
         for name, entry in entries.items()
     }
-    chosen = settings.llm_model
+    chosen = settings.llm.model
     if chosen and chosen in found:
         return ModelTable({chosen: found.pop(chosen), **found})
     if chosen:
         return ModelTable({chosen: _config("LLM_…", {**given, "name": chosen}), **found})
-    if settings.llm_url or settings.llm_key:
+    if settings.llm.url or settings.llm.key:
         raise BadModels("LLM_MODEL is not set: it says which model of that server to use")
     return ModelTable(found)
 

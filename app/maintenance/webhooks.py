@@ -147,21 +147,21 @@ def open_webhooks(
     settings: Settings, db: Database, runs: RunStore, *, clock: Callable[[], int]
 ) -> Webhooks | None:
     """Make what the settings ask for; None: no secret is set, so nothing is sent."""
-    if settings.webhook_secret is None:
+    if settings.webhooks.secret is None:
         return None
     sender = WebhookSender(
-        settings.webhook_secret.get_secret_value(),
-        timeout_s=settings.webhook_timeout_s,
-        allow_private=settings.webhook_allow_private,
+        settings.webhooks.secret.get_secret_value(),
+        timeout_s=settings.webhooks.timeout_s,
+        allow_private=settings.webhooks.allow_private,
     )
     dice = Random()  # noqa: S311 - jitter
-    pauses = Backoff(settings.webhook_retry_base_s, settings.webhook_retry_max_s, dice)
+    pauses = Backoff(settings.webhooks.retry_base_s, settings.webhooks.retry_max_s, dice)
     return Webhooks(
         WebhookStore(db),
         runs,
         sender,
-        Retry(settings.webhook_max_attempts, pauses),
-        timeout_s=settings.webhook_timeout_s,
+        Retry(settings.webhooks.max_attempts, pauses),
+        timeout_s=settings.webhooks.timeout_s,
         clock=clock,
     )
 

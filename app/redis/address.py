@@ -76,12 +76,12 @@ class RedisAddress:
     @classmethod
     def of(cls, settings: Settings, url: str | None = None) -> RedisAddress:
         """Read the settings; `BadAddress` names the one that is wrong. `url` stands in for REDIS_URL."""
-        address = cls.parse(url or settings.effective_redis_url)
-        secret = settings.redis_sentinel_password
+        address = cls.parse(url or settings.redis.effective_url)
+        secret = settings.redis.sentinel_password
         return replace(
             address,
             tls=_tls(settings, encrypted=address.tls is not None),
-            sentinel_username=settings.redis_sentinel_username,
+            sentinel_username=settings.redis.sentinel_username,
             sentinel_password=secret.get_secret_value() if secret else None,
         )
 
@@ -130,7 +130,7 @@ class RestAddress:
     @classmethod
     def of(cls, settings: Settings) -> RestAddress | None:
         """Read the settings; None where they are unset, `BadAddress` where they cannot be used."""
-        url, token = settings.upstash_redis_rest_url, settings.upstash_redis_rest_token
+        url, token = settings.redis.rest_url, settings.redis.rest_token
         if url is None and token is None:
             return None
         if url is None or token is None:
@@ -190,7 +190,7 @@ def _number(text: str) -> int:
 
 
 def _tls(settings: Settings, *, encrypted: bool) -> Tls | None:
-    tls = Tls(settings.redis_ca_file, settings.redis_cert_file, settings.redis_key_file)
+    tls = Tls(settings.redis.ca_file, settings.redis.cert_file, settings.redis.key_file)
     named = {"REDIS_CA_FILE": tls.ca_file, "REDIS_CERT_FILE": tls.cert_file, "REDIS_KEY_FILE": tls.key_file}
     for name, file in named.items():
         if file is not None and not encrypted:

@@ -80,18 +80,18 @@ class RedisClients:
     def for_api(cls, settings: Settings) -> RedisClients:
         """Open what an API needs: REST for short commands where it is set, the Redis protocol to follow."""
         rest = RestAddress.of(settings)
-        only_rest = rest is not None and settings.redis_url is None
-        return cls(None if only_rest else RedisAddress.of(settings), settings.redis_prefix, rest)
+        only_rest = rest is not None and settings.redis.url is None
+        return cls(None if only_rest else RedisAddress.of(settings), settings.redis.prefix, rest)
 
     @classmethod
     def for_worker(cls, settings: Settings) -> RedisClients:
         """Open what a worker needs: the Redis protocol, for it blocks and subscribes."""
-        if settings.redis_url is None and settings.upstash_redis_rest_url is not None:
+        if settings.redis.url is None and settings.redis.rest_url is not None:
             raise BadAddress(
                 "A worker needs REDIS_URL: over UPSTASH_REDIS_REST_URL it can neither wait for runs nor hear "
                 "a STOP. Upstash shows both addresses of a database"
             )
-        return cls(RedisAddress.of(settings), settings.redis_prefix)
+        return cls(RedisAddress.of(settings), settings.redis.prefix)
 
     @property
     def subscribes(self) -> bool:

@@ -48,7 +48,7 @@ CurrentServices = Annotated[Services, Depends(_shared)]
 
 
 async def _principal(token: str, services: Services) -> Principal:
-    bootstrap = services.settings.api_token
+    bootstrap = services.settings.api.token
     # Starlette decodes headers as latin-1; this gives back the bytes that were sent.
     if bootstrap is not None and hmac.compare_digest(
         token.encode("latin-1", "replace"), bootstrap.get_secret_value().encode()
@@ -193,7 +193,7 @@ def needs_no_token(conn: HTTPConnection, settings: Settings) -> bool:
     Raises:
         Forbidden: tokens are off, but a page that is not of this server sent the browser here.
     """
-    if settings.auth == "on":
+    if settings.api.auth == "on":
         return False
     hosts = conn.headers.getlist("host")
     if len(hosts) != 1 or not _is_local(hosts[0]):
@@ -212,7 +212,7 @@ def _from_known_page(conn: HTTPConnection, settings: Settings) -> bool:
     """Browsers name the origin, or, where they do not (GET), how far it is; other programs neither."""
     origins = conn.headers.getlist("origin")
     if origins:
-        known = {_own_origin(conn), *(each.strip() for each in settings.cors_origins.split(","))}
+        known = {_own_origin(conn), *(each.strip() for each in settings.api.cors_origins.split(","))}
         return len(origins) == 1 and origins[0] in known - {"", "*"}
     return all(site.lower() in _OWN_PAGES for site in conn.headers.getlist("sec-fetch-site"))
 

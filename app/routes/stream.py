@@ -99,8 +99,8 @@ async def stream(
         opened,
         form,
         whole=not follow,
-        ping_s=services.settings.stream_ping_s,
-        send_timeout_s=services.settings.stream_send_timeout_s,
+        ping_s=services.settings.stream.ping_s,
+        send_timeout_s=services.settings.stream.send_timeout_s,
         draining=services.draining,
         headers={} if follow else _as_file(run, form),
     )

@@ -108,7 +108,7 @@ class _Session:
 
     async def run(self, after: int) -> None:
         """Serve what follows `after`, until the run's end, the client's leave or the process's."""
-        stalled_s = self._services.settings.stream_send_timeout_s
+        stalled_s = self._services.settings.stream.send_timeout_s
         watchdog = Watchdog(
             None,
             stalled_s,

@@ -54,10 +54,10 @@ class ProjectSource:
 
     def __init__(self, store: ProjectStore, settings: Settings) -> None:
         self._store = store
-        self._url = settings.projects_url.rstrip("/")
-        token = settings.projects_token
+        self._url = settings.projects.url.rstrip("/")
+        token = settings.projects.token
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
-        timeout = settings.projects_timeout_s
+        timeout = settings.projects.timeout_s
         self._http = httpx2.AsyncClient(headers=headers, timeout=timeout) if self._url else None
 
     async def close(self) -> None:
@@ -129,7 +129,7 @@ class Secrets:
 
     def __init__(self, settings: Settings) -> None:
         self._own = list(dict.fromkeys(_own(settings)))
-        self._patterns = settings.log_mask_patterns.split("\n") if settings.log_mask_patterns else []
+        self._patterns = settings.log.mask_patterns.split("\n") if settings.log.mask_patterns else []
         self.shared = Masker(self._own, self._patterns)
 
     async def masker(self, run: Run, project: ProjectConfig | None = None) -> Masker:
@@ -161,18 +161,18 @@ def _own(settings: Settings) -> Iterator[str]:
 
     A program on the worker's machine can read the worker's environment, so what is secret there counts too.
     """
-    for _, setting in settings:
+    for setting in settings.flat().values():
         text = setting.get_secret_value() if isinstance(setting, SecretStr) else setting
         if isinstance(text, str):
             yield from inside(text)
         if isinstance(setting, SecretStr):
             yield from _each(setting.get_secret_value())
-    if settings.s3_access_key:
-        yield settings.s3_access_key
+    if settings.storage.s3_access_key:
+        yield settings.storage.s3_access_key
     yield from load_models(settings).secrets()
     yield from secrets_in(environment())
     with contextlib.suppress(OSError):  # there is none but under `up`
-        yield (settings.data_dir / _TOKEN_FILE).read_text().strip()
+        yield (settings.data.folder / _TOKEN_FILE).read_text().strip()
 
 
 def _each(secret: str) -> Iterator[str]:

@@ -244,7 +244,7 @@ class World:
         return headers.get(caller, {}), {"access_token": query[caller]} if caller in query else {}
 
     async def _expired(self) -> str:
-        db = Database(self.api.settings.effective_database_url)
+        db = Database(self.api.settings.data.effective_database_url)
         try:
             return (await TokenStore(db).create("ada", "admin", "old", 1, expires_at=2))[0]
         finally:

@@ -93,7 +93,7 @@ async def test_every_way_serves_all_purposes(way: Settings) -> None:
     """Push, wait, claim, ack, subscribe, renew in a thread, and look with `tailrun redis`."""
     clients = RedisClients.for_worker(way)
     claims, queue = Claims(clients, "w1", 5), Queue(clients)
-    lease = LeaseClient(RedisAddress.of(way), way.redis_prefix, "w1", 5)
+    lease = LeaseClient(RedisAddress.of(way), way.redis.prefix, "w1", 5)
     subscriptions = Subscriptions(clients)
     try:
         await clients.ping()

@@ -55,7 +55,7 @@ def _uploaded(staged: StagedFiles) -> bytes:
 
 
 def places(api: Api) -> list[str]:
-    root = api.settings.data_dir / "staging"
+    root = api.settings.data.folder / "staging"
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
@@ -102,7 +102,7 @@ def test_keys_that_are_none(api: Api, staged: StagedFiles, key: str) -> None:
 def test_nothing_was_ever_staged(api: Api) -> None:
     """An API that carries no files has no secret to guess, and makes none for a stranger."""
     assert ask(api, "GET", KEY, f"{int(time.time()) + 60}.{'0' * 64}").status_code == 404
-    assert not (api.settings.data_dir / "staging").exists()
+    assert not (api.settings.data.folder / "staging").exists()
 
 
 def test_an_upload_is_bounded(api: Api, staged: StagedFiles) -> None:

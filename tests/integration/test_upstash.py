@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from support.api_server import serving
+from support.api_server import changed, serving
 from support.redis_exercise import EVENT
 from support.servers import RedisServer
 from support.stack import Stack, seqs, shell, wait_for
@@ -223,8 +223,8 @@ def test_an_api_whose_two_ways_lead_apart_is_not_ready(tmp_path: Path, sqlite_ur
     """It says why on /readyz; nothing would run."""
     server, other = RedisServer(tmp_path / "redis").start(), RedisServer(tmp_path / "other").start()
     with rest_proxy(other) as proxy:
-        chosen = settings(proxy, server.url).model_copy(
-            update={"data_dir": tmp_path, "database_url": SecretStr(sqlite_url), "api_token": SecretStr("t")}
+        chosen = changed(
+            settings(proxy, server.url), data_dir=tmp_path, database_url=sqlite_url, api_token="t"
         )
         with serving(chosen) as api:
             answer = api.client("t").get("/readyz")

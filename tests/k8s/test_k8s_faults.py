@@ -14,6 +14,7 @@ from executor_conformance import Recorder, ended, shell, stopped_at, tool
 from fake_cluster.cluster import FakeCluster
 from fake_cluster.faults import Fault
 from fake_cluster.http import refusal
+from support.api_server import changed
 
 from app.core.models import ResourceRequest
 from app.execution.executor import CannotRun, ToolRun
@@ -226,7 +227,7 @@ async def test_a_job_that_had_printed_and_is_gone_was_lost(executor: Any, cwd: P
 
 async def test_an_image_without_our_wrapper_runs_raw(executor: Any, cwd: Path, cluster: FakeCluster) -> None:
     """One stream, the kubelet's times; its files are there before it starts, and come back."""
-    allowed = executor.settings.model_copy(update={"tool_images_allowed": "python:*"})
+    allowed = changed(executor.settings, tool_images_allowed="python:*")
     executor._crew = replace(executor._crew, profiles=Profiles(allowed))
     (cwd / "in").write_text("here")
     what = replace(
