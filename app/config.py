@@ -28,6 +28,18 @@ from pydantic_settings import (
 
 _KEY_BYTES = 32
 
+RETIRED = (
+    "HTTP_BODY_TIMEOUT_S",
+    "HTTP_HEAD_TIMEOUT_S",
+    "LOG_LINGER_S",
+    "PROJECTS_TIMEOUT_S",
+    "STREAM_LINGER_S",
+    "STREAM_SEND_TIMEOUT_S",
+    "WEBHOOK_RETRY_BASE_S",
+    "WEBHOOK_RETRY_MAX_S",
+)
+"""Settings of earlier versions that are constants now: set, they are named in one warning at the start."""
+
 
 def _setting(
     variable: str,
@@ -78,8 +90,6 @@ class ApiSettings(_Group):
     token: SecretStr | None = _setting("API_TOKEN", None)
     cors_origins: str = _setting("CORS_ORIGINS", "")
     body_max_bytes: int = _setting("BODY_MAX_BYTES", 5_000_000, ge=1)
-    http_head_timeout_s: float = _setting("HTTP_HEAD_TIMEOUT_S", 15, gt=0)
-    http_body_timeout_s: float = _setting("HTTP_BODY_TIMEOUT_S", 30, gt=0)
 
 
 class RedisSettings(_Group):
@@ -133,7 +143,6 @@ class ProjectsSettings(_Group):
     key: SecretStr | None = _setting("PROJECTS_KEY", None)
     url: str = _setting("PROJECTS_URL", "")
     token: SecretStr | None = _setting("PROJECTS_TOKEN", None)
-    timeout_s: float = _setting("PROJECTS_TIMEOUT_S", 5, gt=0)
 
     @field_validator("key")
     @classmethod
@@ -168,8 +177,6 @@ class StreamSettings(_Group):
     ping_s: float = _setting("STREAM_PING_S", 15, gt=0)
     limit: int = _setting("STREAM_LIMIT", 2_000, ge=1)
     user_max: int = _setting("USER_STREAM_MAX", 500, ge=1)
-    send_timeout_s: float = _setting("STREAM_SEND_TIMEOUT_S", 30, gt=0)
-    linger_s: float = _setting("STREAM_LINGER_S", 0.02, ge=0, le=1)
 
 
 class WorkerSettings(_Group):
@@ -231,15 +238,12 @@ class WebhookSettings(_Group):
     allow_private: bool = _setting("WEBHOOK_ALLOW_PRIVATE", False)
     timeout_s: float = _setting("WEBHOOK_TIMEOUT_S", 10, gt=0, le=60)
     max_attempts: int = _setting("WEBHOOK_MAX_ATTEMPTS", 10, ge=1, le=100)
-    retry_base_s: float = _setting("WEBHOOK_RETRY_BASE_S", 5, gt=0)
-    retry_max_s: float = _setting("WEBHOOK_RETRY_MAX_S", 3600, gt=0)
 
 
 class LogSettings(_Group):
     """Logs of runs."""
 
     batch: int = _setting("LOG_BATCH", 64, ge=1)
-    linger_s: float = _setting("LOG_LINGER_S", 0.02, ge=0)
     max_bytes: int = _setting("LOG_MAX_BYTES", 10_000_000, ge=10_000)
     buffer_bytes: int = _setting("LOG_BUFFER_BYTES", 8_000_000, ge=100_000)
     mask_patterns: str = _setting("LOG_MASK_PATTERNS", "")
@@ -361,6 +365,12 @@ class _Environment(EnvSettingsSource):
         """Return what is set, by flat names."""
         names = map(str.lower, VARIABLES)
         return {name: self.env_vars[name] for name in names if name in self.env_vars}
+
+
+def retired_settings() -> list[str]:
+    """Return the settings of earlier versions that the environment still holds."""
+    held = {name.upper() for name, value in os.environ.items() if value}
+    return [name for name in RETIRED if name in held]
 
 
 def environment() -> Mapping[str, str]:

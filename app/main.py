@@ -28,11 +28,17 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app.config import Settings, is_loopback
-from app.core.bounded_http import bounded
 from app.core.clock import now_us
 from app.core.loop_guard import answering
 from app.core.periodic import Periodic, going_on
-from app.core.telemetry import OF_WORKER, configure_logging, get_logger, leave_out, log_the_unexpected
+from app.core.telemetry import (
+    OF_WORKER,
+    configure_logging,
+    get_logger,
+    leave_out,
+    log_retired_settings,
+    log_the_unexpected,
+)
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.project_store import ProjectStore
@@ -167,6 +173,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
     """
     configure_logging(settings, "api")
     leave_out(OF_WORKER)
+    log_retired_settings()
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     if settings.api.auth == "off" and not is_loopback(settings.api.host):
         _log.error(
@@ -232,14 +239,11 @@ class Server(uvicorn.Server):
         self._ready = ready
         self._around = around
         self._loop: asyncio.AbstractEventLoop | None = None
-        settings: Settings = app.state.settings
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="auto",
-                http=bounded(
-                    AbortableHttp, settings.api.http_head_timeout_s, settings.api.http_body_timeout_s
-                ),
+                http=AbortableHttp,
                 ws=AbortableWebSocket,
                 ws_per_message_deflate=False,  # each event is a message of its own
                 log_config=None,
@@ -317,7 +321,6 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         run_store.heads,
         draining=draining,
         limit=settings.stream.limit,
-        linger_s=settings.stream.linger_s,
     )
     stack.push_async_callback(hub.close)
     tokens = TokenStore(db)

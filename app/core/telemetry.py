@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from app.config import Settings
+from app.config import Settings, retired_settings
 
 _QUIET = (
     "alembic",
@@ -85,6 +85,12 @@ def configure_logging(settings: Settings, process: str) -> None:
     root.setLevel(settings.own_log.level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def log_retired_settings() -> None:
+    """Name in one warning what the environment still sets and no version since reads."""
+    if names := retired_settings():
+        get_logger(__name__).warning("settings that are constants now, take them out", names=" ".join(names))
 
 
 def log_the_unexpected() -> None:

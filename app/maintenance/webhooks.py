@@ -46,6 +46,7 @@ from tailrun import VERSION
 
 LOOK_EVERY_S = 1.0
 _AT_ONCE, _A_HOST, _LOOK_AT = 16, 4, 500
+_RETRY_BASE_S, _RETRY_MAX_S = 5.0, 3600.0
 _MARGIN_S = 20
 """How much longer than a try may take a delivery is taken for; then another worker takes it."""
 
@@ -155,7 +156,7 @@ def open_webhooks(
         allow_private=settings.webhooks.allow_private,
     )
     dice = Random()  # noqa: S311 - jitter
-    pauses = Backoff(settings.webhooks.retry_base_s, settings.webhooks.retry_max_s, dice)
+    pauses = Backoff(_RETRY_BASE_S, _RETRY_MAX_S, dice)
     return Webhooks(
         WebhookStore(db),
         runs,

@@ -32,6 +32,8 @@ from app.stream.lane import Lane
 from app.stream.masking import LineMasker, Masker
 from tailrun.process.lines import Level, Line, Stream
 
+LINGER_S = 0.02
+"""How long a line may wait for others to be published with; the first one never waits."""
 COMMIT_EVERY_S = 0.2
 COMMIT_EVENTS = 500
 _MOST_COMMITTED = 4 * COMMIT_EVENTS
@@ -48,7 +50,7 @@ class LogPolicy:
     """Bounds of a log writer: lines and seconds a publish waits for, bytes kept and held."""
 
     batch: int = 64
-    linger_s: float = 0.02
+    linger_s: float = LINGER_S
     max_bytes: int = 10_000_000
     buffer_bytes: int = 8_000_000
 

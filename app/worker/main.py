@@ -19,7 +19,14 @@ import structlog
 from app.config import Settings
 from app.core.loop_guard import answering
 from app.core.periodic import Periodic, going_on
-from app.core.telemetry import MASK_LOG, OF_API, configure_logging, leave_out, log_the_unexpected
+from app.core.telemetry import (
+    MASK_LOG,
+    OF_API,
+    configure_logging,
+    leave_out,
+    log_retired_settings,
+    log_the_unexpected,
+)
 from app.execution.executor import CannotRun
 from app.llm.models_file import BadModels
 from app.plan.task_types import BadTasksFile
@@ -110,6 +117,7 @@ def serve(settings: Settings) -> int:
     """Run a worker until it is told to stop; return the exit code."""
     configure_logging(settings, "worker")
     leave_out(OF_API)
+    log_retired_settings()
     log_the_unexpected()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -29,7 +29,7 @@ from app.stream.masking import Masker
 from app.stream.secret_values import inside, is_plain, secrets_in
 from tailrun.process.errors import ErrorCode, RunFailure
 
-TRIES = 3
+TRIES, TIMEOUT_S = 3, 5.0
 _PAUSE_S = 0.25
 _NOT_FOUND = 404
 _BUSY = 429
@@ -57,8 +57,7 @@ class ProjectSource:
         self._url = settings.projects.url.rstrip("/")
         token = settings.projects.token
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
-        timeout = settings.projects.timeout_s
-        self._http = httpx2.AsyncClient(headers=headers, timeout=timeout) if self._url else None
+        self._http = httpx2.AsyncClient(headers=headers, timeout=TIMEOUT_S) if self._url else None
 
     async def close(self) -> None:
         """Let go of the connections."""

@@ -32,7 +32,7 @@ from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.runs.readiness import StoreCheck
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
-from app.stream.writer import LogPolicy
+from app.stream.writer import LINGER_S, LogPolicy
 from app.worker.attempts import InFlight
 from app.worker.health import ClaimReadiness
 from app.worker.job_processor import AttemptContext
@@ -93,7 +93,7 @@ class Wiring:
             executor=self.executor,
             clock=now_us,
             log_policy=LogPolicy(
-                settings.log.batch, settings.log.linger_s, settings.log.max_bytes, settings.log.buffer_bytes
+                settings.log.batch, LINGER_S, settings.log.max_bytes, settings.log.buffer_bytes
             ),
             backoff=Backoff(settings.runs.retry_base_s, settings.runs.retry_max_s, Random()),  # noqa: S311 - jitter
             patience=Backoff(1, _LOOK_AGAIN_S, Random()),  # noqa: S311 - jitter

@@ -52,7 +52,7 @@ def test_the_clients_address_and_token_too() -> None:
 def test_the_database_lies_in_the_data_folder_whatever_its_name(name: str, tmp_path: Path) -> None:
     """The folder's name goes into a URL, and comes out of it as it was."""
     file = tmp_path / name / "tailrun.db"
-    url = Settings(data_dir=tmp_path / name).effective_database_url
+    url = Settings(data_dir=tmp_path / name).data.effective_database_url
     assert sqlite_path(url) == file
     migrate(url)
     assert is_current(url)
