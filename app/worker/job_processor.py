@@ -35,7 +35,7 @@ from app.plan.projects import DEFAULT
 from app.plan.task_types import TaskTypes
 from app.redis.publisher import Publisher, Tail
 from app.storage.workspace import Workspace, Workspaces
-from app.stream.writer import LogPolicy, LogWriter
+from app.stream.writer import LogWriter
 from app.worker.attempts import Attempt
 from app.worker.job_queue import JobQueue
 from app.worker.project_source import ProjectSource, Secrets
@@ -64,7 +64,6 @@ class AttemptContext:
     workspaces: Workspaces
     executor: Executor
     clock: Callable[[], int]
-    log_policy: LogPolicy
     backoff: Backoff
     patience: Backoff
     """Between two looks at infrastructure that is away."""
@@ -88,7 +87,7 @@ class JobProcessor:
             tail=bench.tail,
             runs=bench.runs,
             clock=bench.clock,
-            policy=bench.log_policy,
+            settings=bench.settings.log,
             masker=bench.secrets.shared,
             on_cancel=lambda: self._stop.stop(StopReason.CANCEL),
             on_lost=lambda: self._stop.stop(StopReason.LOST),

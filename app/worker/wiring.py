@@ -16,7 +16,7 @@ from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
 from app.maintenance.job_sweeper import SWEEP_EVERY_S, Jobs, JobSweeper
-from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, JanitorPolicy, LogArchiver
+from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, LogArchiver
 from app.maintenance.reconciler import RECONCILE_EVERY_S, Reconciler
 from app.maintenance.scheduler import SCHEDULE_EVERY_S, Scheduler
 from app.maintenance.usage import USAGE_LOOK_EVERY_S, UsageCount
@@ -32,7 +32,6 @@ from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.runs.readiness import StoreCheck
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
-from app.stream.writer import LINGER_S, LogPolicy
 from app.worker.attempts import InFlight
 from app.worker.health import ClaimReadiness
 from app.worker.job_processor import AttemptContext
@@ -78,7 +77,7 @@ class Wiring:
             worker_id=worker_id,
             max_redeliveries=settings.runs.max_redeliveries,
         )
-        self._webhooks = open_webhooks(settings, self._db, self.runs, clock=now_us)
+        self._webhooks = open_webhooks(settings.webhooks, self._db, self.runs, clock=now_us)
         self.bench = self._bench()
 
     def _bench(self) -> AttemptContext:
@@ -92,9 +91,6 @@ class Wiring:
             workspaces=self._workspaces,
             executor=self.executor,
             clock=now_us,
-            log_policy=LogPolicy(
-                settings.log.batch, LINGER_S, settings.log.max_bytes, settings.log.buffer_bytes
-            ),
             backoff=Backoff(settings.runs.retry_base_s, settings.runs.retry_max_s, Random()),  # noqa: S311 - jitter
             patience=Backoff(1, _LOOK_AGAIN_S, Random()),  # noqa: S311 - jitter
             secrets=Secrets(settings),
@@ -138,13 +134,10 @@ class Wiring:
         )
 
     def _janitor(self) -> Janitor:
-        settings = self.settings
         return Janitor(
             LogUpkeep(self._db),
             LogArchiver(LogStore(self._db), self._workspaces),
-            JanitorPolicy(
-                settings.log.pack_after_s, settings.log.retention_days, settings.log.archive == "on"
-            ),
+            self.settings.log,
             clock=now_us,
         )
 
