@@ -27,7 +27,7 @@ import yaml
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from app.config import Settings, is_loopback
+from app.config import ApiSettings, Settings, is_loopback
 from app.core.clock import now_us
 from app.core.loop_guard import answering
 from app.core.periodic import Periodic, going_on
@@ -138,8 +138,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     app.add_middleware(access.HeadAsGet)
     if settings.api.auth == "off":
-        app.add_middleware(LocalOnly, settings=settings)
-    if (port := own_staging_port(settings)) is not None:
+        app.add_middleware(LocalOnly, settings=settings.api)
+    if (port := own_staging_port(settings.api)) is not None:
         app.add_middleware(StagingPort, port=port)
     app.add_middleware(access.Access)
     if origins := [origin.strip() for origin in settings.api.cors_origins.split(",") if origin.strip()]:
@@ -154,9 +154,9 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def own_staging_port(settings: Settings) -> int | None:
+def own_staging_port(api: ApiSettings) -> int | None:
     """Return the port that only tool pods use, None where they use the API's."""
-    return None if settings.api.staging_port == settings.api.port else settings.api.staging_port
+    return None if api.staging_port == api.port else api.staging_port
 
 
 def openapi_yaml() -> str:
@@ -171,7 +171,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
 
     `ready` is called with the URL once requests are answered.
     """
-    configure_logging(settings, "api")
+    configure_logging(settings.own_log, "api")
     leave_out(OF_WORKER)
     log_retired_settings()
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -187,7 +187,8 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
         for problem in error.problems:
             _log.error(problem)
         return 1
-    host, ports = settings.api.host, {"PORT": settings.api.port, "STAGING_PORT": own_staging_port(settings)}
+    host = settings.api.host
+    ports = {"PORT": settings.api.port, "STAGING_PORT": own_staging_port(settings.api)}
     socks: list[socket.socket] = []
     for name, number in ports.items():
         if number is None:
@@ -308,7 +309,7 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
     """Make the services; `stack` closes them, the last one first."""
     db = Database(settings.data.effective_database_url)
     stack.push_async_callback(db.close)
-    redis = RedisClients.for_api(settings)
+    redis = RedisClients.for_api(settings.redis)
     stack.push_async_callback(redis.close)
     workspaces = open_workspaces(settings)
     stack.push_async_callback(workspaces.close)

@@ -23,8 +23,8 @@ def settings() -> Settings:
 
     try:
         chosen = Settings()
-        RedisAddress.of(chosen)
-        RestAddress.of(chosen)
+        RedisAddress.of(chosen.redis)
+        RestAddress.of(chosen.redis)
     except ValidationError as error:
         wrong = "; ".join(f"{str(each['loc'][-1]).upper()}: {each['msg']}" for each in error.errors())
         raise CliError(f"{wrong} (see docs/configuration.md)", 2) from error

@@ -183,7 +183,7 @@ def _private_data_dir(chosen: Settings, process: str) -> None:
     if is_open_to_others(chosen.data.folder):
         from app.core.telemetry import configure_logging, get_logger  # noqa: PLC0415 - only to warn
 
-        configure_logging(chosen, process)
+        configure_logging(chosen.own_log, process)
         folder = str(chosen.data.folder)
         get_logger(__name__).warning(
             "others get at the runs' files", folder=folder, mend=f"chmod 700 {folder}"

@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from app.config import Settings, retired_settings
+from app.config import OwnLogSettings, retired_settings
 
 _QUIET = (
     "alembic",
@@ -48,7 +48,7 @@ _MOST_TEXT, _MOST_TRACE = 2_000, 20_000
 _EXCEPTHOOK_ARGUMENTS = 3
 
 
-def configure_logging(settings: Settings, process: str) -> None:
+def configure_logging(settings: OwnLogSettings, process: str) -> None:
     """Send structlog and the standard library's logging to stderr in one shape.
 
     `process` (`api`, `worker`, `up` …) stands in every line. Colours only on a terminal.
@@ -82,7 +82,7 @@ def configure_logging(settings: Settings, process: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.own_log.level.upper())
+    root.setLevel(settings.level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -138,8 +138,8 @@ class _Process:
         return event
 
 
-def _renderer(settings: Settings) -> list[Processor]:
-    if settings.own_log.format == "json":
+def _renderer(settings: OwnLogSettings) -> list[Processor]:
+    if settings.format == "json":
         return [structlog.processors.JSONRenderer(default=str)]
     return [_TextLine(colours=sys.stderr.isatty())]
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.config import Settings
+from app.config import DataSettings, Settings, StorageSettings
 from app.storage.api_staging import ApiStaging, StagedFiles
 from app.storage.local_workspace import LocalWorkspaces
 from app.storage.staging import Staging, StagingUnset
@@ -19,7 +19,7 @@ from app.storage.workspace import Limits, Workspaces
 
 def open_workspaces(settings: Settings) -> Workspaces:
     """Return the workspaces of this deployment; close them at the end."""
-    limits = workspace_limits(settings)
+    limits = workspace_limits(settings.storage)
     if settings.storage.s3_bucket is None:
         return LocalWorkspaces(settings.data.folder / "workspace", limits)
     from app.storage.s3_workspace import S3Workspaces  # noqa: PLC0415 - boto3 costs 30 MiB and 0.2 s
@@ -36,12 +36,12 @@ def open_workspaces(settings: Settings) -> Workspaces:
     )
 
 
-def workspace_limits(settings: Settings) -> Limits:
+def workspace_limits(settings: StorageSettings) -> Limits:
     """Return the bounds of every run's files."""
     return Limits(
-        settings.storage.file_max_bytes,
-        settings.storage.workspace_max_bytes,
-        settings.storage.workspace_max_files,
+        settings.file_max_bytes,
+        settings.workspace_max_bytes,
+        settings.workspace_max_files,
     )
 
 
@@ -54,7 +54,7 @@ def open_staging(settings: Settings, workspaces: Workspaces) -> Staging:
     if isinstance(workspaces, LocalWorkspaces):
         if not settings.storage.tool_sync_url:
             raise StagingUnset
-        return ApiStaging(workspaces, staged_files(settings), settings.storage.tool_sync_url)
+        return ApiStaging(workspaces, staged_files(settings.data), settings.storage.tool_sync_url)
     from app.storage.s3_staging import S3Staging  # noqa: PLC0415 - boto3, as above
     from app.storage.s3_workspace import S3Workspaces  # noqa: PLC0415
 
@@ -62,9 +62,9 @@ def open_staging(settings: Settings, workspaces: Workspaces) -> Staging:
     return S3Staging(workspaces)
 
 
-def staged_files(settings: Settings) -> StagedFiles:
+def staged_files(settings: DataSettings) -> StagedFiles:
     """Return what is staged in the data folder, which API and worker share."""
-    return StagedFiles(settings.data.folder / "staging")
+    return StagedFiles(settings.folder / "staging")
 
 
 _USERS = "users"

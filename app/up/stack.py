@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 
-from app.config import Settings, is_loopback
+from app.config import ApiSettings, Settings, is_loopback
 from app.core.private_files import private_folder
 from app.up.children import Child, ChildSpec, LogTail, Say, Supervisor, last_lines
 from app.up.data_folder import DataFolder, Refused
@@ -45,7 +45,7 @@ def up(
     `environ` is what the children get besides what is decided here. Raises `Refused` with
     the reason when it can't start.
     """
-    check_host(settings)
+    check_host(settings.api)
     folder = DataFolder(settings.data.folder)
     folder.hold()
     try:
@@ -62,9 +62,8 @@ def up(
         folder.release()
 
 
-def check_host(settings: Settings) -> None:
+def check_host(api: ApiSettings) -> None:
     """Refuse access from other machines with a generated token, or without one."""
-    api = settings.api
     if not is_loopback(api.host) and api.auth == "off":
         raise Refused(
             f"AUTH=off needs a HOST that only this machine reaches, such as 127.0.0.1, not {api.host}"
@@ -110,7 +109,7 @@ def _check_redis(settings: Settings) -> None:
     from app.redis.inspect import ping  # noqa: PLC0415
 
     try:
-        asyncio.run(ping(RedisAddress.of(settings)))
+        asyncio.run(ping(RedisAddress.of(settings.redis)))
     except StorageError as error:
         raise Refused(
             f"REDIS_URL does not answer ({error}). Start that Redis, or leave REDIS_URL unset: "

@@ -101,7 +101,7 @@ class Worker:
         watch = Watch(settings.worker.lease_s, lambda: lease.age_s, heartbeat, self._slots.adopt)
         ownership = Ownership(self._in_flight, self._parts.queue, self._parts.runs, self._id, watch)
         client = LeaseClient(
-            RedisAddress.of(settings), settings.redis.prefix, self._id, settings.worker.lease_s
+            RedisAddress.of(settings.redis), settings.redis.prefix, self._id, settings.worker.lease_s
         )
         loop = asyncio.get_running_loop()
         lease = Lease(client, loop, on_renewed=heartbeat, on_held=ownership.held)
@@ -115,7 +115,7 @@ class Worker:
 
 def serve(settings: Settings) -> int:
     """Run a worker until it is told to stop; return the exit code."""
-    configure_logging(settings, "worker")
+    configure_logging(settings.own_log, "worker")
     leave_out(OF_API)
     log_retired_settings()
     log_the_unexpected()

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from app.config import Settings, environment
+from app.config import ProjectsSettings, Settings, environment
 from app.core.errors import TailrunError
 from app.core.models import Run
 from app.db.project_store import ProjectStore
@@ -52,10 +52,10 @@ class _Upstream(BaseModel):
 class ProjectSource:
     """Fetches configurations; one of a worker, closed at its end."""
 
-    def __init__(self, store: ProjectStore, settings: Settings) -> None:
+    def __init__(self, store: ProjectStore, settings: ProjectsSettings) -> None:
         self._store = store
-        self._url = settings.projects.url.rstrip("/")
-        token = settings.projects.token
+        self._url = settings.url.rstrip("/")
+        token = settings.token
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self._http = httpx2.AsyncClient(headers=headers, timeout=TIMEOUT_S) if self._url else None
 
@@ -168,7 +168,7 @@ def _own(settings: Settings) -> Iterator[str]:
             yield from _each(setting.get_secret_value())
     if settings.storage.s3_access_key:
         yield settings.storage.s3_access_key
-    yield from load_models(settings).secrets()
+    yield from load_models(settings.llm).secrets()
     yield from secrets_in(environment())
     with contextlib.suppress(OSError):  # there is none but under `up`
         yield (settings.data.folder / _TOKEN_FILE).read_text().strip()

@@ -51,7 +51,7 @@ class Wiring:
     def __init__(self, settings: Settings, worker_id: str) -> None:
         self.settings, self.worker_id = settings, worker_id
         self.in_flight = InFlight()
-        self._redis = RedisClients.for_worker(settings)
+        self._redis = RedisClients.for_worker(settings.redis)
         self._db = Database(settings.data.effective_database_url)
         self.runs = RunStore(self._db)
         self.ticks = Ticks(self._redis, settings.worker.lease_s)
@@ -61,7 +61,7 @@ class Wiring:
             StoreCheck(settings.data.effective_database_url, self._db, self._redis), self.resources
         )
         self._workspaces = open_workspaces(settings)
-        self._projects = ProjectSource(ProjectStore(self._db, settings.projects.keys), settings)
+        self._projects = ProjectSource(ProjectStore(self._db, settings.projects.keys), settings.projects)
         self._scratch = Scratch(settings.data.tmp_dir / "tools")
         self.executor = open_executor(settings, self._workspaces, self._scratch.folder(), now_us)
         self._pushes = Queue(self._redis)

@@ -95,7 +95,7 @@ def test_its_variables_are_settings(name: str, monkeypatch: pytest.MonkeyPatch) 
     for key, value in environment.items():
         monkeypatch.setenv(key, re.sub(r"\$\{\w+:-(.*)\}", r"\1", value))
     settings = Settings()
-    assert [host for host, _ in RedisAddress.of(settings).servers] == ["redis"]
+    assert [host for host, _ in RedisAddress.of(settings.redis).servers] == ["redis"]
     assert settings.data.effective_database_url.endswith("@postgresql:5432/tailrun")
     assert settings.storage.s3_endpoint == "http://s3:7070"
     assert {"redis", "postgresql", "s3"} <= SERVICES.keys()

@@ -75,7 +75,7 @@ def store(database: Database) -> ProjectStore:
 
 
 async def asked(store: ProjectStore, project: str = "shop", **settings: Any) -> ProjectConfig:
-    source = ProjectSource(store, Settings(**settings))
+    source = ProjectSource(store, Settings(**settings).projects)
     try:
         return await source.fetch(project)
     finally:

@@ -25,7 +25,7 @@ async def settings(tmp_path: Path, redis_server: RedisServer, sqlite_url: str) -
 @pytest.fixture
 async def check(settings: Settings) -> AsyncIterator[StoreCheck]:
     migrate(settings.data.effective_database_url)
-    db, redis = Database(settings.data.effective_database_url), RedisClients.for_api(settings)
+    db, redis = Database(settings.data.effective_database_url), RedisClients.for_api(settings.redis)
     yield StoreCheck(settings.data.effective_database_url, db, redis)
     await db.close()
     await redis.close()
@@ -42,7 +42,7 @@ async def test_each_says_what_is_wrong_with_it(settings: Settings, tmp_path: Pat
     """A database without tables answers, and is still not what this release needs."""
     url = f"sqlite:///{tmp_path}/empty.db"
     db = Database(url)
-    redis = RedisClients.for_api(changed(settings, redis_url="redis://127.0.0.1:1"))
+    redis = RedisClients.for_api(changed(settings, redis_url="redis://127.0.0.1:1").redis)
     checks = await StoreCheck(url, db, redis)()
     await db.close()
     await redis.close()

@@ -46,7 +46,7 @@ class Terminal(io.StringIO):
 
 def logged(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **settings: Any) -> io.StringIO:
     monkeypatch.setattr(sys, "stderr", stream)
-    configure_logging(Settings(**settings), "api")
+    configure_logging(Settings(**settings).own_log, "api")
     return stream
 
 
