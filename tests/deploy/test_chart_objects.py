@@ -173,7 +173,7 @@ def test_settings_are_taken_by_the_application(name: str, monkeypatch: pytest.Mo
     assert settings.tools.executor == ("local" if name == "local-tools" else "kubernetes")
     if name == "production":
         assert settings.worker.drain_s == 120.5
-        assert settings.log.mask_patterns == "sk-[a-z0-9]+\nghp_\\w+\n"
+        assert settings.log.mask_patterns == "sk-[a-z0-9]+\nghp_\\w+"
         assert '"memory":"1Gi"' in settings.kubernetes.profiles
         assert settings.kubernetes.namespace == "agents-tools"
         assert settings.kubernetes.images_allowed == "registry.example/tools/*"
