@@ -24,7 +24,6 @@ async def test_a_log_that_cannot_be_written_ends_the_attempt_and_its_program(
 ) -> None:
     settings = Settings(
         data_dir=tmp_path,
-        tmp_dir=tmp_path / "tmp",
         redis_url=redis_server.url,  # pyright: ignore[reportArgumentType]
         database_url=f"sqlite:///{tmp_path / 'tailrun.db'}",  # pyright: ignore[reportArgumentType]
     )
