@@ -27,12 +27,18 @@ import yaml
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from app.config import Settings, is_loopback
-from app.core.bounded_http import bounded
+from app.config import ApiSettings, Settings, is_loopback
 from app.core.clock import now_us
 from app.core.loop_guard import answering
 from app.core.periodic import Periodic, going_on
-from app.core.telemetry import OF_WORKER, configure_logging, get_logger, leave_out, log_the_unexpected
+from app.core.telemetry import (
+    OF_WORKER,
+    configure_logging,
+    get_logger,
+    leave_out,
+    log_retired_settings,
+    log_the_unexpected,
+)
 from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.project_store import ProjectStore
@@ -126,17 +132,17 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.task_types = load(settings.tasks_file)
+    app.state.task_types = load(settings.tasks.file)
     errors.install(app)
     for module in _ROUTES:
         app.include_router(module.router)
     app.add_middleware(access.HeadAsGet)
-    if settings.auth == "off":
-        app.add_middleware(LocalOnly, settings=settings)
-    if (port := own_staging_port(settings)) is not None:
+    if settings.api.auth == "off":
+        app.add_middleware(LocalOnly, settings=settings.api)
+    if (port := own_staging_port(settings.api)) is not None:
         app.add_middleware(StagingPort, port=port)
     app.add_middleware(access.Access)
-    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+    if origins := [origin.strip() for origin in settings.api.cors_origins.split(",") if origin.strip()]:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
@@ -148,14 +154,14 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def own_staging_port(settings: Settings) -> int | None:
+def own_staging_port(api: ApiSettings) -> int | None:
     """Return the port that only tool pods use, None where they use the API's."""
-    return None if settings.staging_port == settings.port else settings.staging_port
+    return None if api.staging_port == api.port else api.staging_port
 
 
 def openapi_yaml() -> str:
     """Return the OpenAPI document as docs/openapi.yaml holds it."""
-    settings = Settings()  # pyright: ignore[reportCallIssue] - every field has a default
+    settings = Settings()
     document = orjson.loads(orjson.dumps(create_app(settings).openapi()))  # a tree: YAML without anchors
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
 
@@ -165,13 +171,14 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
 
     `ready` is called with the URL once requests are answered.
     """
-    configure_logging(settings, "api")
+    configure_logging(settings.own_log, "api")
     leave_out(OF_WORKER)
+    log_retired_settings()
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    if settings.auth == "off" and not is_loopback(settings.host):
+    if settings.api.auth == "off" and not is_loopback(settings.api.host):
         _log.error(
             f"AUTH=off opens this server to whoever reaches it, so HOST must be a loopback address, not "
-            f"{settings.host}: set HOST=127.0.0.1, or AUTH=on"
+            f"{settings.api.host}: set HOST=127.0.0.1, or AUTH=on"
         )
         return 1
     try:
@@ -180,16 +187,17 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
         for problem in error.problems:
             _log.error(problem)
         return 1
-    ports = {"PORT": settings.port, "STAGING_PORT": own_staging_port(settings)}
+    host = settings.api.host
+    ports = {"PORT": settings.api.port, "STAGING_PORT": own_staging_port(settings.api)}
     socks: list[socket.socket] = []
     for name, number in ports.items():
         if number is None:
             continue
         try:
-            socks.append(listen(settings.host, number))
+            socks.append(listen(host, number))
         except OSError as error:
             _log.error(
-                f"cannot listen on {settings.host}:{number} ({error.strerror or error}): stop what listens "
+                f"cannot listen on {host}:{number} ({error.strerror or error}): stop what listens "
                 f"there, or set {name} (and HOST) to something free, such as {name}={number + 1}"
             )
             for sock in socks:
@@ -232,12 +240,11 @@ class Server(uvicorn.Server):
         self._ready = ready
         self._around = around
         self._loop: asyncio.AbstractEventLoop | None = None
-        settings: Settings = app.state.settings
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="auto",
-                http=bounded(AbortableHttp, settings.http_head_timeout_s, settings.http_body_timeout_s),
+                http=AbortableHttp,
                 ws=AbortableWebSocket,
                 ws_per_message_deflate=False,  # each event is a message of its own
                 log_config=None,
@@ -283,16 +290,16 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         stack.push_async_callback(app.state.run_counts.close)
         app.state.ready_check = ReadyCheck(services)
         await app.state.ready_check()  # at most 2 s; whatever it says, serve
-        check, ticks = app.state.ready_check, Ticks(services.redis, services.settings.lease_s)
+        check, ticks = app.state.ready_check, Ticks(services.redis, services.settings.worker.lease_s)
         work = (
             Periodic("readiness", check.again_s, check.look),
             Periodic("ticks", TICK_EVERY_S, ticks.tick, again_most_s=TICK_EVERY_S),
             services.streams.checking,
         )
         await stack.enter_async_context(going_on(work))
-        if services.settings.auth == "off":
+        if services.settings.api.auth == "off":
             _log.warning("AUTH=off: whoever uses this machine is an admin here, without a token")
-        elif services.settings.api_token is None:
+        elif services.settings.api.token is None:
             _log.warning("API_TOKEN is not set: only tokens in the database open this API")
         yield
         services.draining.set()
@@ -300,9 +307,9 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
 
 def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> Services:
     """Make the services; `stack` closes them, the last one first."""
-    db = Database(settings.effective_database_url)
+    db = Database(settings.data.effective_database_url)
     stack.push_async_callback(db.close)
-    redis = RedisClients.for_api(settings)
+    redis = RedisClients.for_api(settings.redis)
     stack.push_async_callback(redis.close)
     workspaces = open_workspaces(settings)
     stack.push_async_callback(workspaces.close)
@@ -314,27 +321,26 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         history.page,
         run_store.heads,
         draining=draining,
-        limit=settings.stream_limit,
-        linger_s=settings.stream_linger_s,
+        limit=settings.stream.limit,
     )
     stack.push_async_callback(hub.close)
     tokens = TokenStore(db)
-    streams = OpenStreams(hub, tokens, now_us, channel=redis.keys.tokens(), per_user=settings.user_stream_max)
+    streams = OpenStreams(hub, tokens, now_us, channel=redis.keys.tokens(), per_user=settings.stream.user_max)
     return Services(
         settings=settings,
         db=db,
         runs=run_store,
         schedules=ScheduleStore(db),
         webhooks=WebhookStore(db),
-        projects=ProjectStore(db, settings.project_keys),
+        projects=ProjectStore(db, settings.projects.keys),
         task_types=task_types,
         logs=history,
         tokens=tokens,
         redis=redis,
         queue=Queue(redis),
         dead=DeadLetters(redis),
-        backlog=Backlog(run_store.backlog, settings.user_backlog_max),
-        publisher=Publisher(redis, tail_ttl_s=settings.tail_ttl_s),
+        backlog=Backlog(run_store.backlog, settings.runs.user_backlog_max),
+        publisher=Publisher(redis, tail_ttl_s=settings.redis.tail_ttl_s),
         tail=tail,
         hub=hub,
         streams=streams,

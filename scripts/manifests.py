@@ -30,7 +30,7 @@ import chart_values  # noqa: E402 - found beside this file
 import helm_python as helm  # noqa: E402
 from pydantic import SecretStr  # noqa: E402
 
-from app.config import Settings  # noqa: E402
+from app.config import VARIABLES  # noqa: E402
 
 CHART, KUSTOMIZE, MONITORING = ROOT / "helm/tailrun", ROOT / "k8s", ROOT / "monitoring"
 NAMESPACE = "agents"
@@ -54,7 +54,7 @@ Object = dict[str, Any]
 
 def setting_names() -> dict[str, list[str]]:
     """Return which settings may stand in the ConfigMap, and which in the Secret."""
-    free = {name.upper(): about for name, about in Settings.model_fields.items()}
+    free = VARIABLES
     secret = {name for name, about in free.items() if SecretStr in getattr(about.annotation, "__args__", ())}
     secret |= {"S3_ACCESS_KEY"}
     open_ = (free.keys() - secret) | {"S3_ACCESS_KEY"}

@@ -22,11 +22,11 @@ def settings() -> Settings:
     from app.redis.address import BadAddress, RedisAddress, RestAddress  # noqa: PLC0415
 
     try:
-        chosen = Settings()  # pyright: ignore[reportCallIssue] - every field has a default
-        RedisAddress.of(chosen)
-        RestAddress.of(chosen)
+        chosen = Settings()
+        RedisAddress.of(chosen.redis)
+        RestAddress.of(chosen.redis)
     except ValidationError as error:
-        wrong = "; ".join(f"{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+        wrong = "; ".join(f"{str(each['loc'][-1]).upper()}: {each['msg']}" for each in error.errors())
         raise CliError(f"{wrong} (see docs/configuration.md)", 2) from error
     except BadAddress as error:
         raise CliError(f"{error} (see docs/configuration.md)", 2) from error
@@ -35,9 +35,8 @@ def settings() -> Settings:
 
 def config() -> None:
     """Print every setting as this process reads it from its environment, without its secrets."""
-    chosen = settings()
-    for name in type(chosen).model_fields:
-        print(f"{name.upper()}={shown(getattr(chosen, name))}")
+    for name, value in settings().flat().items():
+        print(f"{name}={shown(value)}")
 
 
 def shown(value: object) -> str:

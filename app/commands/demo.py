@@ -45,14 +45,15 @@ def demo() -> None:
 
 
 def _demo(folder: Path) -> int:
-    from app.config import Settings  # noqa: PLC0415 - `--help` needs none of these
+    from app.config import VARIABLES, ApiSettings, DataSettings, RedisSettings, Settings  # noqa: PLC0415 - `--help` needs none of these
     from app.up.data_folder import Refused  # noqa: PLC0415
     from app.up.stack import up  # noqa: PLC0415
 
     # Nothing from the environment counts: the demo must not touch a database or bucket that is named there.
-    chosen = Settings.model_construct(data_dir=folder / "data", port=0, redis_port=0)
-    names = {name.upper() for name in Settings.model_fields}
-    environ = {name: value for name, value in os.environ.items() if name.upper() not in names}
+    chosen = Settings.model_construct(
+        data=DataSettings(folder=folder / "data"), api=ApiSettings(port=0), redis=RedisSettings(port=0)
+    )
+    environ = {name: value for name, value in os.environ.items() if name.upper() not in VARIABLES}
     began = time.monotonic()
     _say("Starting Redis, database, API and worker in a temporary folder …")
     try:

@@ -34,7 +34,7 @@ def models(
 
     chosen = settings()
     try:
-        known, prices = load(chosen), Prices.load(chosen.llm_prices_file)
+        known, prices = load(chosen.llm), Prices.load(chosen.llm.prices_file)
     except BadModels as error:
         raise CliError(str(error), 2) from error
     if not known.models:

@@ -38,8 +38,9 @@ def up(
 
     _forget_redis_of_env()
     chosen = settings()
-    if not is_loopback(chosen.host) and chosen.api_token is not None:
-        say(f"Warning: HOST={chosen.host} lets other machines in: who has the token can execute code here.")
+    host = chosen.api.host
+    if not is_loopback(host) and chosen.api.token is not None:
+        say(f"Warning: HOST={host} lets other machines in: who has the token can execute code here.")
     _check_tasks(chosen)
     try:
         with start(chosen, say, None if quiet else _echo) as running:
@@ -47,7 +48,7 @@ def up(
                 serving, supervisor = running
                 print(banner(serving), flush=True)
                 supervisor.run()
-            say(f"Stopping: runs get up to {chosen.drain_s:g} s to end (Ctrl-C again: at once).")
+            say(f"Stopping: runs get up to {chosen.worker.drain_s:g} s to end (Ctrl-C again: at once).")
     except Refused as error:
         raise CliError(str(error)) from error
     say("Stopped. Everything is in the data folder; the next `up` goes on from there.")
@@ -62,12 +63,12 @@ def _forget_redis_of_env() -> None:
 
 def _check_tasks(chosen: Settings) -> None:
     """Report mistakes in TASKS_FILE once, here, before API and worker would each report them."""
-    if chosen.tasks_file is None:
+    if chosen.tasks.file is None:
         return
     from app.plan.task_types import BadTasksFile, load  # noqa: PLC0415
 
     try:
-        load(chosen.tasks_file)
+        load(chosen.tasks.file)
     except BadTasksFile as error:
         raise CliError(f"TASKS_FILE:\n{error}", 2) from error
 
@@ -140,8 +141,8 @@ def down() -> None:
         return
     chosen = settings()
     os.kill(holder, signal.SIGTERM)
-    print(f"Stopping process {holder}: runs get up to {chosen.drain_s:g} s to end", flush=True)
-    if not folder.wait_free(chosen.drain_s + chosen.cancel_grace_s + 60):
+    print(f"Stopping process {holder}: runs get up to {chosen.worker.drain_s:g} s to end", flush=True)
+    if not folder.wait_free(chosen.worker.drain_s + chosen.tools.cancel_grace_s + 60):
         raise CliError(f"Process {holder} is still stopping; see {folder.path / 'logs'}")
     print("Stopped")
 
@@ -163,7 +164,7 @@ def api(
     from app.up.children import ChildSpec, Supervisor  # noqa: PLC0415
     from app.up.parent_death import OWN_PYTHON  # noqa: PLC0415
 
-    drain = chosen.drain_s + chosen.cancel_grace_s + 10
+    drain = chosen.worker.drain_s + chosen.tools.cancel_grace_s + 10
     with Supervisor(say) as supervisor:
         for stage, (name, stop_s) in enumerate({"api": 15.0, "worker": drain}.items()):
             argv = [*OWN_PYTHON, "app", name]
@@ -176,14 +177,14 @@ def _private_data_dir(chosen: Settings, process: str) -> None:
     from app.core.private_files import is_open_to_others, private_folder  # noqa: PLC0415 - as above
 
     try:
-        private_folder(chosen.data_dir)
+        private_folder(chosen.data.folder)
     except OSError:
         return  # where files are in S3 nothing may be needed there; what is, raises its own error
-    if is_open_to_others(chosen.data_dir):
+    if is_open_to_others(chosen.data.folder):
         from app.core.telemetry import configure_logging, get_logger  # noqa: PLC0415 - only to warn
 
-        configure_logging(chosen, process)
-        folder = str(chosen.data_dir)
+        configure_logging(chosen.own_log, process)
+        folder = str(chosen.data.folder)
         get_logger(__name__).warning(
             "others get at the runs' files", folder=folder, mend=f"chmod 700 {folder}"
         )
@@ -205,10 +206,10 @@ def migrate() -> None:
     from app.db.migrate import migrate as upgrade  # noqa: PLC0415 - the database, only here
 
     chosen = settings()
-    if chosen.database_url is None:
+    if chosen.data.database_url is None:
         _private_data_dir(chosen, "migrate")
     try:
-        upgrade(chosen.effective_database_url)
+        upgrade(chosen.data.effective_database_url)
     except StorageError as error:
         raise CliError(str(error)) from error
     print("The database is up to date.")
@@ -226,10 +227,10 @@ def reseal() -> None:
     chosen = settings()
 
     async def work() -> list[str]:
-        db = Database(chosen.effective_database_url)
+        db = Database(chosen.data.effective_database_url)
         try:
-            ensure_current(chosen.effective_database_url)
-            return await ProjectStore(db, chosen.project_keys).reseal()
+            ensure_current(chosen.data.effective_database_url)
+            return await ProjectStore(db, chosen.projects.keys).reseal()
         finally:
             await db.close()
 

@@ -39,7 +39,7 @@ def redis(
     chosen = settings()
 
     async def show() -> None:
-        async for reply in ask(RedisAddress.of(chosen, url), command):
+        async for reply in ask(RedisAddress.of(chosen.redis, url), command):
             text = _raw(reply) if raw else formatted(reply, plain=command[0].upper() in _PLAIN)
             print(harmless(text, colours=False) if sys.stdout.isatty() else text, flush=True)
 

@@ -19,7 +19,7 @@ def check(
     """Look for mistakes in a tasks.yaml; each is shown with its line."""
     from app.plan.task_types import SHIPPED, BadTasksFile, load  # noqa: PLC0415 - `--help` needs neither
 
-    path = file or settings().tasks_file
+    path = file or settings().tasks.file
     try:
         types = load(path).types
     except BadTasksFile as error:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import http
 from collections.abc import Callable
-from typing import ClassVar, TypeVar, cast
+from typing import ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -195,12 +195,3 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._refusal = (408, f"The body stalled: {came} bytes came in {self.body_timeout_s:g} s.")
         self.send_400_response("")
-
-
-Protocol = TypeVar("Protocol", bound=BoundedHttp)
-
-
-def bounded(base: type[Protocol], head_timeout_s: float, body_timeout_s: float) -> type[Protocol]:
-    """Return the protocol with these times."""
-    times = {"head_timeout_s": head_timeout_s, "body_timeout_s": body_timeout_s}
-    return cast("type[Protocol]", type(base.__name__, (base,), times))

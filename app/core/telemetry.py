@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from app.config import Settings
+from app.config import OwnLogSettings, retired_settings
 
 _QUIET = (
     "alembic",
@@ -48,7 +48,7 @@ _MOST_TEXT, _MOST_TRACE = 2_000, 20_000
 _EXCEPTHOOK_ARGUMENTS = 3
 
 
-def configure_logging(settings: Settings, process: str) -> None:
+def configure_logging(settings: OwnLogSettings, process: str) -> None:
     """Send structlog and the standard library's logging to stderr in one shape.
 
     `process` (`api`, `worker`, `up` …) stands in every line. Colours only on a terminal.
@@ -82,9 +82,15 @@ def configure_logging(settings: Settings, process: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(settings.level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def log_retired_settings() -> None:
+    """Name in one warning what the environment still sets and no version since reads."""
+    if names := retired_settings():
+        get_logger(__name__).warning("settings that are constants now, take them out", names=" ".join(names))
 
 
 def log_the_unexpected() -> None:
@@ -132,8 +138,8 @@ class _Process:
         return event
 
 
-def _renderer(settings: Settings) -> list[Processor]:
-    if settings.log_format == "json":
+def _renderer(settings: OwnLogSettings) -> list[Processor]:
+    if settings.format == "json":
         return [structlog.processors.JSONRenderer(default=str)]
     return [_TextLine(colours=sys.stderr.isatty())]
 

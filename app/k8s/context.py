@@ -19,20 +19,6 @@ from app.storage.staging import Staging
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long things may take, in seconds: to find a node, to start, to send files back.
-
-    `store_s`: how long the store may be away when a program has ended and its files wait.
-    """
-
-    schedule_s: float
-    start_s: float
-    upload_s: float
-    grace_s: float
-    store_s: float = 300
-
-
-@dataclass(frozen=True, slots=True)
 class JobContext:
     """The cluster, what is known of it, and the rules. `clock` is in microseconds since the epoch."""
 
@@ -41,7 +27,6 @@ class JobContext:
     terms: JobSettings
     profiles: Profiles
     staging: Staging
-    patience: Timeouts
     clock: Callable[[], int]
 
 

@@ -21,7 +21,7 @@ from app.core.errors import StorageError
 from app.core.models import ResourceRequest
 from app.execution.executor import CannotRun, ToolResult, ToolRun
 from app.k8s.client import Cluster, ClusterAway, ClusterError
-from app.k8s.context import JobContext, Timeouts
+from app.k8s.context import JobContext
 from app.k8s.login import NoCluster, find
 from app.k8s.monitor import JobMonitor
 from app.k8s.profile import Profiles
@@ -115,33 +115,19 @@ def open_executor(
     Raises:
         CannotRun: there is no cluster, or the settings make no sense.
     """
+    kubernetes = settings.kubernetes
     try:
-        login = find(settings.kubeconfig, settings.kubernetes_service_host, settings.kubernetes_service_port)
-        profiles = Profiles(settings)
+        login = find(kubernetes.kubeconfig, kubernetes.service_host, kubernetes.service_port)
+        profiles = Profiles(kubernetes)
     except (NoCluster, ValueError) as error:
         raise CannotRun(str(error)) from error
     cluster = Cluster(login, jitter=jitter)
+    namespace = kubernetes.namespace or login.namespace
     terms = JobSettings(
-        namespace=settings.tool_namespace or login.namespace,
-        toolbox_image=profiles.toolbox_image,
-        grace_s=settings.cancel_grace_s,
-        upload_s=settings.tool_upload_s,
-        start_budget_s=settings.tool_schedule_s + settings.tool_start_s,
-        ttl_s=settings.tool_ttl_s,
-        disk=settings.tool_disk,
-        cpu_request=settings.tool_cpu_request,
-        user_namespaces=settings.tool_user_namespaces,
-        pull_secret=settings.tool_image_pull_secret,
-    )
-    patience = Timeouts(
-        settings.tool_schedule_s,
-        settings.tool_start_s,
-        settings.tool_upload_s,
-        settings.cancel_grace_s,
-        settings.infrastructure_wait_s,
+        namespace, settings.tools.cancel_grace_s, settings.runs.infrastructure_wait_s, kubernetes
     )
     watch = Watch(cluster, terms)
-    return KubernetesExecutor(JobContext(cluster, watch, terms, profiles, staging, patience, clock))
+    return KubernetesExecutor(JobContext(cluster, watch, terms, profiles, staging, clock))
 
 
 NEEDED = (

@@ -87,8 +87,8 @@ class JobLauncher:
         return job
 
     async def _offer(self) -> Offer:
-        patience = self._crew.patience
-        seconds = self._tool.run_timeout_s + patience.schedule_s + patience.start_s + patience.upload_s
+        terms = self._crew.terms
+        seconds = self._tool.run_timeout_s + terms.start_budget_s + terms.kubernetes.upload_s
         source = spec.source_files(self._tool)
         return await self._crew.staging.offer(
             self.name, self._tool.workspace, source, lifetime_s=seconds + _OFFER_SLACK_S

@@ -116,8 +116,8 @@ class JobMonitor:
         """Wait until the program has begun, or never will. None: stopped before it had begun."""
         since = {State.PLACING: self._clock()}
         patience = {
-            State.PLACING: self._crew.patience.schedule_s,
-            State.STARTING: self._crew.patience.start_s,
+            State.PLACING: self._crew.terms.kubernetes.schedule_s,
+            State.STARTING: self._crew.terms.kubernetes.start_s,
         }
         while True:
             self._wake.clear()
@@ -214,14 +214,14 @@ class JobMonitor:
 
     async def _begin_stop(self) -> None:
         self._stopping = self._stop.reason or StopReason.TIMEOUT
-        self._stop_by = self._clock() + self._crew.patience.grace_s + _STOP_MARGIN_S
+        self._stop_by = self._clock() + self._crew.terms.grace_s + _STOP_MARGIN_S
         await self._delete()
 
     def _timeout_at(self) -> float:
         """When the program's own time is over; the wrapper knows better, and gets a margin."""
         if self._limit_s is None:
             return float("inf")
-        margin = self._crew.patience.grace_s + _STOP_MARGIN_S if self._profile.wrapped else 0
+        margin = self._crew.terms.grace_s + _STOP_MARGIN_S if self._profile.wrapped else 0
         return self._clock() + self._limit_s + margin
 
     async def _deliver(self, items: list[Item]) -> None:
@@ -293,7 +293,7 @@ class JobMonitor:
         """Take the files back. Of a stopped program that is tried for a moment, of another it must be."""
         hurry = stopped in {StopReason.CANCEL, StopReason.TIMEOUT} and self._stop.reason is not None
         try:
-            within_s = _HURRIED_UPLOAD_S if hurry else self._crew.patience.upload_s
+            within_s = _HURRIED_UPLOAD_S if hurry else self._crew.terms.kubernetes.upload_s
             return await self._collect(within_s, hurry=hurry)
         except StagingFailure as error:
             if stopped is None:
@@ -307,7 +307,7 @@ class JobMonitor:
         while not (finished(self._view.pod, spec.SYNC) or self._view.pod_gone) and self._clock() < until:
             self._wake.clear()
             await self._pause(until)
-        until = self._clock() + max(within_s, 0 if hurry else self._crew.patience.store_s)
+        until = self._clock() + max(within_s, 0 if hurry else self._crew.terms.store_wait_s)
         while True:
             if self._stop.reason is StopReason.LOST:
                 raise LostOwnership("the run was taken over while its files came back")
@@ -366,7 +366,7 @@ class JobMonitor:
 
     async def _kill_now(self) -> None:
         await self._delete()
-        until = self._clock() + self._crew.patience.grace_s + _KILL_S
+        until = self._clock() + self._crew.terms.grace_s + _KILL_S
         while self._view.pod is not None and not self._over() and self._clock() < until:
             self._wake.clear()
             await self._pause(until)

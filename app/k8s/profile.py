@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from app.config import Settings
+from app.config import KubernetesSettings
 from app.core.models import ResourceRequest
 from tailrun.process.errors import ErrorCode, RunFailure
 
@@ -41,55 +41,40 @@ class Profile:
     wrapped: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """The most that a step may ask for."""
-
-    images: tuple[re.Pattern[str], ...]
-    cpu: str
-    memory: str
-    network: str
-
-
 class Profiles:
     """The profile of each tool, and of each step that wants something else."""
 
-    def __init__(self, settings: Settings) -> None:
-        if not settings.tool_image:
+    def __init__(self, settings: KubernetesSettings) -> None:
+        if not settings.image:
             raise ValueError("TOOL_EXECUTOR=kubernetes needs TOOL_IMAGE: the image with Tailrun's toolbox")
-        amount(settings.tool_cpu_request)
-        self.toolbox_image = settings.tool_image
+        amount(settings.cpu_request)
+        self._settings, self.toolbox_image = settings, settings.image
         default = Profile(
-            settings.tool_image,
-            settings.tool_cpu,
-            settings.tool_memory,
-            settings.tool_network,
-            settings.tool_runtime_class,
+            settings.image,
+            settings.cpu,
+            settings.memory,
+            settings.network,
+            settings.runtime_class,
         )
         self._default = default
         self._tools = {name: _merged(default, fields) for name, fields in _parsed(settings).items()}
-        own = (settings.tool_image, *(profile.image for profile in self._tools.values()))
-        allowed = (pattern.strip() for pattern in settings.tool_images_allowed.split(","))
-        self._bounds = Bounds(
-            tuple(image_pattern(each) for each in (*own, *filter(None, allowed))),
-            settings.tool_cpu_max,
-            settings.tool_memory_max,
-            settings.tool_network_max,
-        )
+        own = (settings.image, *(profile.image for profile in self._tools.values()))
+        allowed = (pattern.strip() for pattern in settings.images_allowed.split(","))
+        self._images = tuple(image_pattern(each) for each in (*own, *filter(None, allowed)))
 
     def of(self, tool: str, wants: ResourceRequest) -> Profile:
         """Return the profile for a step; a `RunFailure` that no retry mends if it wants too much."""
         base = self._tools.get(tool, self._default)
         if not wants:
             return base
-        bounds = self._bounds
-        if wants.image is not None and not any(each.fullmatch(wants.image) for each in bounds.images):
+        if wants.image is not None and not any(each.fullmatch(wants.image) for each in self._images):
             raise _refused(f"the image {wants.image!r} is not allowed here", "TOOL_IMAGES_ALLOWED")
-        for name, most in (("cpu", bounds.cpu), ("memory", bounds.memory)):
+        for name, most in (("cpu", self._settings.cpu_max), ("memory", self._settings.memory_max)):
             wanted = getattr(wants, name)
             if wanted is not None and amount(wanted) > amount(most):
                 raise _refused(f"{name} {wanted} is more than {most}", f"TOOL_{name.upper()}_MAX")
-        if wants.network is not None and NETWORKS.index(wants.network) > NETWORKS.index(bounds.network):
+        widest = NETWORKS.index(self._settings.network_max)
+        if wants.network is not None and NETWORKS.index(wants.network) > widest:
             raise _refused(f"the network {wants.network!r} is not allowed here", "TOOL_NETWORK_MAX")
         return replace(
             base,
@@ -127,9 +112,9 @@ def _refused(what: str, setting: str) -> RunFailure:
     )
 
 
-def _parsed(settings: Settings) -> Mapping[str, Mapping[str, Any]]:
+def _parsed(settings: KubernetesSettings) -> Mapping[str, Mapping[str, Any]]:
     try:
-        found = orjson.loads(settings.tool_profiles or "{}")
+        found = orjson.loads(settings.profiles or "{}")
         return {str(name): dict(fields) for name, fields in found.items()}
     except (orjson.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"TOOL_PROFILES is no JSON object of objects by tool: {error}") from None

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from app.config import KubernetesSettings
 from app.core.names import path_with
 from app.execution import environment
 from app.execution.executor import ToolRun
@@ -45,18 +46,20 @@ NODE_LOST_S = 60
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """What holds for every Job of a deployment. Times in seconds."""
+    """What holds for every Job of a deployment. Times in seconds.
+
+    `store_wait_s`: how long the store may be away when a program has ended and its files wait.
+    """
 
     namespace: str
-    toolbox_image: str
     grace_s: float
-    upload_s: float
-    start_budget_s: float
-    ttl_s: int
-    disk: str
-    cpu_request: str
-    user_namespaces: bool
-    pull_secret: str | None
+    store_wait_s: float
+    kubernetes: KubernetesSettings
+
+    @property
+    def start_budget_s(self) -> float:
+        """How long a pod may take until its program runs."""
+        return self.kubernetes.schedule_s + self.kubernetes.start_s
 
     @property
     def jobs(self) -> str:
@@ -112,8 +115,11 @@ def job(tool: ToolRun, profile: Profile, terms: JobSettings) -> dict[str, Any]:
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
             ]
         },
-        "activeDeadlineSeconds": int(seconds + terms.start_budget_s + terms.grace_s + terms.upload_s) + 1,
-        "ttlSecondsAfterFinished": terms.ttl_s,
+        "activeDeadlineSeconds": int(
+            seconds + terms.start_budget_s + terms.grace_s + terms.kubernetes.upload_s
+        )
+        + 1,
+        "ttlSecondsAfterFinished": terms.kubernetes.ttl_s,
         "template": {"metadata": {"labels": labels}, "spec": _pod(tool, profile, terms, name)},
     }
     return {
@@ -189,7 +195,7 @@ def variables(tool: ToolRun, *, wrapped: bool) -> dict[str, str]:
 def _pod(tool: ToolRun, profile: Profile, terms: JobSettings, name: str) -> dict[str, Any]:
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": int(terms.grace_s + terms.upload_s) + 1,
+        "terminationGracePeriodSeconds": int(terms.grace_s + terms.kubernetes.upload_s) + 1,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -202,20 +208,20 @@ def _pod(tool: ToolRun, profile: Profile, terms: JobSettings, name: str) -> dict
         "initContainers": [_sync(terms, gate=not profile.wrapped)],
         "containers": [_tool(tool, profile, terms, name)],
         "volumes": [
-            {"name": "workspace", "emptyDir": {"sizeLimit": terms.disk}},
+            {"name": "workspace", "emptyDir": {"sizeLimit": terms.kubernetes.disk}},
             {"name": "shared", "emptyDir": {"sizeLimit": _SHARED_BYTES}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": terms.disk}},
-            {"name": "sync-tmp", "emptyDir": {"sizeLimit": terms.disk}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": terms.kubernetes.disk}},
+            {"name": "sync-tmp", "emptyDir": {"sizeLimit": terms.kubernetes.disk}},
             {"name": "files", "secret": {"secretName": files_secret(name), "defaultMode": 0o440}},
         ],
     }
     pod["tolerations"] = [_tolerated(taint) for taint in ("not-ready", "unreachable")]
     if profile.runtime_class:
         pod["runtimeClassName"] = profile.runtime_class
-    if terms.user_namespaces:
+    if terms.kubernetes.user_namespaces:
         pod["hostUsers"] = False
-    if terms.pull_secret:
-        pod["imagePullSecrets"] = [{"name": terms.pull_secret}]
+    if terms.kubernetes.image_pull_secret:
+        pod["imagePullSecrets"] = [{"name": terms.kubernetes.image_pull_secret}]
     return pod
 
 
@@ -228,15 +234,15 @@ def _sync(terms: JobSettings, *, gate: bool) -> dict[str, Any]:
     """The side-car that brings the files and takes them back; with `gate` the tool starts after it."""
     container: dict[str, Any] = {
         "name": SYNC,
-        "image": terms.toolbox_image,
+        "image": terms.kubernetes.image,
         "restartPolicy": "Always",
         "command": [*_TOOLBOX, "sync"],
         "env": [
             {"name": "TMPDIR", "value": _TMP},
             {"name": "TOOLBOX_DOWNLOAD_S", "value": f"{terms.start_budget_s:g}"},
-            {"name": "TOOLBOX_UPLOAD_S", "value": f"{terms.upload_s:g}"},
+            {"name": "TOOLBOX_UPLOAD_S", "value": f"{terms.kubernetes.upload_s:g}"},
         ],
-        "resources": _resources(_SYNC_CPU, _SYNC_MEMORY, terms.disk, cpu_request="50m"),
+        "resources": _resources(_SYNC_CPU, _SYNC_MEMORY, terms.kubernetes.disk, cpu_request="50m"),
         "securityContext": _locked_down(),
         "volumeMounts": [
             {"name": "workspace", "mountPath": _WORKSPACE},
@@ -277,7 +283,9 @@ def _tool(tool: ToolRun, profile: Profile, terms: JobSettings, name: str) -> dic
         "workingDir": tool.cwd if tool.cwd is not None and not profile.wrapped else _WORKSPACE,
         "env": env,
         "envFrom": [{"secretRef": {"name": env_secret(name)}}],
-        "resources": _resources(profile.cpu, profile.memory, terms.disk, cpu_request=terms.cpu_request),
+        "resources": _resources(
+            profile.cpu, profile.memory, terms.kubernetes.disk, cpu_request=terms.kubernetes.cpu_request
+        ),
         "securityContext": _locked_down(),
         "terminationMessagePolicy": "File",
         "volumeMounts": [

@@ -31,7 +31,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.config import Settings
+from app.config import LlmSettings
 
 _MAKERS = {"chat": "https://api.openai.com/v1", "messages": "https://api.anthropic.com"}
 _ENDS = {"chat": ("/chat/completions",), "messages": ("/v1/messages", "/v1")}
@@ -126,25 +126,25 @@ class ModelTable:
         return [each for each in (*found, *(proxy.password or "" for proxy in proxies)) if each]
 
 
-def load(settings: Settings) -> ModelTable:
+def load(settings: LlmSettings) -> ModelTable:
     """Return the models of this deployment. Blocking.
 
     Raises:
         BadModels: a setting or the file is wrong; the message names the place.
     """
-    given = {name: getattr(settings, f"llm_{name}") for name in (*_INHERITED, *_OWN)}
+    given = {name: getattr(settings, name) for name in (*_INHERITED, *_OWN)}
     limits = {name: given[name] for name in _INHERITED}
-    entries = {} if settings.llm_models_file is None else _entries(settings.llm_models_file)
+    entries = {} if settings.models_file is None else _entries(settings.models_file)
     found = {
-        name: _config(f"{settings.llm_models_file}: models.{name}", {**limits, **entry, "name": name})
+        name: _config(f"{settings.models_file}: models.{name}", {**limits, **entry, "name": name})
         for name, entry in entries.items()
     }
-    chosen = settings.llm_model
+    chosen = settings.model
     if chosen and chosen in found:
         return ModelTable({chosen: found.pop(chosen), **found})
     if chosen:
         return ModelTable({chosen: _config("LLM_…", {**given, "name": chosen}), **found})
-    if settings.llm_url or settings.llm_key:
+    if settings.url or settings.key:
         raise BadModels("LLM_MODEL is not set: it says which model of that server to use")
     return ModelTable(found)
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 
 import structlog
 
+from app.config import LogSettings
 from app.core.errors import StorageError, TailrunError
 from app.core.events import Event
 from app.core.telemetry import LOG_UPKEEP
@@ -33,15 +33,6 @@ _S_US = 1_000_000
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class JanitorPolicy:
-    """When what is done: `LOG_PACK_AFTER_S`, `LOG_RETENTION_DAYS` (0: never), `LOG_ARCHIVE`."""
-
-    pack_after_s: float
-    retention_days: float
-    archive: bool
-
-
 class Janitor:
     """One worker's part in it; run `sweep` under one leader."""
 
@@ -49,12 +40,12 @@ class Janitor:
         self,
         upkeep: LogUpkeep,
         archiver: LogArchiver,
-        policy: JanitorPolicy,
+        settings: LogSettings,
         *,
         clock: Callable[[], int],
     ) -> None:
         self._upkeep, self._archiver = upkeep, archiver
-        self._policy, self._clock = policy, clock
+        self._settings, self._clock = settings, clock
         self._packed_to: EndedRun | None = None
         self._since = 0
         self._anew_at = 0.0
@@ -67,12 +58,12 @@ class Janitor:
     async def sweep(self) -> None:
         """Expire what is old, then pack what is left."""
         expired = packed = 0
-        days = self._policy.retention_days
+        days = self._settings.retention_days
         cutoff = self._clock() - int(days * _DAY_US) if days else 0
         for stage in (PACKED, None) if days else ():
             async for run in self._ended(stage, since=0, before=cutoff):
                 expired += await self._expire(run)
-        before = self._clock() - int(self._policy.pack_after_s * _S_US)
+        before = self._clock() - int(self._settings.pack_after_s * _S_US)
         self._look_again_now_and_then(before)
         since = max(cutoff, self._since)
         async for run in self._ended(None, since=since, before=before, after=self._packed_to):
@@ -107,7 +98,7 @@ class Janitor:
     async def _expire(self, run: EndedRun) -> bool:
         """Archive if asked to, then delete; a log that the store refuses stays where it is."""
         archived = False
-        if self._policy.archive and run.log_lines:
+        if self._settings.archive == "on" and run.log_lines:
             try:
                 archived = await self._archiver.archive(run)
             except StorageError:

@@ -32,7 +32,7 @@ import httpx2
 import orjson
 import structlog
 
-from app.config import Settings
+from app.config import WebhookSettings
 from app.core.address_ranges import is_public
 from app.core.clock import format_ts, now_us
 from app.core.errors import StorageError
@@ -46,18 +46,11 @@ from tailrun import VERSION
 
 LOOK_EVERY_S = 1.0
 _AT_ONCE, _A_HOST, _LOOK_AT = 16, 4, 500
+_RETRY_BASE_S, _RETRY_MAX_S = 5.0, 3600.0
 _MARGIN_S = 20
 """How much longer than a try may take a delivery is taken for; then another worker takes it."""
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """Tries in all, and the pauses between them."""
-
-    max_attempts: int
-    backoff: Backoff
 
 
 class Webhooks:
@@ -68,14 +61,14 @@ class Webhooks:
         store: WebhookStore,
         runs: RunStore,
         sender: WebhookSender,
-        retry: Retry,
+        settings: WebhookSettings,
         *,
-        timeout_s: float,
+        backoff: Backoff,
         clock: Callable[[], int],
     ) -> None:
-        self._store, self._runs, self._sender, self._retry = store, runs, sender, retry
-        self._taken_us = int((timeout_s + _MARGIN_S) * 1_000_000)
-        self._clock = clock
+        self._store, self._runs, self._sender, self._settings = store, runs, sender, settings
+        self._taken_us = int((settings.timeout_s + _MARGIN_S) * 1_000_000)
+        self._backoff, self._clock = backoff, clock
         self._sending: dict[asyncio.Task[None], str] = {}
         self._on_room: Callable[[], None] = lambda: None
 
@@ -130,10 +123,10 @@ class Webhooks:
             log.warning("a webhook's try is not written down, it is tried again", error=str(error))
 
     async def _settle(self, delivery: Delivery, until: int, sent: Sent, tried: dict[str, Any]) -> None:
-        over = delivery.attempts + 1 >= self._retry.max_attempts or sent.unwanted
+        over = delivery.attempts + 1 >= self._settings.max_attempts or sent.unwanted
         next_at = None
         if not (sent.delivered or over):
-            next_at = self._clock() + self._retry.backoff.delay_us(delivery.attempts)
+            next_at = self._clock() + self._backoff.delay_us(delivery.attempts)
         kept = await self._store.settle(delivery, until, tried, next_at=next_at, delivered=sent.delivered)
         if not kept:
             return
@@ -144,24 +137,24 @@ class Webhooks:
 
 
 def open_webhooks(
-    settings: Settings, db: Database, runs: RunStore, *, clock: Callable[[], int]
+    settings: WebhookSettings, db: Database, runs: RunStore, *, clock: Callable[[], int]
 ) -> Webhooks | None:
     """Make what the settings ask for; None: no secret is set, so nothing is sent."""
-    if settings.webhook_secret is None:
+    if settings.secret is None:
         return None
     sender = WebhookSender(
-        settings.webhook_secret.get_secret_value(),
-        timeout_s=settings.webhook_timeout_s,
-        allow_private=settings.webhook_allow_private,
+        settings.secret.get_secret_value(),
+        timeout_s=settings.timeout_s,
+        allow_private=settings.allow_private,
     )
     dice = Random()  # noqa: S311 - jitter
-    pauses = Backoff(settings.webhook_retry_base_s, settings.webhook_retry_max_s, dice)
+    pauses = Backoff(_RETRY_BASE_S, _RETRY_MAX_S, dice)
     return Webhooks(
         WebhookStore(db),
         runs,
         sender,
-        Retry(settings.webhook_max_attempts, pauses),
-        timeout_s=settings.webhook_timeout_s,
+        settings,
+        backoff=pauses,
         clock=clock,
     )
 

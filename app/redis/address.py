@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from app.config import Settings
+from app.config import RedisSettings
 
 Server = tuple[str, int]
 
@@ -74,14 +74,14 @@ class RedisAddress:
     sentinel_password: str | None = None
 
     @classmethod
-    def of(cls, settings: Settings, url: str | None = None) -> RedisAddress:
+    def of(cls, settings: RedisSettings, url: str | None = None) -> RedisAddress:
         """Read the settings; `BadAddress` names the one that is wrong. `url` stands in for REDIS_URL."""
-        address = cls.parse(url or settings.effective_redis_url)
-        secret = settings.redis_sentinel_password
+        address = cls.parse(url or settings.effective_url)
+        secret = settings.sentinel_password
         return replace(
             address,
             tls=_tls(settings, encrypted=address.tls is not None),
-            sentinel_username=settings.redis_sentinel_username,
+            sentinel_username=settings.sentinel_username,
             sentinel_password=secret.get_secret_value() if secret else None,
         )
 
@@ -128,9 +128,9 @@ class RestAddress:
     token: str
 
     @classmethod
-    def of(cls, settings: Settings) -> RestAddress | None:
+    def of(cls, settings: RedisSettings) -> RestAddress | None:
         """Read the settings; None where they are unset, `BadAddress` where they cannot be used."""
-        url, token = settings.upstash_redis_rest_url, settings.upstash_redis_rest_token
+        url, token = settings.rest_url, settings.rest_token
         if url is None and token is None:
             return None
         if url is None or token is None:
@@ -189,8 +189,8 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _tls(settings: Settings, *, encrypted: bool) -> Tls | None:
-    tls = Tls(settings.redis_ca_file, settings.redis_cert_file, settings.redis_key_file)
+def _tls(settings: RedisSettings, *, encrypted: bool) -> Tls | None:
+    tls = Tls(settings.ca_file, settings.cert_file, settings.key_file)
     named = {"REDIS_CA_FILE": tls.ca_file, "REDIS_CERT_FILE": tls.cert_file, "REDIS_KEY_FILE": tls.key_file}
     for name, file in named.items():
         if file is not None and not encrypted:

@@ -17,7 +17,7 @@ import redis
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from app.config import Settings
+from app.config import RedisSettings
 from app.core.clock import CLOCK, Clock
 from app.core.errors import StorageError
 from app.core.telemetry import STORAGE_ERRORS
@@ -77,21 +77,21 @@ class RedisClients:
         self._others: list[Redis] = []
 
     @classmethod
-    def for_api(cls, settings: Settings) -> RedisClients:
+    def for_api(cls, settings: RedisSettings) -> RedisClients:
         """Open what an API needs: REST for short commands where it is set, the Redis protocol to follow."""
         rest = RestAddress.of(settings)
-        only_rest = rest is not None and settings.redis_url is None
-        return cls(None if only_rest else RedisAddress.of(settings), settings.redis_prefix, rest)
+        only_rest = rest is not None and settings.url is None
+        return cls(None if only_rest else RedisAddress.of(settings), settings.prefix, rest)
 
     @classmethod
-    def for_worker(cls, settings: Settings) -> RedisClients:
+    def for_worker(cls, settings: RedisSettings) -> RedisClients:
         """Open what a worker needs: the Redis protocol, for it blocks and subscribes."""
-        if settings.redis_url is None and settings.upstash_redis_rest_url is not None:
+        if settings.url is None and settings.rest_url is not None:
             raise BadAddress(
                 "A worker needs REDIS_URL: over UPSTASH_REDIS_REST_URL it can neither wait for runs nor hear "
                 "a STOP. Upstash shows both addresses of a database"
             )
-        return cls(RedisAddress.of(settings), settings.redis_prefix)
+        return cls(RedisAddress.of(settings), settings.prefix)
 
     @property
     def subscribes(self) -> bool:

@@ -26,7 +26,7 @@ from fastapi.security.base import SecurityBase
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.config import Settings, is_loopback
+from app.config import ApiSettings, is_loopback
 from app.core.clock import now_us
 from app.core.errors import Forbidden, NotFound, StorageError, Unauthorized
 from app.core.models import Run
@@ -48,7 +48,7 @@ CurrentServices = Annotated[Services, Depends(_shared)]
 
 
 async def _principal(token: str, services: Services) -> Principal:
-    bootstrap = services.settings.api_token
+    bootstrap = services.settings.api.token
     # Starlette decodes headers as latin-1; this gives back the bytes that were sent.
     if bootstrap is not None and hmac.compare_digest(
         token.encode("latin-1", "replace"), bootstrap.get_secret_value().encode()
@@ -62,7 +62,7 @@ async def _principal(token: str, services: Services) -> Principal:
 
 async def current_user(conn: HTTPConnection, token: str | None, services: Services) -> Principal:
     """Return the caller; `Unauthorized` without a valid token of scope user or admin."""
-    if needs_no_token(conn, services.settings) and token is None:
+    if needs_no_token(conn, services.settings.api) and token is None:
         return Principal(ADMIN_USER, "admin")
     if token is None:
         raise Unauthorized("Send a token: `Authorization: Bearer <token>`.")
@@ -74,7 +74,7 @@ async def current_user(conn: HTTPConnection, token: str | None, services: Servic
 
 async def stream_user(conn: HTTPConnection, token: str | None, services: Services) -> Principal:
     """Return the caller of a stream route, where `?access_token=` may carry a stream token."""
-    open_to_all = needs_no_token(conn, services.settings)
+    open_to_all = needs_no_token(conn, services.settings.api)
     if token is not None:
         return await _principal(token, services)
     query = conn.query_params.get("access_token")
@@ -172,7 +172,7 @@ _OPEN_PATH = "/healthz"
 class LocalOnly:
     """ASGI middleware for `AUTH=off`: every HTTP route. A WebSocket's route closes it with a code."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
         self.app = app
         self._settings = settings
 
@@ -187,7 +187,7 @@ class LocalOnly:
         await self.app(scope, receive, send)
 
 
-def needs_no_token(conn: HTTPConnection, settings: Settings) -> bool:
+def needs_no_token(conn: HTTPConnection, settings: ApiSettings) -> bool:
     """Whether this caller is let in without a token.
 
     Raises:
@@ -208,7 +208,7 @@ def _is_local(host: str) -> bool:
     return found is not None and is_loopback(found[1] or found[2])
 
 
-def _from_known_page(conn: HTTPConnection, settings: Settings) -> bool:
+def _from_known_page(conn: HTTPConnection, settings: ApiSettings) -> bool:
     """Browsers name the origin, or, where they do not (GET), how far it is; other programs neither."""
     origins = conn.headers.getlist("origin")
     if origins:

@@ -90,14 +90,14 @@ def json_body(model: type[Model]) -> Any:
     """Make the dependency that reads and checks a body; the caller is authenticated first."""
 
     async def read(request: Request, _caller: CurrentUser) -> Model:
-        limit = services(request).settings.body_max_bytes
+        limit = services(request).settings.api.body_max_bytes
         return check(model, await read_json(request, limit))
 
     return Depends(cast("Callable[..., Awaitable[Model]]", read))
 
 
 async def _raw_object(request: Request, _caller: CurrentUser) -> dict[str, Any]:
-    return await read_json(request, services(request).settings.body_max_bytes)
+    return await read_json(request, services(request).settings.api.body_max_bytes)
 
 
 JsonObject = Annotated[dict[str, Any], Depends(_raw_object)]

@@ -234,7 +234,7 @@ async def upload(
     ] = None,
 ) -> Response:
     """Store the raw body as a file, whole or not at all; folders on the way are made."""
-    _check_upload(request, services.settings.file_max_bytes)
+    _check_upload(request, services.settings.storage.file_max_bytes)
     workspace = _workspace(services, run)
     with _store_errors():
         fresh = not await _exists(workspace, path)

@@ -32,7 +32,7 @@ class ReadyCheck:
 
     def __init__(self, services: Services) -> None:
         self._draining = services.draining
-        self._stores = StoreCheck(services.settings.effective_database_url, services.db, services.redis)
+        self._stores = StoreCheck(services.settings.data.effective_database_url, services.db, services.redis)
         self._files = OneAtATime(services.workspaces.ping)
         self._before: dict[str, str] = {}
         self._logged: list[str] = []

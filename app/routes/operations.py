@@ -48,7 +48,7 @@ def _as_task(services: Services, body: NewOperation) -> RunFields:
     the request are parameters of their own where the request as a whole is not.
     """
     request = _request(body.operation_request_json)
-    configured = services.settings.operation_type
+    configured = services.settings.tasks.operation_type
     name, _, command = (configured or body.app_signature).partition("/")
     declared = services.task_types.params(name, command or None)
     whole = {

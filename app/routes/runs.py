@@ -128,7 +128,7 @@ async def stream_token(
         now,
         run_id=run.run_id,
         made_by=user.token_id,
-        expires_at=now + services.settings.stream_token_ttl_s * 1_000_000,
+        expires_at=now + services.settings.stream.token_ttl_s * 1_000_000,
         key=once(user, checked_key(idempotency_key)),
     )
     url = f"{links(run.run_id)['stream']}?access_token={secret}" if secret else None

@@ -41,7 +41,7 @@ Token = Annotated[str | None, Security(_token)]
 @router.get(_PATH, response_class=Response, responses={200: {"content": _GZIP}})
 async def fetch(key: Key, services: CurrentServices, token: Token) -> Response:
     """Give the pod its workspace and its sources."""
-    staged = staged_files(services.settings)
+    staged = staged_files(services.settings.data)
     await _check(staged, token, key, Way.DOWN)
     file = await _threads.run(staged.open, key, Way.DOWN)
     size = os.fstat(file.fileno()).st_size
@@ -57,9 +57,9 @@ async def fetch(key: Key, services: CurrentServices, token: Token) -> Response:
 )
 async def store(key: Key, services: CurrentServices, request: Request, token: Token) -> Response:
     """Take what the tool left in its workspace; a second upload replaces the first."""
-    staged = staged_files(services.settings)
+    staged = staged_files(services.settings.data)
     await _check(staged, token, key, Way.UP)
-    limit = largest_upload(workspace_limits(services.settings))
+    limit = largest_upload(workspace_limits(services.settings.storage))
     if announces_more(request, limit):
         raise _too_large(limit)
     async with _threads.opened(staged.begin, Part.discard, key, Way.UP) as part:

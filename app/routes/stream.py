@@ -25,7 +25,7 @@ from app.routes.body import (
     collapses,
     whole_number,
 )
-from app.routes.stream_response import StreamResponse
+from app.routes.stream_response import SEND_TIMEOUT_S, StreamResponse
 from app.runs.services import Services
 from app.stream.formats import Format, accepted, encoding, replay_encoding
 from app.stream.reader import Reader
@@ -99,8 +99,8 @@ async def stream(
         opened,
         form,
         whole=not follow,
-        ping_s=services.settings.stream_ping_s,
-        send_timeout_s=services.settings.stream_send_timeout_s,
+        ping_s=services.settings.stream.ping_s,
+        send_timeout_s=SEND_TIMEOUT_S,
         draining=services.draining,
         headers={} if follow else _as_file(run, form),
     )

@@ -27,6 +27,8 @@ _log = get_logger(__name__)
 
 OpenReader = Callable[[], AbstractContextManager[Reader]]
 
+SEND_TIMEOUT_S = 30.0
+"""How long a watcher may not read before it is disconnected."""
 _FIRST = b"retry: 2000\n\n"
 _PING = b": ping\n\n"
 _GRACE_S = 4.5

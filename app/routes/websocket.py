@@ -31,7 +31,7 @@ from app.core.telemetry import get_logger
 from app.routes.auth import find_run, services, stream_user
 from app.routes.body import MAX_SEQ, whole_number
 from app.routes.server import abort, taken
-from app.routes.stream_response import Watchdog
+from app.routes.stream_response import SEND_TIMEOUT_S, Watchdog
 from app.runs.cancel import request_cancel
 from app.runs.services import Principal, Services
 from app.stream.formats import Encoding, bare_messages, messages, stripped
@@ -108,10 +108,9 @@ class _Session:
 
     async def run(self, after: int) -> None:
         """Serve what follows `after`, until the run's end, the client's leave or the process's."""
-        stalled_s = self._services.settings.stream_send_timeout_s
         watchdog = Watchdog(
             None,
-            stalled_s,
+            SEND_TIMEOUT_S,
             on_idle=lambda: None,
             on_stalled=self._cut,
             taken=lambda: taken(self._socket.scope),

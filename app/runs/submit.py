@@ -68,8 +68,8 @@ async def compose(services: Services, user: Principal, body: RunFields, *, start
     checked_fields: dict[str, Any] = {
         "kind": kind,
         "spec": spec | ({"env": body.env} if body.env else {}),
-        "max_attempts": body.max_attempts or services.settings.job_max_attempts,
-        "timeout_s": _timeout(body, services.settings.job_timeout_s),
+        "max_attempts": body.max_attempts or services.settings.runs.max_attempts,
+        "timeout_s": _timeout(body, services.settings.runs.timeout_s),
         "workspace_from": await _source(services, user, body.workspace_from),
         "priority": Priority(body.priority),
         "project": (body.project or DEFAULT) if kind is RunKind.TASK else None,
@@ -182,7 +182,7 @@ async def _check_task(services: Services, body: RunFields) -> None:
     """Hold a task to what is declared; its project must be here, unless somebody else keeps projects."""
     services.task_types.check(str(body.type), body.command, body.params or {})
     project = body.project or DEFAULT
-    if not services.settings.projects_url and not await services.projects.exists(project):
+    if not services.settings.projects.url and not await services.projects.exists(project):
         raise Unprocessable(
             f"There is no project {project[:64]!r}; an admin makes one with PUT /v1/projects/{{id}}.",
             code="unknown_project",
@@ -229,9 +229,9 @@ def _run_at(time: str | None) -> int | None:
 def _webhook(url: str | None, settings: Settings) -> str | None:
     if url is None:
         return None
-    if settings.webhook_secret is None:
+    if settings.webhooks.secret is None:
         raise Unprocessable("webhook_url: this server sends no webhooks, for it has no WEBHOOK_SECRET.")
-    return checked(url, allow_private=settings.webhook_allow_private)
+    return checked(url, allow_private=settings.webhooks.allow_private)
 
 
 def _hash(body: RunFields, *, start: bool) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.config import Settings
+from app.config import DataSettings, Settings, StorageSettings
 from app.storage.api_staging import ApiStaging, StagedFiles
 from app.storage.local_workspace import LocalWorkspaces
 from app.storage.staging import Staging, StagingUnset
@@ -19,26 +19,30 @@ from app.storage.workspace import Limits, Workspaces
 
 def open_workspaces(settings: Settings) -> Workspaces:
     """Return the workspaces of this deployment; close them at the end."""
-    limits = workspace_limits(settings)
-    if settings.s3_bucket is None:
-        return LocalWorkspaces(settings.data_dir / "workspace", limits)
+    limits = workspace_limits(settings.storage)
+    if settings.storage.s3_bucket is None:
+        return LocalWorkspaces(settings.data.folder / "workspace", limits)
     from app.storage.s3_workspace import S3Workspaces  # noqa: PLC0415 - boto3 costs 30 MiB and 0.2 s
 
-    secret = settings.s3_secret_key
+    secret = settings.storage.s3_secret_key
     return S3Workspaces(
-        bucket=settings.s3_bucket,
-        endpoint=settings.s3_endpoint,
-        region=settings.s3_region,
-        access_key=settings.s3_access_key,
+        bucket=settings.storage.s3_bucket,
+        endpoint=settings.storage.s3_endpoint,
+        region=settings.storage.s3_region,
+        access_key=settings.storage.s3_access_key,
         secret_key=secret.get_secret_value() if secret is not None else None,
         limits=limits,
-        tmp_dir=settings.tmp_dir,
+        tmp_dir=settings.data.tmp_dir,
     )
 
 
-def workspace_limits(settings: Settings) -> Limits:
+def workspace_limits(settings: StorageSettings) -> Limits:
     """Return the bounds of every run's files."""
-    return Limits(settings.file_max_bytes, settings.workspace_max_bytes, settings.workspace_max_files)
+    return Limits(
+        settings.file_max_bytes,
+        settings.workspace_max_bytes,
+        settings.workspace_max_files,
+    )
 
 
 def open_staging(settings: Settings, workspaces: Workspaces) -> Staging:
@@ -48,9 +52,9 @@ def open_staging(settings: Settings, workspaces: Workspaces) -> Staging:
         StagingUnset: there is no S3, and no setting names the API's address for pods.
     """
     if isinstance(workspaces, LocalWorkspaces):
-        if not settings.tool_sync_url:
+        if not settings.storage.tool_sync_url:
             raise StagingUnset
-        return ApiStaging(workspaces, staged_files(settings), settings.tool_sync_url)
+        return ApiStaging(workspaces, staged_files(settings.data), settings.storage.tool_sync_url)
     from app.storage.s3_staging import S3Staging  # noqa: PLC0415 - boto3, as above
     from app.storage.s3_workspace import S3Workspaces  # noqa: PLC0415
 
@@ -58,9 +62,9 @@ def open_staging(settings: Settings, workspaces: Workspaces) -> Staging:
     return S3Staging(workspaces)
 
 
-def staged_files(settings: Settings) -> StagedFiles:
+def staged_files(settings: DataSettings) -> StagedFiles:
     """Return what is staged in the data folder, which API and worker share."""
-    return StagedFiles(settings.data_dir / "staging")
+    return StagedFiles(settings.folder / "staging")
 
 
 _USERS = "users"

@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
 
+from app.config import LogSettings
 from app.core.errors import LogBroken, LostOwnership, StorageError
 from app.core.events import SRC, Event, EventType, LineBatch, Written, with_usage
 from app.core.models import Fence, Run, StepRecord
@@ -32,6 +33,8 @@ from app.stream.lane import Lane
 from app.stream.masking import LineMasker, Masker
 from tailrun.process.lines import Level, Line, Stream
 
+LINGER_S = 0.02
+"""How long a line may wait for others to be published with; the first one never waits."""
 COMMIT_EVERY_S = 0.2
 COMMIT_EVENTS = 500
 _MOST_COMMITTED = 4 * COMMIT_EVENTS
@@ -41,16 +44,6 @@ _REDIS_RETRY_S = 0.2
 
 T = TypeVar("T")
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class LogPolicy:
-    """Bounds of a log writer: lines and seconds a publish waits for, bytes kept and held."""
-
-    batch: int = 64
-    linger_s: float = 0.02
-    max_bytes: int = 10_000_000
-    buffer_bytes: int = 8_000_000
 
 
 class LogWriter:
@@ -69,7 +62,7 @@ class LogWriter:
         tail: Tail,
         runs: RunStore,
         clock: Callable[[], int],
-        policy: LogPolicy,
+        settings: LogSettings,
         masker: Masker,
         on_cancel: Callable[[], None],
         on_lost: Callable[[], None],
@@ -77,14 +70,12 @@ class LogWriter:
         self._run, self._fence = run, fence
         self._redis = FencedTail(fence, publisher, tail, runs)
         self._runs = runs
-        self._clock, self._policy = clock, policy
+        self._clock, self._settings = clock, settings
         self._on_cancel, self._on_lost = on_cancel, on_lost
         self._masker = masker
         self._masked_step: tuple[str | None, LineMasker] = (None, LineMasker(masker))
-        self._cap = LogCap(policy.max_bytes, run.last_seq)
-        self._publishing = Lane[list[bytes]](
-            self._publish, every=policy.linger_s, most=policy.batch, eager=True
-        )
+        self._cap = LogCap(settings.max_bytes, run.last_seq)
+        self._publishing = Lane[list[bytes]](self._publish, every=LINGER_S, most=settings.batch, eager=True)
         self._committing = Lane[Written | StepRecord](
             self._commit_next, every=COMMIT_EVERY_S, most=COMMIT_EVENTS
         )
@@ -109,7 +100,7 @@ class LogWriter:
         if self._fence.attempt > 1:
             await self._until_stored(self._rescue)
             kept = await self._until_stored(lambda: self._runs.kept(self._run.run_id))
-            self._cap = LogCap.resumed(self._policy.max_bytes, kept)
+            self._cap = LogCap.resumed(self._settings.max_bytes, kept)
         self._tasks = [
             asyncio.create_task(self._guarded(self._publishing)),
             asyncio.create_task(self._guarded(self._committing)),
@@ -267,7 +258,7 @@ class LogWriter:
 
     def _has_room(self) -> bool:
         """Whether no lane lags too far; hubs read from the database what Redis, away, cannot take."""
-        limit = self._policy.buffer_bytes
+        limit = self._settings.buffer_bytes
         published, committed = self._publishing.queue, self._committing.queue
         if self._redis_away:
             published.skip(committed.sent)

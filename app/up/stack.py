@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 
-from app.config import Settings, is_loopback
+from app.config import ApiSettings, Settings, is_loopback
 from app.core.private_files import private_folder
 from app.up.children import Child, ChildSpec, LogTail, Say, Supervisor, last_lines
 from app.up.data_folder import DataFolder, Refused
@@ -45,11 +45,11 @@ def up(
     `environ` is what the children get besides what is decided here. Raises `Refused` with
     the reason when it can't start.
     """
-    check_host(settings)
-    folder = DataFolder(settings.data_dir)
+    check_host(settings.api)
+    folder = DataFolder(settings.data.folder)
     folder.hold()
     try:
-        require_free(settings.host, settings.port, "PORT")
+        require_free(settings.api.host, settings.api.port, "PORT")
         with Supervisor(say, launcher=launcher_pipe()) as supervisor:
             plan = _plan(settings, folder, environ)
             machine = _Machine(plan, folder, supervisor, echo)
@@ -62,16 +62,16 @@ def up(
         folder.release()
 
 
-def check_host(settings: Settings) -> None:
+def check_host(api: ApiSettings) -> None:
     """Refuse access from other machines with a generated token, or without one."""
-    if not is_loopback(settings.host) and settings.auth == "off":
+    if not is_loopback(api.host) and api.auth == "off":
         raise Refused(
-            f"AUTH=off needs a HOST that only this machine reaches, such as 127.0.0.1, not {settings.host}"
+            f"AUTH=off needs a HOST that only this machine reaches, such as 127.0.0.1, not {api.host}"
         )
-    if not is_loopback(settings.host) and settings.api_token is None:
+    if not is_loopback(api.host) and api.token is None:
         raise Refused(
-            f"HOST={settings.host} lets other machines in, and runs execute code: choose a token yourself, "
-            f"API_TOKEN=$(openssl rand -hex 32) HOST={settings.host} tailrun up",
+            f"HOST={api.host} lets other machines in, and runs execute code: choose a token yourself, "
+            f"API_TOKEN=$(openssl rand -hex 32) HOST={api.host} tailrun up",
         )
 
 
@@ -92,7 +92,7 @@ class _Plan:
         """The variables of every child, on top of the environment of `up`."""
         return dict(self.environ) | {
             "DATA_DIR": self.serving.data_dir,
-            "HOST": self.settings.host,
+            "HOST": self.settings.api.host,
             "PORT": str(self.port),
             "REDIS_URL": self.serving.redis_url,
             "PROJECTS_KEY": self.projects_key,
@@ -109,7 +109,7 @@ def _check_redis(settings: Settings) -> None:
     from app.redis.inspect import ping  # noqa: PLC0415
 
     try:
-        asyncio.run(ping(RedisAddress.of(settings)))
+        asyncio.run(ping(RedisAddress.of(settings.redis)))
     except StorageError as error:
         raise Refused(
             f"REDIS_URL does not answer ({error}). Start that Redis, or leave REDIS_URL unset: "
@@ -118,26 +118,26 @@ def _check_redis(settings: Settings) -> None:
 
 
 def _plan(settings: Settings, folder: DataFolder, environ: Mapping[str, str]) -> _Plan:
-    if settings.redis_url is not None:
+    if settings.redis.url is not None:
         _check_redis(settings)
-    elif settings.upstash_redis_rest_url is not None:
+    elif settings.redis.rest_url is not None:
         raise Refused(
             "UPSTASH_REDIS_REST_URL is set without REDIS_URL: workers need the Redis protocol. Set both to "
             "the same database, or neither"
         )
-    port = settings.port or free_port(settings.host)
-    redis_port = None if settings.redis_url is not None else choose_port(settings.redis_port)
-    redis_url = settings.effective_redis_url if redis_port is None else f"redis://127.0.0.1:{redis_port}/0"
-    token = settings.api_token.get_secret_value() if settings.api_token is not None else folder.token()
+    port = settings.api.port or free_port(settings.api.host)
+    redis_port = None if settings.redis.url is not None else choose_port(settings.redis.port)
+    redis_url = settings.redis.effective_url if redis_port is None else f"redis://127.0.0.1:{redis_port}/0"
+    token = settings.api.token.get_secret_value() if settings.api.token is not None else folder.token()
     serving = Serving(
-        url=f"http://{_reachable(settings.host)}:{port}",
+        url=f"http://{_reachable(settings.api.host)}:{port}",
         token=token,
         redis_url=redis_url,
         data_dir=str(folder.path),
         pid=os.getpid(),
     )
-    workers = tuple(free_port() for _ in range(settings.up_workers))
-    key = folder.projects_key() if settings.projects_key is None else settings.projects_key.get_secret_value()
+    workers = tuple(free_port() for _ in range(settings.worker.up_workers))
+    key = folder.projects_key() if settings.projects.key is None else settings.projects.key.get_secret_value()
     return _Plan(settings, serving, environ, port, redis_port, workers, key)
 
 
@@ -173,8 +173,8 @@ class _Machine:
 
     def _serve(self) -> bool:
         api = self._python("api", "api", {"API_TOKEN": self.plan.serving.token}, stage=1)
-        waits = [(api, _reachable(self.plan.settings.host), self.plan.port)]
-        drain = self.plan.settings.drain_s + self.plan.settings.cancel_grace_s + 10
+        waits = [(api, _reachable(self.plan.settings.api.host), self.plan.port)]
+        drain = self.plan.settings.worker.drain_s + self.plan.settings.tools.cancel_grace_s + 10
         for number, port in enumerate(self.plan.worker_ports, 1):
             name = "worker" if len(self.plan.worker_ports) == 1 else f"worker-{number}"
             env = {"WORKER_HOST": "127.0.0.1", "WORKER_PORT": str(port)}

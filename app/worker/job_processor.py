@@ -35,7 +35,7 @@ from app.plan.projects import DEFAULT
 from app.plan.task_types import TaskTypes
 from app.redis.publisher import Publisher, Tail
 from app.storage.workspace import Workspace, Workspaces
-from app.stream.writer import LogPolicy, LogWriter
+from app.stream.writer import LogWriter
 from app.worker.attempts import Attempt
 from app.worker.job_queue import JobQueue
 from app.worker.project_source import ProjectSource, Secrets
@@ -64,7 +64,6 @@ class AttemptContext:
     workspaces: Workspaces
     executor: Executor
     clock: Callable[[], int]
-    log_policy: LogPolicy
     backoff: Backoff
     patience: Backoff
     """Between two looks at infrastructure that is away."""
@@ -88,7 +87,7 @@ class JobProcessor:
             tail=bench.tail,
             runs=bench.runs,
             clock=bench.clock,
-            policy=bench.log_policy,
+            settings=bench.settings.log,
             masker=bench.secrets.shared,
             on_cancel=lambda: self._stop.stop(StopReason.CANCEL),
             on_lost=lambda: self._stop.stop(StopReason.LOST),
@@ -167,7 +166,7 @@ class JobProcessor:
         bench, run = self._bench, self._run
         project = await bench.projects.fetch(run.project or DEFAULT)
         self._writer.mask_with(await bench.secrets.masker(run, project))
-        return prepare(run, bench.task_types, project, images=bench.settings.tool_executor != "local")
+        return prepare(run, bench.task_types, project, images=bench.settings.tools.executor != "local")
 
     async def _records(self) -> dict[str, StepRecord]:
         return {record.step_id: record for record in await self._bench.runs.steps(self._run.run_id)}
@@ -177,7 +176,9 @@ class JobProcessor:
         try:
             await self._stop.race(work)
             if not work.done():
-                await asyncio.wait((work,), timeout=self._bench.settings.cancel_grace_s + _STOP_MARGIN_S)
+                await asyncio.wait(
+                    (work,), timeout=self._bench.settings.tools.cancel_grace_s + _STOP_MARGIN_S
+                )
             if not work.done():
                 return await self._break_off(work)
             return work.result()
@@ -222,7 +223,7 @@ class JobProcessor:
 
     async def _waiting(self, failure: RunFailure, now: int) -> Outcome | None:
         """Give the run back without counting a try, if what it needs is away and not for too long yet."""
-        limit_s, before = self._bench.settings.infrastructure_wait_s, Waits()
+        limit_s, before = self._bench.settings.runs.infrastructure_wait_s, Waits()
         with contextlib.suppress(StorageError):  # the end is written once the database is back
             before = await self._bench.runs.waits(self._run.run_id, _INFRASTRUCTURE)
         left_s = limit_s - before.seconds

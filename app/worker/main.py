@@ -19,7 +19,14 @@ import structlog
 from app.config import Settings
 from app.core.loop_guard import answering
 from app.core.periodic import Periodic, going_on
-from app.core.telemetry import MASK_LOG, OF_API, configure_logging, leave_out, log_the_unexpected
+from app.core.telemetry import (
+    MASK_LOG,
+    OF_API,
+    configure_logging,
+    leave_out,
+    log_retired_settings,
+    log_the_unexpected,
+)
 from app.execution.executor import CannotRun
 from app.llm.models_file import BadModels
 from app.plan.task_types import BadTasksFile
@@ -52,7 +59,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._drain_begins)
-        health = HealthServer(self._settings.worker_host, self._settings.worker_port, self._ready)
+        health = HealthServer(self._settings.worker.host, self._settings.worker.port, self._ready)
         await health.start()
         try:
             if await self._readiness.wait(self._draining):
@@ -81,7 +88,7 @@ class Worker:
         lease.start()
         try:
             async with going_on(work):
-                log.info("worker ready", worker_id=self._id, slots=self._settings.worker_concurrency)
+                log.info("worker ready", worker_id=self._id, slots=self._settings.worker.concurrency)
                 await self._slots.fill()
                 await self._slots.drain()
         finally:
@@ -91,23 +98,26 @@ class Worker:
     def _owning(self) -> tuple[Lease, Ownership]:
         """Make the lease, and who asks whether we are still the owner: each tells the other."""
         settings, heartbeat = self._settings, self._parts.executor.heartbeat
-        watch = Watch(settings.lease_s, lambda: lease.age_s, heartbeat, self._slots.adopt)
+        watch = Watch(settings.worker.lease_s, lambda: lease.age_s, heartbeat, self._slots.adopt)
         ownership = Ownership(self._in_flight, self._parts.queue, self._parts.runs, self._id, watch)
-        client = LeaseClient(RedisAddress.of(settings), settings.redis_prefix, self._id, settings.lease_s)
+        client = LeaseClient(
+            RedisAddress.of(settings.redis), settings.redis.prefix, self._id, settings.worker.lease_s
+        )
         loop = asyncio.get_running_loop()
         lease = Lease(client, loop, on_renewed=heartbeat, on_held=ownership.held)
         return lease, ownership
 
     def _drain_begins(self) -> None:
         if not self._draining.is_set():
-            log.info("draining", in_flight=len(self._in_flight), seconds=self._settings.drain_s)
+            log.info("draining", in_flight=len(self._in_flight), seconds=self._settings.worker.drain_s)
         self._draining.set()
 
 
 def serve(settings: Settings) -> int:
     """Run a worker until it is told to stop; return the exit code."""
-    configure_logging(settings, "worker")
+    configure_logging(settings.own_log, "worker")
     leave_out(OF_API)
+    log_retired_settings()
     log_the_unexpected()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from app.config import Settings, environment
+from app.config import ProjectsSettings, Settings, environment
 from app.core.errors import TailrunError
 from app.core.models import Run
 from app.db.project_store import ProjectStore
@@ -29,7 +29,7 @@ from app.stream.masking import Masker
 from app.stream.secret_values import inside, is_plain, secrets_in
 from tailrun.process.errors import ErrorCode, RunFailure
 
-TRIES = 3
+TRIES, TIMEOUT_S = 3, 5.0
 _PAUSE_S = 0.25
 _NOT_FOUND = 404
 _BUSY = 429
@@ -52,13 +52,12 @@ class _Upstream(BaseModel):
 class ProjectSource:
     """Fetches configurations; one of a worker, closed at its end."""
 
-    def __init__(self, store: ProjectStore, settings: Settings) -> None:
+    def __init__(self, store: ProjectStore, settings: ProjectsSettings) -> None:
         self._store = store
-        self._url = settings.projects_url.rstrip("/")
-        token = settings.projects_token
+        self._url = settings.url.rstrip("/")
+        token = settings.token
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
-        timeout = settings.projects_timeout_s
-        self._http = httpx2.AsyncClient(headers=headers, timeout=timeout) if self._url else None
+        self._http = httpx2.AsyncClient(headers=headers, timeout=TIMEOUT_S) if self._url else None
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -129,7 +128,7 @@ class Secrets:
 
     def __init__(self, settings: Settings) -> None:
         self._own = list(dict.fromkeys(_own(settings)))
-        self._patterns = settings.log_mask_patterns.split("\n") if settings.log_mask_patterns else []
+        self._patterns = settings.log.mask_patterns.split("\n") if settings.log.mask_patterns else []
         self.shared = Masker(self._own, self._patterns)
 
     async def masker(self, run: Run, project: ProjectConfig | None = None) -> Masker:
@@ -161,18 +160,18 @@ def _own(settings: Settings) -> Iterator[str]:
 
     A program on the worker's machine can read the worker's environment, so what is secret there counts too.
     """
-    for _, setting in settings:
+    for setting in settings.flat().values():
         text = setting.get_secret_value() if isinstance(setting, SecretStr) else setting
         if isinstance(text, str):
             yield from inside(text)
         if isinstance(setting, SecretStr):
             yield from _each(setting.get_secret_value())
-    if settings.s3_access_key:
-        yield settings.s3_access_key
-    yield from load_models(settings).secrets()
+    if settings.storage.s3_access_key:
+        yield settings.storage.s3_access_key
+    yield from load_models(settings.llm).secrets()
     yield from secrets_in(environment())
     with contextlib.suppress(OSError):  # there is none but under `up`
-        yield (settings.data_dir / _TOKEN_FILE).read_text().strip()
+        yield (settings.data.folder / _TOKEN_FILE).read_text().strip()
 
 
 def _each(secret: str) -> Iterator[str]:

@@ -44,8 +44,12 @@ class Resources:
     @classmethod
     def of(cls, settings: Settings) -> Resources:
         """Look after what the settings ask for."""
-        need = Need(settings.min_free_memory_bytes, settings.min_free_disk_bytes, settings.min_free_fds)
-        return cls(need, settings.tmp_dir)
+        need = Need(
+            settings.worker.min_free_memory_bytes,
+            settings.worker.min_free_disk_bytes,
+            settings.worker.min_free_fds,
+        )
+        return cls(need, settings.data.tmp_dir)
 
     def lack(self) -> str:
         """Say what there is too little of, empty if nothing; a change goes into the log and the metric."""
@@ -78,16 +82,16 @@ def open_executor(
     Raises:
         CannotRun: the settings do not say enough for it.
     """
-    if settings.tool_executor == "local":
+    if settings.tools.executor == "local":
         return LocalExecutor(
-            grace_s=settings.cancel_grace_s,
-            silence_s=settings.lease_s - 1,
+            grace_s=settings.tools.cancel_grace_s,
+            silence_s=settings.worker.lease_s - 1,
             tmp_dir=tmp_dir,
             limits=ProgramLimits(
-                settings.tool_cpu_s, settings.tool_memory_bytes, settings.tool_file_max_bytes
+                settings.tools.cpu_s, settings.tools.memory_bytes, settings.tools.file_max_bytes
             ),
-            store_wait_s=settings.infrastructure_wait_s,
-            path=settings.tool_path,
+            store_wait_s=settings.runs.infrastructure_wait_s,
+            path=settings.tools.path,
         )
     from app.k8s.executor import open_executor as open_cluster  # noqa: PLC0415 - a laptop needs none of it
 

@@ -37,7 +37,7 @@ class Slots:
         draining: asyncio.Event,
     ) -> None:
         self._bench, self._queue, self._in_flight = bench, bench.queue, in_flight
-        self._count = bench.settings.worker_concurrency
+        self._count = bench.settings.worker.concurrency
         self._resources, self._readiness, self._draining = resources, readiness, draining
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
@@ -134,9 +134,9 @@ class Slots:
         """
         settings = self._bench.settings
         if not self._bench.executor.reattaches:
-            await self._wait_for_tasks(settings.drain_s)
+            await self._wait_for_tasks(settings.worker.drain_s)
         self._in_flight.stop_all(StopReason.DRAIN)
-        await self._wait_for_tasks(settings.cancel_grace_s + 10)
+        await self._wait_for_tasks(settings.tools.cancel_grace_s + 10)
         await self._queue.flush()
 
     async def _wait_for_tasks(self, timeout_s: float) -> None:

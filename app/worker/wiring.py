@@ -16,7 +16,7 @@ from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
 from app.maintenance.job_sweeper import SWEEP_EVERY_S, Jobs, JobSweeper
-from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, JanitorPolicy, LogArchiver
+from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, LogArchiver
 from app.maintenance.reconciler import RECONCILE_EVERY_S, Reconciler
 from app.maintenance.scheduler import SCHEDULE_EVERY_S, Scheduler
 from app.maintenance.usage import USAGE_LOOK_EVERY_S, UsageCount
@@ -32,7 +32,6 @@ from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.runs.readiness import StoreCheck
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
-from app.stream.writer import LogPolicy
 from app.worker.attempts import InFlight
 from app.worker.health import ClaimReadiness
 from app.worker.job_processor import AttemptContext
@@ -52,31 +51,33 @@ class Wiring:
     def __init__(self, settings: Settings, worker_id: str) -> None:
         self.settings, self.worker_id = settings, worker_id
         self.in_flight = InFlight()
-        self._redis = RedisClients.for_worker(settings)
-        self._db = Database(settings.effective_database_url)
+        self._redis = RedisClients.for_worker(settings.redis)
+        self._db = Database(settings.data.effective_database_url)
         self.runs = RunStore(self._db)
-        self.ticks = Ticks(self._redis, settings.lease_s)
+        self.ticks = Ticks(self._redis, settings.worker.lease_s)
         self.signals = Signals(self._redis)
         self.resources = Resources.of(settings)
         self.readiness = ClaimReadiness(
-            StoreCheck(settings.effective_database_url, self._db, self._redis), self.resources
+            StoreCheck(settings.data.effective_database_url, self._db, self._redis), self.resources
         )
         self._workspaces = open_workspaces(settings)
-        self._projects = ProjectSource(ProjectStore(self._db, settings.project_keys), settings)
-        self._scratch = Scratch(settings.tmp_dir / "tools")
+        self._projects = ProjectSource(ProjectStore(self._db, settings.projects.keys), settings.projects)
+        self._scratch = Scratch(settings.data.tmp_dir / "tools")
         self.executor = open_executor(settings, self._workspaces, self._scratch.folder(), now_us)
         self._pushes = Queue(self._redis)
-        self._publisher = Publisher(self._redis, batch=settings.log_batch, tail_ttl_s=settings.tail_ttl_s)
+        self._publisher = Publisher(
+            self._redis, batch=settings.log.batch, tail_ttl_s=settings.redis.tail_ttl_s
+        )
         self.queue = JobQueue(
-            Claims(self._redis, worker_id, settings.lease_s),
+            Claims(self._redis, worker_id, settings.worker.lease_s),
             self._pushes,
             self._publisher,
             self.runs,
             self.in_flight,
             worker_id=worker_id,
-            max_redeliveries=settings.job_max_redeliveries,
+            max_redeliveries=settings.runs.max_redeliveries,
         )
-        self._webhooks = open_webhooks(settings, self._db, self.runs, clock=now_us)
+        self._webhooks = open_webhooks(settings.webhooks, self._db, self.runs, clock=now_us)
         self.bench = self._bench()
 
     def _bench(self) -> AttemptContext:
@@ -90,13 +91,10 @@ class Wiring:
             workspaces=self._workspaces,
             executor=self.executor,
             clock=now_us,
-            log_policy=LogPolicy(
-                settings.log_batch, settings.log_linger_s, settings.log_max_bytes, settings.log_buffer_bytes
-            ),
-            backoff=Backoff(settings.retry_base_s, settings.retry_max_s, Random()),  # noqa: S311 - jitter
+            backoff=Backoff(settings.runs.retry_base_s, settings.runs.retry_max_s, Random()),  # noqa: S311 - jitter
             patience=Backoff(1, _LOOK_AGAIN_S, Random()),  # noqa: S311 - jitter
             secrets=Secrets(settings),
-            task_types=load(settings.tasks_file),
+            task_types=load(settings.tasks.file),
             projects=self._projects,
             settings=settings,
         )
@@ -116,8 +114,8 @@ class Wiring:
             Periodic("tokens", _PURGE_EVERY_S, lambda: tokens.purge_expired(now_us()), lead=self._lead),
             Periodic("waiting", LOOK_EVERY_S, waiting.look, lead=self._lead),
         ]
-        if self.settings.usage_every_s:
-            count = UsageCount(self._workspaces, self.settings.usage_every_s)
+        if self.settings.storage.usage_every_s:
+            count = UsageCount(self._workspaces, self.settings.storage.usage_every_s)
             usage = Periodic("usage", USAGE_LOOK_EVERY_S, count.look, lead=self._lead, on_idle=count.idle)
             work.append(usage)
         if self._webhooks is not None:
@@ -131,16 +129,15 @@ class Wiring:
         return await self.ticks.lead(role, self.worker_id, ttl_s)
 
     def _scheduler(self) -> Scheduler:
-        return Scheduler(ScheduleStore(self._db), self._pushes, backlog_max=self.settings.user_backlog_max)
+        return Scheduler(
+            ScheduleStore(self._db), self._pushes, backlog_max=self.settings.runs.user_backlog_max
+        )
 
     def _janitor(self) -> Janitor:
-        settings = self.settings
         return Janitor(
             LogUpkeep(self._db),
             LogArchiver(LogStore(self._db), self._workspaces),
-            JanitorPolicy(
-                settings.log_pack_after_s, settings.log_retention_days, settings.log_archive == "on"
-            ),
+            self.settings.log,
             clock=now_us,
         )
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from queue_agent import Tally, orders, produce, work
 
-from app.config import Settings
+from app.config import WorkerSettings
 from app.core.models import Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
@@ -31,7 +31,7 @@ ROLE, URL = sys.argv[1:3]
 LIBRARIES = ["redis", "hiredis"]
 SLOTS = 100
 HOLD = "hold"
-LEASE_S: float = Settings.model_fields["lease_s"].default
+LEASE_S: float = WorkerSettings().lease_s
 
 
 class Slots:

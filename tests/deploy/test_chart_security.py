@@ -340,14 +340,14 @@ def test_a_tool_with_the_application_s_bounds_fits() -> None:
     """The most that a step may ask for is within the LimitRange; a worker full of defaults fits the quota."""
     settings, made = Settings(), scenario("minimal")
     most = made.one("LimitRange", "tools")["spec"]["limits"][0]["max"]
-    assert quantity(settings.tool_cpu_max) <= quantity(most["cpu"])
-    assert quantity(settings.tool_memory_max) <= quantity(most["memory"])
-    assert quantity(settings.tool_disk) <= quantity(most["ephemeral-storage"])
+    assert quantity(settings.kubernetes.cpu_max) <= quantity(most["cpu"])
+    assert quantity(settings.kubernetes.memory_max) <= quantity(most["memory"])
+    assert quantity(settings.kubernetes.disk) <= quantity(most["ephemeral-storage"])
     hard = made.one("ResourceQuota", "tools")["spec"]["hard"]
-    slots = settings.worker_concurrency
-    assert slots * (quantity(settings.tool_cpu) + 0.5) <= quantity(hard["limits.cpu"])
-    assert slots * (quantity(settings.tool_memory) + 256 * 2**20) <= quantity(hard["limits.memory"])
-    assert slots * 2 * quantity(settings.tool_disk) <= quantity(hard["limits.ephemeral-storage"])
+    slots = settings.worker.concurrency
+    assert slots * (quantity(settings.kubernetes.cpu) + 0.5) <= quantity(hard["limits.cpu"])
+    assert slots * (quantity(settings.kubernetes.memory) + 256 * 2**20) <= quantity(hard["limits.memory"])
+    assert slots * 2 * quantity(settings.kubernetes.disk) <= quantity(hard["limits.ephemeral-storage"])
     assert slots <= int(hard["pods"])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.config import Settings
+from app.config import VARIABLES, Settings
 from app.redis.address import RedisAddress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def urls(name: str) -> list[str]:
     return [value for value in SERVICES[name]["environment"].values() if "://" in value]
 
 
-@pytest.mark.parametrize(("name", "port"), [("api", Settings().port), ("worker", Settings().worker_port)])
+@pytest.mark.parametrize(("name", "port"), [("api", Settings().api.port), ("worker", Settings().worker.port)])
 def test_it_is_healthy_only_when_it_answers(name: str, port: int) -> None:
     """The image's own check takes a container that listens nowhere for one of the command line."""
     assert SERVICES[name]["healthcheck"]["test"][-1] == str(port)
@@ -91,13 +91,13 @@ def test_one_service_builds_the_image_of_all() -> None:
 def test_its_variables_are_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is known to the application, which takes their values."""
     environment = SERVICES[name]["environment"]
-    assert {each for each in environment if each.lower() not in Settings.model_fields} == set()
+    assert {each for each in environment if each not in VARIABLES} == set()
     for key, value in environment.items():
         monkeypatch.setenv(key, re.sub(r"\$\{\w+:-(.*)\}", r"\1", value))
     settings = Settings()
-    assert [host for host, _ in RedisAddress.of(settings).servers] == ["redis"]
-    assert settings.effective_database_url.endswith("@postgresql:5432/tailrun")
-    assert settings.s3_endpoint == "http://s3:7070"
+    assert [host for host, _ in RedisAddress.of(settings.redis).servers] == ["redis"]
+    assert settings.data.effective_database_url.endswith("@postgresql:5432/tailrun")
+    assert settings.storage.s3_endpoint == "http://s3:7070"
     assert {"redis", "postgresql", "s3"} <= SERVICES.keys()
 
 
@@ -120,7 +120,10 @@ def test_our_containers_are_locked_down(name: str) -> None:
 def test_a_worker_may_drain() -> None:
     """Longer than the settings' drain and grace."""
     settings = Settings()
-    assert seconds(SERVICES["worker"]["stop_grace_period"]) > settings.drain_s + settings.cancel_grace_s
+    assert (
+        seconds(SERVICES["worker"]["stop_grace_period"])
+        > settings.worker.drain_s + settings.tools.cancel_grace_s
+    )
 
 
 def test_images_have_versions_and_are_those_of_the_chart() -> None:

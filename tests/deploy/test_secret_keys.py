@@ -9,7 +9,7 @@ import pytest
 import yaml
 from chart import ROOT, SCENARIOS, Object, changed, containers, scenario
 
-from app.config import Settings
+from app.config import VARIABLES
 
 SHARED = {"DATABASE_URL", "REDIS_URL", "REDIS_SENTINEL_USERNAME", "REDIS_SENTINEL_PASSWORD"}
 STORE = {"S3_ACCESS_KEY", "S3_SECRET_KEY"}
@@ -28,7 +28,7 @@ ALLOWED = {
 }
 """WEBHOOK_SECRET tells the API that there are webhooks; PROJECTS_KEY seals there, and opens in workers."""
 EVERYTHING = {
-    *(name.upper() for name, about in Settings.model_fields.items() if "SecretStr" in str(about.annotation)),
+    *(name for name, about in VARIABLES.items() if "SecretStr" in str(about.annotation)),
     *("S3_ACCESS_KEY", "REDIS_SENTINEL_USERNAME", "UPSTASH_REDIS_REST_URL"),
 }
 """What may stand in a Secret that comes in whole."""

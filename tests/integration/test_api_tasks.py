@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from support.api_server import TOKEN, Api, error_of, serving, settings_for
+from support.api_server import TOKEN, Api, changed, error_of, serving, settings_for
 from support.servers import RedisServer
 
 from app.config import Settings
@@ -45,10 +45,6 @@ def settings(tmp_path: Path, redis_server: RedisServer, migrated_url: str) -> Se
 def api(settings: Settings) -> Iterator[Api]:
     with serving(settings, migrated=False) as api:
         yield api
-
-
-def changed(settings: Settings, **more: Any) -> Settings:
-    return settings.model_copy(update=more)
 
 
 def test_a_task_is_a_run_and_is_stored_as_sent(api: Api) -> None:
@@ -178,9 +174,9 @@ def test_a_project_shows_names_and_never_values(api: Api) -> None:
 
 def test_what_is_secret_is_not_readable_in_the_database(settings: Settings, api: Api) -> None:
     api.admin.put("/v1/projects/p1", json=PROJECT)
-    if not settings.effective_database_url.startswith("sqlite"):
+    if not settings.data.effective_database_url.startswith("sqlite"):
         return
-    path = settings.effective_database_url.removeprefix("sqlite:///")
+    path = settings.data.effective_database_url.removeprefix("sqlite:///")
     with sqlite3.connect(path) as db:
         rows = str(db.execute("SELECT * FROM projects").fetchall())
     assert "uploads" in rows

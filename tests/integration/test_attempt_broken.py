@@ -24,11 +24,10 @@ async def test_a_log_that_cannot_be_written_ends_the_attempt_and_its_program(
 ) -> None:
     settings = Settings(
         data_dir=tmp_path,
-        tmp_dir=tmp_path / "tmp",
         redis_url=redis_server.url,  # pyright: ignore[reportArgumentType]
         database_url=f"sqlite:///{tmp_path / 'tailrun.db'}",  # pyright: ignore[reportArgumentType]
     )
-    migrate(settings.effective_database_url)
+    migrate(settings.data.effective_database_url)
     parts = Wiring(settings, "w1")
     await parts.executor.start()
     spec = {"steps": [{"id": "s1", "tool": "shell", "args": {"command": "echo begun; sleep 600"}}]}

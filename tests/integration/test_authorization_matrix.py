@@ -203,7 +203,7 @@ class World:
         return {name: makers[name]() for name in re.findall(r"\{(\w+)\}", route)}
 
     def staged(self) -> str:
-        files = staged_files(self.api.settings)
+        files = staged_files(self.api.settings.data)
         files.make(KEY)
         part = files.begin(KEY, Way.DOWN)
         part.write(b"archive")
@@ -219,7 +219,8 @@ class World:
         run_id = things.get("run_id") or self.other_run
         if caller in self.bearers:
             return {"Authorization": f"Bearer {self.bearers[caller]}"}, {}
-        staged = staged_files(self.api.settings).token(KEY, Way.UP if route[:3] == "PUT" else Way.DOWN, 600)
+        way = Way.UP if route[:3] == "PUT" else Way.DOWN
+        staged = staged_files(self.api.settings.data).token(KEY, way, 600)
         headers = {
             "wrong": {"Authorization": "Bearer tr_wrong"},
             "no scheme": {"Authorization": owner},
@@ -244,7 +245,7 @@ class World:
         return headers.get(caller, {}), {"access_token": query[caller]} if caller in query else {}
 
     async def _expired(self) -> str:
-        db = Database(self.api.settings.effective_database_url)
+        db = Database(self.api.settings.data.effective_database_url)
         try:
             return (await TokenStore(db).create("ada", "admin", "old", 1, expires_at=2))[0]
         finally:

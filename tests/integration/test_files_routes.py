@@ -54,7 +54,7 @@ def held_run(client: httpx2.Client) -> str:
 
 def folder_of(api: Api, run: str, user: str = "ada") -> Path:
     """Return where a tool of this run works."""
-    folder = api.settings.data_dir / "workspace" / "users" / user / "runs" / run.rsplit("/", 1)[-1]
+    folder = api.settings.data.folder / "workspace" / "users" / user / "runs" / run.rsplit("/", 1)[-1]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -225,7 +225,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(api: Api) -> None:
             + b"x" * 400_000
         )
     deadline = time.monotonic() + 60
-    scratch = api.settings.data_dir / "workspace" / ".scratch"
+    scratch = api.settings.data.folder / "workspace" / ".scratch"
     while list(scratch.rglob("tmp*/tmp*")):
         assert time.monotonic() < deadline
         time.sleep(0.01)

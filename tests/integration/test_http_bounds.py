@@ -59,14 +59,13 @@ def place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[int, Open]]:
     """A server whose clocks are short: the API's and the worker's own."""
+    monkeypatch.setattr(BoundedHttp, "head_timeout_s", 0.5)
+    monkeypatch.setattr(BoundedHttp, "body_timeout_s", 0.5)
     if request.param == "worker":
-        monkeypatch.setattr(BoundedHttp, "head_timeout_s", 0.5)
-        monkeypatch.setattr(BoundedHttp, "body_timeout_s", 0.5)
         with health_server() as served:
             yield served
         return
-    times = {"http_head_timeout_s": 0.5, "http_body_timeout_s": 0.5}
-    with serving(settings_for(tmp_path, redis_server.url, sqlite_url, **times)) as api:
+    with serving(settings_for(tmp_path, redis_server.url, sqlite_url)) as api:
         yield (
             int(api.url.rsplit(":", 1)[1]),
             lambda: len(api.server.server_state.connections),

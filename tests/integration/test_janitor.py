@@ -18,6 +18,7 @@ from support.servers import RedisServer
 from support.stack import Stack, shell, wait_for
 from test_log_upkeep import counts
 
+from app.config import LogSettings
 from app.core.errors import Unprocessable
 from app.core.events import EventType
 from app.core.periodic import Periodic, going_on
@@ -25,7 +26,7 @@ from app.db.engine import Database
 from app.db.log_retention import LogUpkeep
 from app.db.log_store import EXPIRED, LogStore
 from app.db.run_store import RunStore
-from app.maintenance.log_janitor import Janitor, JanitorPolicy, LogArchiver
+from app.maintenance.log_janitor import Janitor, LogArchiver
 from app.redis.clients import RedisClients
 from app.redis.ticks import Ticks
 from app.storage.workspace import Workspaces
@@ -66,7 +67,7 @@ def janitor(database: Database, workspaces: Workspaces) -> MakeJanitor:
         return Janitor(
             LogUpkeep(database),
             LogArchiver(LogStore(database), workspaces),
-            JanitorPolicy(pack_after_s, days, archive),
+            LogSettings(pack_after_s=pack_after_s, retention_days=days, archive="on" if archive else "off"),
             clock=lambda: now,
         )
 

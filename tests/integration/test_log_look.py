@@ -35,7 +35,7 @@ def api(tmp_path: Path, redis_server: RedisServer, sqlite_url: str) -> Iterator[
 
 def behind(api: Api, work: Callable[[Database], Awaitable[T]]) -> T:
     async def run() -> T:
-        db = Database(api.settings.effective_database_url)
+        db = Database(api.settings.data.effective_database_url)
         try:
             return await work(db)
         finally:

@@ -49,7 +49,7 @@ def poison(api: Api, table: str, key: str, row_id: str, values: dict[str, Any]) 
     statement = text(f"UPDATE {table} SET {settings} WHERE {key} = :id")
 
     async def write() -> int:
-        db = Database(api.settings.effective_database_url)
+        db = Database(api.settings.data.effective_database_url)
         try:
             return await db.write(
                 lambda connection: connection.execute(statement, values | {"id": row_id}).rowcount
@@ -62,7 +62,7 @@ def poison(api: Api, table: str, key: str, row_id: str, values: dict[str, Any]) 
 
 def settings_of(api: Api) -> tuple[Database, RedisClients]:
     settings = api.settings
-    return Database(settings.effective_database_url), RedisClients(settings.effective_redis_url)
+    return Database(settings.data.effective_database_url), RedisClients(settings.redis.effective_url)
 
 
 async def look_after(api: Api) -> int:
@@ -161,7 +161,7 @@ def test_a_poisoned_line_hides_no_other(tmp_path: Path, redis_server: RedisServe
             assert len(client.get(f"/v1/runs/{run_id}/logs").json()["events"]) >= 299
             for form in ("sse", "ndjson", "text"):
                 assert client.get(f"/v1/runs/{run_id}/stream?follow=0&format={form}").status_code == 200
-            db = Database(api.settings.effective_database_url)
+            db = Database(api.settings.data.effective_database_url)
 
             async def pack(db: Database = db) -> None:
                 upkeep = LogUpkeep(db)

@@ -18,6 +18,7 @@ from app.core.errors import Unavailable
 from app.db.engine import Database
 from app.db.project_store import Change, ProjectStore
 from app.plan.projects import ProjectConfig
+from app.worker import project_source
 from app.worker.project_source import TRIES, ProjectSource
 from tailrun.process.errors import ErrorCode, RunFailure
 
@@ -74,7 +75,7 @@ def store(database: Database) -> ProjectStore:
 
 
 async def asked(store: ProjectStore, project: str = "shop", **settings: Any) -> ProjectConfig:
-    source = ProjectSource(store, Settings(**settings))
+    source = ProjectSource(store, Settings(**settings).projects)
     try:
         return await source.fetch(project)
     finally:
@@ -174,9 +175,13 @@ async def test_a_service_that_does_not_give_a_project(
     assert (failed.retried, len(upstream.asked)) == (retried, times)
 
 
-async def test_a_service_that_is_away_or_silent(store: ProjectStore, upstream: Upstream) -> None:
+async def test_a_service_that_is_away_or_silent(
+    store: ProjectStore, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is waited for no longer than its time."""
     upstream.hold.clear()
-    assert (await failure(store, projects_url=upstream.url, projects_timeout_s=0.2)).retried
+    monkeypatch.setattr(project_source, "TIMEOUT_S", 0.2)
+    assert (await failure(store, projects_url=upstream.url)).retried
+    monkeypatch.undo()
     upstream.close()
     assert (await failure(store, projects_url=upstream.url)).retried

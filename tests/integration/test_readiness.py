@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
-from support.api_server import settings_for
+from support.api_server import changed, settings_for
 from support.servers import RedisServer
 
 from app.config import Settings
@@ -25,9 +24,9 @@ async def settings(tmp_path: Path, redis_server: RedisServer, sqlite_url: str) -
 
 @pytest.fixture
 async def check(settings: Settings) -> AsyncIterator[StoreCheck]:
-    migrate(settings.effective_database_url)
-    db, redis = Database(settings.effective_database_url), RedisClients.for_api(settings)
-    yield StoreCheck(settings.effective_database_url, db, redis)
+    migrate(settings.data.effective_database_url)
+    db, redis = Database(settings.data.effective_database_url), RedisClients.for_api(settings.redis)
+    yield StoreCheck(settings.data.effective_database_url, db, redis)
     await db.close()
     await redis.close()
 
@@ -43,7 +42,7 @@ async def test_each_says_what_is_wrong_with_it(settings: Settings, tmp_path: Pat
     """A database without tables answers, and is still not what this release needs."""
     url = f"sqlite:///{tmp_path}/empty.db"
     db = Database(url)
-    redis = RedisClients.for_api(settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1")}))
+    redis = RedisClients.for_api(changed(settings, redis_url="redis://127.0.0.1:1").redis)
     checks = await StoreCheck(url, db, redis)()
     await db.close()
     await redis.close()

@@ -91,9 +91,9 @@ WAYS = ["socket", "tls", "mutual tls", "sentinel", "cluster"]
 @pytest.mark.parametrize("way", WAYS, indirect=True)
 async def test_every_way_serves_all_purposes(way: Settings) -> None:
     """Push, wait, claim, ack, subscribe, renew in a thread, and look with `tailrun redis`."""
-    clients = RedisClients.for_worker(way)
+    clients = RedisClients.for_worker(way.redis)
     claims, queue = Claims(clients, "w1", 5), Queue(clients)
-    lease = LeaseClient(RedisAddress.of(way), way.redis_prefix, "w1", 5)
+    lease = LeaseClient(RedisAddress.of(way.redis), way.redis.prefix, "w1", 5)
     subscriptions = Subscriptions(clients)
     try:
         await clients.ping()
@@ -110,7 +110,7 @@ async def test_every_way_serves_all_purposes(way: Settings) -> None:
         await claims.claim(1, [entry])
         assert (await queue.depth()).in_flight == 0
         key = clients.keys.workers()
-        assert [reply async for reply in ask(RedisAddress.of(way), ["ZCARD", key])] == [1]
+        assert [reply async for reply in ask(RedisAddress.of(way.redis), ["ZCARD", key])] == [1]
         await lease.release()
     finally:
         await clients.commands.flushdb()
@@ -132,8 +132,8 @@ async def test_tls_is_verified_on_both_sides(
     host = "localhost" if wrong == "the wrong host" else "127.0.0.1"
     with tls_front(redis_server, certificates, client=True) as port:
         way = settings(f"rediss://{host}:{port}", **files)
-        clients = RedisClients.for_worker(way)
-        lease = LeaseClient(RedisAddress.of(way), "", "w1", 5)
+        clients = RedisClients.for_worker(way.redis)
+        lease = LeaseClient(RedisAddress.of(way.redis), "", "w1", 5)
         with pytest.raises(RedisDown):
             await clients.ping()
         with pytest.raises(RedisDown):
@@ -150,7 +150,7 @@ async def test_a_certificate_that_was_renewed_is_used_without_a_restart(
     ca = tmp_path / "ca.pem"
     ca.write_bytes(old.ca.read_bytes())
     with tls_front(redis_server, new, client=False) as port:
-        clients = RedisClients.for_worker(settings(f"rediss://127.0.0.1:{port}", redis_ca_file=ca))
+        clients = RedisClients.for_worker(settings(f"rediss://127.0.0.1:{port}", redis_ca_file=ca).redis)
         with pytest.raises(RedisDown):
             await clients.ping()
         ca.write_bytes(new.ca.read_bytes())
@@ -160,7 +160,7 @@ async def test_a_certificate_that_was_renewed_is_used_without_a_restart(
 
 async def test_a_wrong_password_is_an_error_that_says_so(sentinel_site: SentinelSite) -> None:
     """And not the password."""
-    clients = RedisClients.for_worker(settings(sentinel_site.url.replace("pa:ss", "not-it")))
+    clients = RedisClients.for_worker(settings(sentinel_site.url.replace("pa:ss", "not-it")).redis)
     with pytest.raises(RedisDown, match=r"(?i)auth|password") as error:
         await clients.ping()
     assert "not-it" not in str(error.value)
@@ -169,7 +169,7 @@ async def test_a_wrong_password_is_an_error_that_says_so(sentinel_site: Sentinel
 
 async def test_an_unknown_service_is_an_error_that_names_it(sentinel_site: SentinelSite) -> None:
     """Every sentinel's answer stands in it."""
-    clients = RedisClients.for_worker(settings(sentinel_site.url.replace("tailrun-test", "nobody")))
+    clients = RedisClients.for_worker(settings(sentinel_site.url.replace("tailrun-test", "nobody")).redis)
     with pytest.raises(RedisDown, match=r"'nobody'.*does not know it"):
         await clients.ping()
     await clients.close()
@@ -179,9 +179,9 @@ async def test_a_fail_over_moves_every_connection_to_the_new_master(tmp_path: Pa
     """Commands, blocking pop, pub/sub and the lease's thread; one sentinel dead besides."""
     site = SentinelSite(tmp_path).start()
     way = settings(site.url)
-    clients = RedisClients.for_worker(way)
+    clients = RedisClients.for_worker(way.redis)
     claims, queue, subscriptions = Claims(clients, "w1", 5), Queue(clients), Subscriptions(clients)
-    lease = LeaseClient(RedisAddress.of(way), "", "w1", 5)
+    lease = LeaseClient(RedisAddress.of(way.redis), "", "w1", 5)
     try:
         heard = Heard.on(subscriptions, "agent:control")
         await asyncio.wait_for(heard.confirmed.wait(), 60)
@@ -211,7 +211,7 @@ async def test_a_fail_over_moves_every_connection_to_the_new_master(tmp_path: Pa
 async def test_a_readonly_reply_ends_the_connection(tmp_path: Path) -> None:
     """Plain, out of a script, or ending a blocking pop: the next one resolves the name again."""
     servers = [RedisServer(tmp_path / name).start() for name in ("one", "two")]
-    clients = RedisClients.for_worker(settings(servers[0].url))
+    clients = RedisClients.for_worker(settings(servers[0].url).redis)
     claims, queue, lease = Claims(clients, "w1", 5), Queue(clients), LeaseClient(servers[0].url, "", "w1", 5)
     try:
         await queue.push_delayed(Job(run_id="r1", **JOB), 1)
@@ -239,7 +239,7 @@ async def test_a_readonly_reply_ends_the_connection(tmp_path: Path) -> None:
 async def test_a_server_that_a_sentinel_names_has_to_be_a_master(tmp_path: Path) -> None:
     """A sentinel that is cut off still names the old one, which would take no writes."""
     site = SentinelSite(tmp_path, sentinels=1).start()
-    clients = RedisClients.for_worker(settings(site.url))
+    clients = RedisClients.for_worker(settings(site.url).redis)
     lease = LeaseClient(site.url, "", "w1", 5)
     try:
         with site.master().client() as client:

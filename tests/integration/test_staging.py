@@ -19,7 +19,7 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 from staging_world import KEY, World, manifest, member, packed
-from support.api_server import serving, settings_for
+from support.api_server import changed, serving, settings_for
 from support.servers import RedisServer
 from support.stack import wait_for
 from support.workspace_contents import content, paths
@@ -57,7 +57,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
                 tmp_path / "data", redis.url, request.getfixturevalue("sqlite_url"), **limits
             )
             url = stack.enter_context(serving(served)).url
-            settings = served.model_copy(update={"tool_sync_url": url})
+            settings = changed(served, tool_sync_url=url)
         workspaces = open_workspaces(settings)
         world = World(tmp_path, workspaces, open_staging(settings, workspaces))
         yield world

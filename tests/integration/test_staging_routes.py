@@ -34,7 +34,7 @@ def api(tmp_path: Path, redis_server: RedisServer, sqlite_url: str) -> Iterator[
 
 @pytest.fixture
 def staged(api: Api) -> StagedFiles:
-    files = staged_files(api.settings)
+    files = staged_files(api.settings.data)
     for key in (KEY, OTHER):
         files.make(key)
         part = files.begin(key, Way.DOWN)
@@ -55,7 +55,7 @@ def _uploaded(staged: StagedFiles) -> bytes:
 
 
 def places(api: Api) -> list[str]:
-    root = api.settings.data_dir / "staging"
+    root = api.settings.data.folder / "staging"
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
@@ -102,12 +102,12 @@ def test_keys_that_are_none(api: Api, staged: StagedFiles, key: str) -> None:
 def test_nothing_was_ever_staged(api: Api) -> None:
     """An API that carries no files has no secret to guess, and makes none for a stranger."""
     assert ask(api, "GET", KEY, f"{int(time.time()) + 60}.{'0' * 64}").status_code == 404
-    assert not (api.settings.data_dir / "staging").exists()
+    assert not (api.settings.data.folder / "staging").exists()
 
 
 def test_an_upload_is_bounded(api: Api, staged: StagedFiles) -> None:
     """Announced or not, too much is refused, and leaves nothing."""
-    limit = largest_upload(workspace_limits(api.settings))
+    limit = largest_upload(workspace_limits(api.settings.storage))
     token = staged.token(KEY, Way.UP, 600)
     before = places(api)
     assert ask(api, "PUT", KEY, token, bytes(limit + 1)).status_code == 413
@@ -222,7 +222,7 @@ def test_a_port_of_its_own_has_the_staging_routes_and_nothing_else(
         port = sock.getsockname()[1]
         settings = settings_for(tmp_path, redis_server.url, sqlite_url, staging_port=port)
         with serving(settings, more=[sock]) as api:
-            staged = staged_files(settings)
+            staged = staged_files(settings.data)
             staged.make(KEY)
             token = staged.token(KEY, Way.UP, 600)
             assert ask(api, "PUT", KEY, token, b"x").status_code == 404
@@ -251,9 +251,9 @@ def test_a_port_of_its_own_has_the_staging_routes_and_nothing_else(
 
 
 def test_the_same_port_is_no_port_of_its_own() -> None:
-    assert own_staging_port(Settings(port=8080, staging_port=8080)) is None
-    assert own_staging_port(Settings(port=8080)) is None
-    assert own_staging_port(Settings(port=8080, staging_port=8081)) == 8081
+    assert own_staging_port(Settings(port=8080, staging_port=8080).api) is None
+    assert own_staging_port(Settings(port=8080).api) is None
+    assert own_staging_port(Settings(port=8080, staging_port=8081).api) == 8081
 
 
 def test_api_and_worker_agree_on_the_secret(tmp_path: Path) -> None:

@@ -261,11 +261,11 @@ async def test_draining_ends_streams_cleanly(run: LiveRun, stores: Stores) -> No
 
 
 async def test_a_client_who_does_not_read_is_cut(
-    tmp_path: Path, redis_server: RedisServer, sqlite_url: str
+    tmp_path: Path, redis_server: RedisServer, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One viewer never reads while 20 MB flow; another gets all of it, and the first one is let go."""
-    settings = settings_for(tmp_path / "data", redis_server.url, sqlite_url, stream_send_timeout_s=3)
-    with serving(settings) as api:
+    monkeypatch.setattr("app.routes.stream.SEND_TIMEOUT_S", 3)
+    with serving(settings_for(tmp_path / "data", redis_server.url, sqlite_url)) as api:
         async with stores_of(api) as stores:
             run = await stores.live_run()
             request = (

@@ -12,7 +12,7 @@ import httpx2
 import orjson
 import pytest
 import websockets
-from support.api_server import Api, error_of, serving, settings_for
+from support.api_server import Api, changed, error_of, serving, settings_for
 from support.live_run import PATIENT, LiveRun, Stores, hub_of, stores_of
 from support.servers import RedisServer
 from support.stream_fixtures import until
@@ -148,7 +148,7 @@ async def test_many_at_once_get_no_more_than_the_share(stores: Stores) -> None:
 
 async def test_without_tokens_everybody_is_one_user(settings: Settings) -> None:
     """With AUTH=off the share holds as well."""
-    with serving(settings.model_copy(update={"auth": "off"})) as api:
+    with serving(changed(settings, auth="off")) as api:
         async with stores_of(api) as stores:
             run = await stores.live_run()
             nobody = {"Authorization": ""}
@@ -175,7 +175,7 @@ async def test_what_a_revoked_token_opened_ends(ends: str, settings: Settings, s
     """On every API process: its streams, its sockets and those of its stream tokens; others go on."""
     run = await stores.live_run("ada")
     ada, again = await Caller.make(stores, "ada"), await Caller.make(stores, "ada")
-    settings = settings.model_copy(update={"user_stream_max": 100})
+    settings = changed(settings, user_stream_max=100)
     with serving(settings) as other:
         made = await ada.stream_token(run)
         async with (
@@ -225,7 +225,7 @@ async def test_a_stream_ends_when_its_token_expires(stores: Stores) -> None:
     brief = await Caller.make(stores, "ada", expires_in_s=2)
     lasting = await Caller.make(stores, "ada")
     made = await lasting.stream_token(run)
-    db = Database(stores.api.settings.effective_database_url)
+    db = Database(stores.api.settings.data.effective_database_url)
     async with brief.follow(run) as one, lasting.follow(run, token=made) as two:
         assert '"type":"end"' not in await rest_of(one)
         await TokenStore(db).purge_expired(2**60)  # the stream token itself is gone

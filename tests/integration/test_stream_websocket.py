@@ -236,11 +236,11 @@ async def test_a_client_that_vanishes_leaves_nothing(run: LiveRun, stores: Store
 
 
 async def test_a_client_who_does_not_read_is_cut(
-    tmp_path: Path, redis_server: RedisServer, sqlite_url: str
+    tmp_path: Path, redis_server: RedisServer, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A WebSocket whose client never reads while 20 MB flow is let go; another gets all of it."""
-    settings = settings_for(tmp_path / "data", redis_server.url, sqlite_url, stream_send_timeout_s=3)
-    with serving(settings) as api:
+    monkeypatch.setattr("app.routes.websocket.SEND_TIMEOUT_S", 3)
+    with serving(settings_for(tmp_path / "data", redis_server.url, sqlite_url)) as api:
         async with stores_of(api) as stores:
             run = await stores.live_run()
             async with connect(

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from support.run_rows import NOW, new_run
 from support.servers import RedisServer
 
+from app.config import LogSettings
 from app.core.errors import LogBroken, LostOwnership
 from app.core.events import Event, EventType, LineBatch
 from app.core.models import Fence, Run, RunStatus, StepRecord, StepStatus
@@ -26,7 +27,7 @@ from app.db.run_store import Batch, Cut, Outcome, RunStore
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher, Tail
 from app.stream.masking import Masker
-from app.stream.writer import LogPolicy, LogWriter
+from app.stream.writer import LogWriter
 from tailrun.process.lines import Level, Line, Stream
 
 SUCCEEDED = Outcome(RunStatus.SUCCEEDED, exit_code=0)
@@ -49,7 +50,7 @@ class World:
         [claimed] = await self.runs.claim([run.run_id], worker_id, NOW)
         return claimed
 
-    async def writer(self, run: Run, **policy: Any) -> LogWriter:
+    async def writer(self, run: Run, **settings: Any) -> LogWriter:
         def cancelled() -> None:
             self.cancels += 1
 
@@ -63,7 +64,7 @@ class World:
             tail=self.tail,
             runs=self.runs,
             clock=lambda: next(self._clock),
-            policy=LogPolicy(**policy),
+            settings=LogSettings.model_construct(**settings),
             masker=Masker(["hunter22"]),
             on_cancel=cancelled,
             on_lost=lost,
@@ -410,12 +411,15 @@ async def test_giving_back_leaves_the_run_queued(world: World) -> None:
     assert (after.status, after.worker_id, after.retries) == (RunStatus.QUEUED, None, 0)
 
 
-async def test_a_short_run_is_published_in_two_messages(world: World) -> None:
+async def test_a_short_run_is_published_in_two_messages(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its first event at once, the rest with its end: a run of milliseconds costs two calls to Redis."""
     run = await world.claim()
     pubsub = world.clients.pubsub_connection()
     await pubsub.subscribe(f"agent:logs:{run.run_id}")
-    writer = await world.writer(run, linger_s=5)
+    monkeypatch.setattr("app.stream.writer.LINGER_S", 5)
+    writer = await world.writer(run)
     await writer.event(EventType.STATUS, data={"status": "running"})
     messages = [await next_message(pubsub)]
     for n in range(3):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from support.api_server import serving
+from support.api_server import changed, serving
 from support.redis_exercise import EVENT
 from support.servers import RedisServer
 from support.stack import Stack, seqs, shell, wait_for
@@ -43,7 +43,7 @@ def settings(proxy: RestProxy, url: str | None = None, token: str = TOKEN) -> Se
 @pytest.fixture
 async def rest(proxy: RestProxy) -> AsyncIterator[RedisClients]:
     """An API's clients that have nothing but REST."""
-    clients = RedisClients.for_api(settings(proxy))
+    clients = RedisClients.for_api(settings(proxy).redis)
     yield clients
     await clients.close()
 
@@ -153,7 +153,7 @@ async def test_what_is_wrong_is_said(trouble: str, proxy: RestProxy, redis_serve
     """A wrong token, nobody there, and a connection that ends; one command or many."""
     if trouble == "address":
         proxy.url = "http://127.0.0.1:1"
-    clients = RedisClients.for_api(settings(proxy, token="wrong" if trouble == "token" else TOKEN))
+    clients = RedisClients.for_api(settings(proxy, token="wrong" if trouble == "token" else TOKEN).redis)
     says = {"token": "Unauthorized", "address": "REST API failed", "reply": "REST API failed"}[trouble]
     if trouble == "reply":
         proxy.lose_replies = 1
@@ -170,14 +170,14 @@ async def test_both_ways_must_lead_to_one_server(
 ) -> None:
     """Otherwise pushes would go where no worker looks; and it is well once they do."""
     other = RedisServer(tmp_path).start()
-    apart = RedisClients.for_api(settings(proxy, other.url))
+    apart = RedisClients.for_api(settings(proxy, other.url).redis)
     with pytest.raises(RedisDown, match="two different servers"):
         await apart.ping()
     with pytest.raises(RedisDown, match="two different servers"):
         await apart.ping()
     await apart.close()
     other.stop()
-    together = RedisClients.for_api(settings(proxy, redis_server.url))
+    together = RedisClients.for_api(settings(proxy, redis_server.url).redis)
     await together.ping()
     nonces = len({command[1] for command in proxy.commands if command[0].upper() == "SET"})
     await together.ping()
@@ -223,8 +223,8 @@ def test_an_api_whose_two_ways_lead_apart_is_not_ready(tmp_path: Path, sqlite_ur
     """It says why on /readyz; nothing would run."""
     server, other = RedisServer(tmp_path / "redis").start(), RedisServer(tmp_path / "other").start()
     with rest_proxy(other) as proxy:
-        chosen = settings(proxy, server.url).model_copy(
-            update={"data_dir": tmp_path, "database_url": SecretStr(sqlite_url), "api_token": SecretStr("t")}
+        chosen = changed(
+            settings(proxy, server.url), data_dir=tmp_path, database_url=sqlite_url, api_token="t"
         )
         with serving(chosen) as api:
             answer = api.client("t").get("/readyz")

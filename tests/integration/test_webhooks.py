@@ -13,12 +13,13 @@ from support.run_rows import NOW, end, ended, new_run, running
 from support.stream_fixtures import until
 from support.webhook_receiver import SECRET, Receiver, verify
 
+from app.config import WebhookSettings
 from app.core.models import Fence, RunStatus
 from app.core.periodic import Backoff
 from app.db.engine import Database
 from app.db.run_store import Batch, Outcome, RunStore
 from app.db.webhook_store import WebhookStore
-from app.maintenance.webhooks import Retry, Webhooks, WebhookSender
+from app.maintenance.webhooks import Webhooks, WebhookSender
 
 
 @pytest.fixture
@@ -45,9 +46,9 @@ def webhooks(
     timeout_s: float = 30,
 ) -> Webhooks:
     sender = WebhookSender(SECRET, timeout_s=timeout_s, allow_private=allow)
-    retry = Retry(tries, Backoff(10, 100, Random(1)))
+    settings = WebhookSettings(max_attempts=tries, timeout_s=timeout_s)
     runs, store = RunStore(database), WebhookStore(database)
-    return Webhooks(store, runs, sender, retry, timeout_s=timeout_s, clock=clock)
+    return Webhooks(store, runs, sender, settings, backoff=Backoff(10, 100, Random(1)), clock=clock)
 
 
 async def send(sending: Webhooks) -> int:

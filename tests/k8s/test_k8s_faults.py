@@ -14,11 +14,11 @@ from executor_conformance import Recorder, ended, shell, stopped_at, tool
 from fake_cluster.cluster import FakeCluster
 from fake_cluster.faults import Fault
 from fake_cluster.http import refusal
+from support.api_server import changed
 
 from app.core.models import ResourceRequest
 from app.execution.executor import CannotRun, ToolRun
 from app.k8s.client import ClusterAway
-from app.k8s.context import Timeouts
 from app.k8s.profile import Profiles
 from app.k8s.spec import job_name
 from tailrun.process.errors import ErrorCode, RunFailure
@@ -32,7 +32,9 @@ FORBIDDEN = 403
 @pytest.fixture
 def hurried(executor: Any) -> Any:
     """An executor without much patience."""
-    executor._crew = replace(executor._crew, patience=Timeouts(0.5, 0.5, 5, 1))
+    terms = executor._crew.terms
+    short = terms.kubernetes.model_copy(update={"schedule_s": 0.5, "start_s": 0.5, "upload_s": 5})
+    executor._crew = replace(executor._crew, terms=replace(terms, grace_s=1, kubernetes=short))
     return executor
 
 
@@ -226,8 +228,8 @@ async def test_a_job_that_had_printed_and_is_gone_was_lost(executor: Any, cwd: P
 
 async def test_an_image_without_our_wrapper_runs_raw(executor: Any, cwd: Path, cluster: FakeCluster) -> None:
     """One stream, the kubelet's times; its files are there before it starts, and come back."""
-    allowed = executor.settings.model_copy(update={"tool_images_allowed": "python:*"})
-    executor._crew = replace(executor._crew, profiles=Profiles(allowed))
+    allowed = changed(executor.settings, tool_images_allowed="python:*")
+    executor._crew = replace(executor._crew, profiles=Profiles(allowed.kubernetes))
     (cwd / "in").write_text("here")
     what = replace(
         shell(cwd, "cat in; echo; echo err >&2; echo out > f; exit 4"),

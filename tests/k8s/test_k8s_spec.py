@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.config import Settings
+from app.config import KubernetesSettings, Settings
 from app.core.models import ResourceRequest
 from app.execution.executor import Source, ToolRun
 from app.k8s import spec
@@ -19,7 +19,9 @@ from app.storage.local_workspace import LocalWorkspaces
 from app.storage.workspace import UNLIMITED
 
 FILES = LocalWorkspaces(Path("nowhere"), UNLIMITED).open("u", "r")
-TERMS = JobSettings("tools", "box:1", 5, 30, 600, 3600, "2Gi", "100m", True, "pull")
+TERMS = JobSettings(
+    "tools", 5, 300, KubernetesSettings(image="box:1", user_namespaces=True, image_pull_secret="pull")
+)
 TOOL = ToolRun(
     "run-1",
     2,
@@ -33,7 +35,7 @@ TOOL = ToolRun(
 
 
 def profiles(**more: Any) -> Profiles:
-    return Profiles(Settings(tool_image="box:1", **more))
+    return Profiles(Settings(tool_image="box:1", **more).kubernetes)
 
 
 def made(tool: ToolRun = TOOL, wants: ResourceRequest | None = None, **more: Any) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def test_less_cpu_is_asked_for_than_may_be_used_and_never_more(
     limit: str, asked: str, requested: str
 ) -> None:
     terms, profile = (
-        replace(TERMS, cpu_request=asked),
+        replace(TERMS, kubernetes=TERMS.kubernetes.model_copy(update={"cpu_request": asked})),
         profiles(tool_cpu=limit).of("shell", ResourceRequest()),
     )
     [tool] = spec.job(TOOL, profile, terms)["spec"]["template"]["spec"]["containers"]

@@ -54,7 +54,7 @@ class Api:
         """Do something with the run store, as a worker would."""
 
         async def run() -> T:
-            db = Database(self.settings.effective_database_url)
+            db = Database(self.settings.data.effective_database_url)
             try:
                 return await work(RunStore(db))
             finally:
@@ -66,7 +66,7 @@ class Api:
         """Do something in Redis, as a worker would."""
 
         async def run() -> T:
-            clients = RedisClients(self.settings.effective_redis_url, self.settings.redis_prefix)
+            clients = RedisClients(self.settings.redis.effective_url, self.settings.redis.prefix)
             try:
                 return await work(clients)
             finally:
@@ -92,13 +92,18 @@ def settings_for(folder: Path, redis_url: str, database_url: str, **more: Any) -
     )
 
 
+def changed(settings: Settings, **more: Any) -> Settings:
+    """Return the settings with some others."""
+    return Settings(**{name.lower(): value for name, value in settings.flat().items()} | more)
+
+
 @contextmanager
 def serving(
     settings: Settings, *, migrated: bool = True, more: Sequence[socket.socket] = ()
 ) -> Generator[Api]:
     """Serve until the block ends; on `more` sockets as well."""
     if migrated:
-        migrate(settings.effective_database_url)
+        migrate(settings.data.effective_database_url)
     sock = listen("127.0.0.1", 0)
     ready = threading.Event()
     server = Server(create_app(settings), ready.set)

@@ -134,8 +134,8 @@ class LiveRun:
 @asynccontextmanager
 async def stores_of(api: Api) -> AsyncIterator[Stores]:
     """Open a worker's stores on the API's database and Redis."""
-    db = Database(api.settings.effective_database_url)
-    redis = RedisClients(api.settings.effective_redis_url)
+    db = Database(api.settings.data.effective_database_url)
+    redis = RedisClients(api.settings.redis.effective_url)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     limits = httpx2.Limits(max_connections=None)
     try:

@@ -16,7 +16,7 @@ def table(tmp_path: Path, text: str | None = None, **given: Any) -> ModelTable:
     if text is not None:
         path.write_text(text, encoding="utf-8")
         given["llm_models_file"] = path
-    return load(Settings(**given))
+    return load(Settings(**given).llm)
 
 
 def test_nothing_set_is_no_model(tmp_path: Path) -> None:
@@ -119,4 +119,4 @@ def test_settings_that_lack_the_model_are_told(tmp_path: Path) -> None:
     with pytest.raises(BadModels, match="extra_body"):
         table(tmp_path, llm_model="m", llm_extra_body="{")
     with pytest.raises(BadModels, match=r"none\.yaml"):
-        load(Settings(llm_models_file=tmp_path / "none.yaml"))
+        load(Settings(llm_models_file=tmp_path / "none.yaml").llm)

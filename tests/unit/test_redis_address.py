@@ -86,11 +86,11 @@ def test_files_for_tls_need_an_encrypted_address(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.touch()
     with pytest.raises(BadAddress, match="REDIS_CA_FILE"):
-        RedisAddress.of(settings(redis_url=SecretStr("redis://h"), redis_ca_file=file))
+        RedisAddress.of(settings(redis_url=SecretStr("redis://h"), redis_ca_file=file).redis)
     with pytest.raises(BadAddress, match="REDIS_CA_FILE: there is no file"):
-        RedisAddress.of(settings(redis_url=SecretStr("rediss://h"), redis_ca_file=tmp_path / "none"))
+        RedisAddress.of(settings(redis_url=SecretStr("rediss://h"), redis_ca_file=tmp_path / "none").redis)
     with pytest.raises(BadAddress, match="REDIS_KEY_FILE"):
-        RedisAddress.of(settings(redis_url=SecretStr("rediss://h"), redis_key_file=file))
+        RedisAddress.of(settings(redis_url=SecretStr("rediss://h"), redis_key_file=file).redis)
 
 
 def test_sentinels_have_a_login_of_their_own() -> None:
@@ -100,7 +100,7 @@ def test_sentinels_have_a_login_of_their_own() -> None:
             redis_url=SecretStr("redis+sentinel://app:one@a,b/svc/5"),
             redis_sentinel_username="watch",
             redis_sentinel_password=SecretStr("two"),
-        )
+        ).redis
     )
     sentinel = Sentinels(address).in_order()[0]
     assert (address.username, address.password, address.db) == ("app", "one", 5)
@@ -132,16 +132,16 @@ def test_the_sentinel_that_helped_is_asked_first_and_the_one_that_misled_last() 
 def test_a_rest_address_is_whole_or_absent(fields: dict[str, Any], says: str) -> None:
     """URL and token belong together."""
     with pytest.raises(BadAddress, match=says):
-        RestAddress.of(settings(**fields))
+        RestAddress.of(settings(**fields).redis)
 
 
 def test_without_rest_settings_there_is_no_rest_address() -> None:
     """The Redis protocol serves everything then."""
-    assert RestAddress.of(settings()) is None
+    assert RestAddress.of(settings().redis) is None
 
 
 def test_a_worker_refuses_to_start_with_the_rest_address_alone() -> None:
     """It could neither wait for runs nor hear a STOP."""
     alone = settings(upstash_redis_rest_url="https://u", upstash_redis_rest_token=SecretStr("t"))
     with pytest.raises(BadAddress, match="A worker needs REDIS_URL"):
-        RedisClients.for_worker(alone)
+        RedisClients.for_worker(alone.redis)

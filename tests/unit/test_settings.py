@@ -9,36 +9,36 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from app.config import Settings, environment
+from app.config import VARIABLES, Settings, environment
 from app.db.connect import sqlite_engine, sqlite_path
 from app.db.migrate import is_current, migrate
 from tailrun.commands.connection import target
 
-ODD = {"projects_key": "A" * 43 + "="}
+ODD = {"PROJECTS_KEY": "A" * 43 + "="}
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
-@pytest.mark.parametrize("name", list(Settings.model_fields))
+@pytest.mark.parametrize("name", list(VARIABLES))
 def test_no_setting_keeps_the_line_end_of_its_file(
     name: str, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mounted secrets, and what `echo` has written."""
-    default = Settings.model_fields[name].default
+    default = VARIABLES[name].default
     given = ODD.get(name) or (str(default) if default not in (None, "") else "7001")
-    for each in Settings.model_fields:
-        monkeypatch.delenv(each.upper(), raising=False)
-    monkeypatch.setenv(name.upper(), given)
+    for each in VARIABLES:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, given)
     plain = Settings()
-    monkeypatch.setenv(name.upper(), given + end)
+    monkeypatch.setenv(name, given + end)
     assert Settings() == plain
-    assert text_of(getattr(plain, name)) == text_of(getattr(Settings(), name))
-    assert environment()[name.upper()] == given
+    assert text_of(plain.flat()[name]) == text_of(Settings().flat()[name])
+    assert environment()[name] == given
 
 
 def test_a_line_end_alone_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_BUCKET", "\n")
     monkeypatch.setenv("PORT", "\n")
-    assert (Settings().s3_bucket, Settings().port) == (None, 8080)
+    assert (Settings().storage.s3_bucket, Settings().api.port) == (None, 8080)
 
 
 def test_the_clients_address_and_token_too() -> None:
@@ -52,7 +52,7 @@ def test_the_clients_address_and_token_too() -> None:
 def test_the_database_lies_in_the_data_folder_whatever_its_name(name: str, tmp_path: Path) -> None:
     """The folder's name goes into a URL, and comes out of it as it was."""
     file = tmp_path / name / "tailrun.db"
-    url = Settings(data_dir=tmp_path / name).effective_database_url
+    url = Settings(data_dir=tmp_path / name).data.effective_database_url
     assert sqlite_path(url) == file
     migrate(url)
     assert is_current(url)

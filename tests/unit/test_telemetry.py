@@ -18,7 +18,13 @@ import structlog
 
 from app.config import Settings
 from app.core import telemetry
-from app.core.telemetry import MASK_LOG, configure_logging, get_logger, log_the_unexpected
+from app.core.telemetry import (
+    MASK_LOG,
+    configure_logging,
+    get_logger,
+    log_retired_settings,
+    log_the_unexpected,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +46,7 @@ class Terminal(io.StringIO):
 
 def logged(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **settings: Any) -> io.StringIO:
     monkeypatch.setattr(sys, "stderr", stream)
-    configure_logging(Settings(**settings), "api")
+    configure_logging(Settings(**settings).own_log, "api")
     return stream
 
 
@@ -51,6 +57,18 @@ def test_a_text_line_tells_time_level_process_what_and_fields(monkeypatch: pytes
     assert re.fullmatch(
         r"\d\d:\d\d:\d\d\.\d{3} warning  api      run created  run_id=r1 note='a b'\n", out.getvalue()
     )
+
+
+def test_a_setting_of_an_earlier_version_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line for all of them; what is empty counts as unset."""
+    monkeypatch.setenv("LOG_LINGER_S", "1")
+    monkeypatch.setenv("stream_linger_s", "0")
+    monkeypatch.setenv("PROJECTS_TIMEOUT_S", "")
+    out = logged(monkeypatch, io.StringIO())
+    log_retired_settings()
+    [line] = out.getvalue().splitlines()
+    assert "warning" in line
+    assert "names='LOG_LINGER_S STREAM_LINGER_S'" in line
 
 
 def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:

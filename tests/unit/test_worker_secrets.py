@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.config import Settings
+from app.config import VARIABLES, Settings
 from app.core.models import Run, RunKind, RunStatus
 from app.plan.projects import ProjectConfig
 from app.worker.project_source import Secrets
@@ -67,7 +67,7 @@ async def test_every_secret_of_the_service_is_masked_one_by_one(
 
 def test_every_secret_setting_is_one_of_them() -> None:
     known = {name for given, _ in OWN for name in given}
-    secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    secret = {name.lower() for name, field in VARIABLES.items() if "SecretStr" in str(field.annotation)}
     assert secret <= known
 
 
