@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import tempfile
 import threading
 import uuid
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from app.core.private_files import private_folder
 
-_ALIVE = ".alive"
+_ALIVE, _SWEEP = ".alive", "sweep"
 
 
 class Scratch:
@@ -36,7 +37,7 @@ class Scratch:
             if self._folder is None or not self._folder.is_dir():
                 self._release()
                 private_folder(self._root)
-                with self.lock("sweep"):
+                with self.lock(_SWEEP):
                     self._sweep()
                     self._folder = Path(tempfile.mkdtemp(dir=self._root))
                     self._alive = _locked(self._folder / _ALIVE, wait=True)
@@ -57,6 +58,14 @@ class Scratch:
             if self._folder is not None and self._folder.is_dir():
                 purge(self._folder)
             self._release()
+
+    def remove_root(self) -> None:
+        """Remove the root where no process has a folder in it. One that makes its folder just now may fail."""
+        if not self._root.is_dir():
+            return
+        with contextlib.suppress(OSError), self.lock(_SWEEP):
+            if [entry.name for entry in self._root.iterdir()] == [f"{_SWEEP}.lock"]:
+                shutil.rmtree(self._root)
 
     def _release(self) -> None:
         if self._alive >= 0:

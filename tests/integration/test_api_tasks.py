@@ -203,7 +203,7 @@ def test_the_default_project_is_there_and_stays(api: Api) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({"env": {"PATH": "/x"}}, "env: PATH is set by Tailrun itself"),
+        ({"env": {"HOME": "/x"}}, "env: HOME is set by Tailrun itself"),
         ({"secrets": {"a b": "never-shown"}}, "secrets: 'a b' is not the name of a variable"),
         ({"env": {"A": "1"}, "secrets": {"A": "never-shown"}}, "A is in env and in secrets"),
         ({"db_conn": "never-shown", "env": {"DB_CONN": "x"}}, "DB_CONN is the variable of db_conn"),

@@ -162,7 +162,7 @@ async def test_a_service_that_stumbles_is_asked_again(store: ProjectStore, upstr
         (404, "", "knows no project 'shop'", False, 1),
         (200, "<html>", "it is no JSON", True, 1),
         (200, '{"paths": {"a": 1}}', "paths.a must be a string", True, 1),
-        (200, '{"env": {"PATH": "/x"}}', "PATH is set by Tailrun", True, 1),
+        (200, '{"env": {"HOME": "/x"}}', "HOME is set by Tailrun", True, 1),
     ],
 )
 async def test_a_service_that_does_not_give_a_project(

@@ -122,7 +122,7 @@ def test_the_deepest_allowed_body_is_taken() -> None:
         ({"prompt": "x", "labels": {"k": 1}}, "labels.k must be a string"),
         ({"prompt": "x", "env": {"1A": "x"}}, "'1A' is not the name of a variable"),
         ({"prompt": "x", "env": {"A": "x\0"}}, "the value of A holds a NUL"),
-        ({"prompt": "x", "env": {"PATH": "/tmp"}}, "PATH is set by Tailrun itself"),
+        ({"prompt": "x", "env": {"HOME": "/tmp"}}, "HOME is set by Tailrun itself"),
         ({"prompt": "x", "env": {"A": "x" * 32_000}}, "env must be at most 32000 bytes"),
         ({"prompt": "x", "timeout_s": 0}, "timeout_s must be greater than 0"),
         ({"prompt": "x", "timeout_s": True}, "timeout_s must be a number"),
