@@ -13,10 +13,10 @@ def main() -> int:
     """Run the command of the arguments; return the exit code."""
     match sys.argv[1:]:
         case ["exec", "--", program, *arguments]:
-            from toolbox.settings import Settings  # noqa: PLC0415
+            from toolbox.settings import ToolboxSettings  # noqa: PLC0415
             from toolbox.wrapper import Wrapper  # noqa: PLC0415
 
-            return Wrapper([program, *arguments], Settings(dict(os.environ))).run()
+            return Wrapper([program, *arguments], ToolboxSettings(dict(os.environ))).run()
         case ["sync"]:
             from toolbox.sync import main as sync  # noqa: PLC0415 - costs 60 ms
 

@@ -7,7 +7,7 @@ import os
 _AS_IT_IS = {"", "$PATH", "${PATH}"}
 
 
-class Settings:
+class ToolboxSettings:
     """The settings of `exec`; times in seconds. Plain, for `typing` alone costs 7 ms of start-up.
 
     ValueError, naming the variable, where a number is none.

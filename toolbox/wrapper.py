@@ -18,7 +18,7 @@ import time
 from toolbox.frames import Frames, Stream
 from toolbox.output import STDOUT, Output, open_standard_streams
 from toolbox.program import Program, StartFailed
-from toolbox.settings import Settings, for_the_program
+from toolbox.settings import ToolboxSettings, for_the_program
 from toolbox.signals import SIGCHLD, SIGCONT, SIGINT, SIGKILL, SIGTERM, signal_pipe
 
 NOT_READY = 125
@@ -37,7 +37,7 @@ _FOREVER = float("inf")
 class Wrapper:
     """One run of one program."""
 
-    def __init__(self, argv: list[str], settings: Settings) -> None:
+    def __init__(self, argv: list[str], settings: ToolboxSettings) -> None:
         open_standard_streams()
         self._argv = argv
         self._settings = settings

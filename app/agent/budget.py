@@ -27,7 +27,7 @@ class BudgetSpent(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class RunBudget:
     """Limits of a run; `cost` is in millionths of a US dollar."""
 
     cost: int | None = None
@@ -35,7 +35,7 @@ class Budget:
     calls: int | None = None
     tool_calls: int | None = None
 
-    def within(self, ceiling: Budget) -> Self:
+    def within(self, ceiling: RunBudget) -> Self:
         """Return the smaller of each limit."""
         pairs = ((getattr(self, each.name), getattr(ceiling, each.name)) for each in fields(self))
         return type(self)(*(_smaller(mine, most) for mine, most in pairs))
@@ -70,7 +70,7 @@ class Ledger:
         )
 
     def next_call(
-        self, budget: Budget, prices: Prices, config: ModelConfig, request: ModelRequest
+        self, budget: RunBudget, prices: Prices, config: ModelConfig, request: ModelRequest
     ) -> Reservation:
         """Return what to reserve for the next call of the model; its output is as much as is left for.
 
@@ -90,7 +90,7 @@ class Ledger:
         said = f"${self.cost / _MICRO:.6f} of ${most:.6f} are spent, and the next call costs more."
         raise BudgetSpent("usd", said)
 
-    def next_tool(self, budget: Budget) -> None:
+    def next_tool(self, budget: RunBudget) -> None:
         """Hold the next call of a tool to the budget.
 
         Raises:

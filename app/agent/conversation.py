@@ -56,7 +56,7 @@ class ModelCall:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolResult:
+class CallResult:
     """What became of the `k`-th call of the reply of model call `n`; `for_model` is what it is told."""
 
     n: int
@@ -76,7 +76,7 @@ class UserMessage:
 def conversation(
     prompt: str,
     calls: Sequence[ModelCall],
-    results: Sequence[ToolResult],
+    results: Sequence[CallResult],
     inbox: Sequence[UserMessage] = (),
 ) -> tuple[Turn, ...]:
     """Return the turns of the next request; rows may come in any order."""
@@ -95,11 +95,11 @@ def conversation(
     return tuple(turns)
 
 
-def _results(n: int, reply: Reply, found: Mapping[tuple[int, int], ToolResult]) -> list[Turn]:
+def _results(n: int, reply: Reply, found: Mapping[tuple[int, int], CallResult]) -> list[Turn]:
     return [ToolTurn(call.id, _told(call, found.get((n, k)))) for k, call in enumerate(reply.calls)]
 
 
-def _told(call: ToolCall, result: ToolResult | None) -> str:
+def _told(call: ToolCall, result: CallResult | None) -> str:
     """Return what the model is told of one call; one that never began is said to be so."""
     if result is None:
         return call.problem or SKIPPED

@@ -46,7 +46,7 @@ def demo() -> None:
 
 def _demo(folder: Path) -> int:
     from app.config import VARIABLES, ApiSettings, DataSettings, RedisSettings, Settings  # noqa: PLC0415 - `--help` needs none of these
-    from app.up.data_folder import Refused  # noqa: PLC0415
+    from app.up.data_folder import DataFolderRefused  # noqa: PLC0415
     from app.up.stack import up  # noqa: PLC0415
 
     # Nothing from the environment counts: the demo must not touch a database or bucket that is named there.
@@ -63,7 +63,7 @@ def _demo(folder: Path) -> int:
             serving, supervisor = running
             _say(f"Ready after {time.monotonic() - began:.1f} s: {serving.url}, {serving.redis_url}")
             code, line = _run(serving, supervisor)
-    except Refused as error:
+    except DataFolderRefused as error:
         raise CliError(str(error)) from error
     _say(line)
     return code
@@ -71,7 +71,7 @@ def _demo(folder: Path) -> int:
 
 def _run(serving: Serving, supervisor: Supervisor) -> tuple[int, str]:
     from tailrun import Client  # noqa: PLC0415
-    from tailrun.commands.follow import View, follow  # noqa: PLC0415 - as above
+    from tailrun.commands.follow import FollowView, follow  # noqa: PLC0415 - as above
     from tailrun.commands.run import read_plan  # noqa: PLC0415
     from tailrun.commands.uploads import Upload, submit  # noqa: PLC0415
 
@@ -80,7 +80,7 @@ def _run(serving: Serving, supervisor: Supervisor) -> tuple[int, str]:
     with _interruptible(), Client(serving.url, serving.token) as client:
         run_id = submit(client, read_plan(str(PLAN)), uploads, quiet=True)["run_id"]
         _say(f"Uploaded {len(uploads)} documents of this repository. The run's lines, as it prints them:\n")
-        code = follow(client, run_id, View(framed=True, on_event=lambda: supervisor.tick(0)))
+        code = follow(client, run_id, FollowView(framed=True, on_event=lambda: supervisor.tick(0)))
         made = _keep(client, run_id, {upload.path for upload in uploads})
         run = client.get(run_id)
     _say("\nFiles that it made, kept for you to look at:")

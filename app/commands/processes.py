@@ -33,7 +33,7 @@ def up(
     HOST, PORT, REDIS_PORT, DATA_DIR, API_TOKEN and the other settings come from the environment.
     """
     from app.config import is_loopback  # noqa: PLC0415
-    from app.up.data_folder import Refused  # noqa: PLC0415
+    from app.up.data_folder import DataFolderRefused  # noqa: PLC0415
     from app.up.stack import up as start  # noqa: PLC0415
 
     _forget_redis_of_env()
@@ -49,7 +49,7 @@ def up(
                 print(banner(serving), flush=True)
                 supervisor.run()
             say(f"Stopping: runs get up to {chosen.worker.drain_s:g} s to end (Ctrl-C again: at once).")
-    except Refused as error:
+    except DataFolderRefused as error:
         raise CliError(str(error)) from error
     say("Stopped. Everything is in the data folder; the next `up` goes on from there.")
 

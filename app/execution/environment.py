@@ -134,8 +134,7 @@ class ShortNames:
     def close(self) -> None:
         """Remove our folder, and the one that holds it unless another process has one there."""
         self._scratch.close()
-        with suppress(OSError):
-            self._root.rmdir()
+        self._scratch.remove_root()
 
     def _short(self, folder: Path, links: list[Path]) -> str:
         if len(os.fsencode(folder)) <= _SHORT_BYTES:

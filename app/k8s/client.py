@@ -9,9 +9,9 @@ ClusterError                 status, reason, message of the API server
 ├── Absent                   404
 ├── Exists                   409
 ├── Expired                  410: the version is too old, list again
-├── Refused                  401, 403
+├── RequestRefused                  401, 403
 ├── TooMuch                  413
-└── Invalid                  400, 422
+└── InvalidObject                  400, 422
 ClusterAway                  (a StorageError) no answer, or none but 429 and 5xx, for as long as we waited
 """
 
@@ -59,7 +59,7 @@ class Expired(ClusterError):
     """410: the version to continue from is too old; list again."""
 
 
-class Refused(ClusterError):
+class RequestRefused(ClusterError):
     """401 and 403: we may not."""
 
 
@@ -67,7 +67,7 @@ class TooMuch(ClusterError):
     """413: the object is too large."""
 
 
-class Invalid(ClusterError):
+class InvalidObject(ClusterError):
     """400 and 422: the request makes no sense, now or ever."""
 
 
@@ -76,14 +76,14 @@ class ClusterAway(StorageError):
 
 
 _ERRORS: Mapping[int, type[ClusterError]] = {
-    400: Invalid,
-    401: Refused,
-    403: Refused,
+    400: InvalidObject,
+    401: RequestRefused,
+    403: RequestRefused,
     404: Absent,
     409: Exists,
     410: Expired,
     413: TooMuch,
-    422: Invalid,
+    422: InvalidObject,
 }
 _UNAUTHORIZED, _TOO_MANY, _SERVER_ERROR, _OK = 401, 429, 500, 300
 _AWAY = (aiohttp.ClientError, TimeoutError, OSError, NoCluster)

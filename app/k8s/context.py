@@ -14,7 +14,7 @@ from app.core.telemetry import TOOL_STAGE_SECONDS
 from app.k8s.client import Cluster
 from app.k8s.profile import Profiles
 from app.k8s.spec import SYNC, TOOL, JobSettings
-from app.k8s.watch import View, Watch
+from app.k8s.watch import JobView, JobWatch
 from app.storage.staging import Staging
 
 
@@ -23,7 +23,7 @@ class JobContext:
     """The cluster, what is known of it, and the rules. `clock` is in microseconds since the epoch."""
 
     cluster: Cluster
-    watch: Watch
+    watch: JobWatch
     terms: JobSettings
     profiles: Profiles
     staging: Staging
@@ -56,7 +56,7 @@ class Stages:
         else:
             self._reached("created")
 
-    def look(self, view: View) -> None:
+    def look(self, view: JobView) -> None:
         """Take from the pod's state what it has reached."""
         if view.pod is None:
             return

@@ -26,7 +26,7 @@ from app.k8s.login import NoCluster, find
 from app.k8s.monitor import JobMonitor
 from app.k8s.profile import Profiles
 from app.k8s.spec import JobSettings, job_name
-from app.k8s.watch import Watch
+from app.k8s.watch import JobWatch
 from app.storage.staging import Staging
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import LineSink
@@ -126,7 +126,7 @@ def open_executor(
     terms = JobSettings(
         namespace, settings.tools.cancel_grace_s, settings.runs.infrastructure_wait_s, kubernetes
     )
-    watch = Watch(cluster, terms)
+    watch = JobWatch(cluster, terms)
     return KubernetesExecutor(JobContext(cluster, watch, terms, profiles, staging, clock))
 
 

@@ -17,8 +17,8 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
-from app.k8s.client import Absent, Cluster, ClusterAway, ClusterError, Invalid
-from app.k8s.frames import Frames, Gap, Item, RawLines, nanoseconds
+from app.k8s.client import Absent, Cluster, ClusterAway, ClusterError, InvalidObject
+from app.k8s.frames import FrameReader, Gap, Item, RawLines, nanoseconds
 from app.k8s.spec import TOOL
 
 MAX_LINE_BYTES = 1 << 20
@@ -32,11 +32,11 @@ _BATCH_BYTES = 256 * 1024
 Deliver = Callable[[list[Item]], Awaitable[None]]
 
 
-class Follower:
+class PodLogFollower:
     """Reads the log of one pod's tool. `over` returns whether its container has ended, or is gone."""
 
     def __init__(
-        self, cluster: Cluster, log_path: str, reader: Frames | RawLines, over: Callable[[], bool]
+        self, cluster: Cluster, log_path: str, reader: FrameReader | RawLines, over: Callable[[], bool]
     ) -> None:
         self._cluster, self._path, self._reader, self._over = cluster, log_path, reader, over
         self._stamp: int | None = reader.cursor.ns or None
@@ -71,7 +71,7 @@ class Follower:
                     await self._deliver(batch, deliver)
                     if self._reader.complete:
                         return True
-        except (Absent, Invalid):  # 404: the pod is gone; 400: its container waits to start
+        except (Absent, InvalidObject):  # 404: the pod is gone; 400: its container waits to start
             return False if not follow else None
         except (ClusterAway, ClusterError):
             return True if progress and follow else None

@@ -34,7 +34,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(slots=True)
 class Cursor:
-    """How far a log is read. Frames: the number of the last one; raw: nanoseconds, and how many then."""
+    """How far a log is read. FrameReader: the number of the last one; raw: nanoseconds, and how many then."""
 
     n: int = 0
     ns: int = 0
@@ -75,7 +75,7 @@ Item = Line | Gap | News | Exit
 
 
 @dataclass(slots=True)
-class Frames:
+class FrameReader:
     """Reads a wrapped log. `cursor.n` moves only with whole frames."""
 
     step_run: int

@@ -18,7 +18,7 @@ from app.core.errors import TailrunError
 from app.core.names import check_env
 from app.execution.executor import ToolRun
 from app.k8s import spec
-from app.k8s.client import Absent, ClusterAway, ClusterError, Exists, Invalid, Refused, TooMuch
+from app.k8s.client import Absent, ClusterAway, ClusterError, Exists, InvalidObject, RequestRefused, TooMuch
 from app.k8s.context import JobContext
 from app.k8s.profile import Profile
 from app.storage.staging import Offer
@@ -139,9 +139,9 @@ def _refused(error: ClusterError) -> RunFailure:
     if isinstance(error, TooMuch) or "too long" in error.message or "too large" in error.message.lower():
         text = f"The arguments and the environment of this program are too long: {error.message}"
         return RunFailure(ErrorCode.START_FAILED, text, retried=False)
-    if isinstance(error, Invalid):
+    if isinstance(error, InvalidObject):
         text = f"The cluster does not take its Job: {error.message}"
         return RunFailure(ErrorCode.START_FAILED, text, retried=False)
-    if isinstance(error, Refused):
+    if isinstance(error, RequestRefused):
         return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, f"the worker may not do this: {error.message}")
     return RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, f"the cluster refuses: {error}")

@@ -22,10 +22,10 @@ from app.execution.executor import ToolResult, ToolRun
 from app.k8s import spec
 from app.k8s.client import Absent, ClusterAway, ClusterError
 from app.k8s.context import JobContext, Stages
-from app.k8s.follower import Follower
-from app.k8s.frames import Cursor, Exit, Frames, Gap, Item, News, RawLines
+from app.k8s.follower import PodLogFollower
+from app.k8s.frames import Cursor, Exit, FrameReader, Gap, Item, News, RawLines
 from app.k8s.launcher import JobLauncher
-from app.k8s.pod_state import State, Verdict, finished, judge, silent_node
+from app.k8s.pod_state import PodVerdict, State, finished, judge, silent_node
 from app.storage.staging import StagingFailure, UploadRefused
 from tailrun.process.aio import run_to_completion
 from tailrun.process.errors import ErrorCode, RunFailure
@@ -112,7 +112,7 @@ class JobMonitor:
 
     # -- until it runs ------------------------------------------------------------------
 
-    async def _until_started(self) -> Verdict | None:
+    async def _until_started(self) -> PodVerdict | None:
         """Wait until the program has begun, or never will. None: stopped before it had begun."""
         since = {State.PLACING: self._clock()}
         patience = {
@@ -172,9 +172,9 @@ class JobMonitor:
     async def _until_ended(self) -> StopReason | None:
         """Follow the log until the container has ended and all is read. DRAIN or LOST: it runs on."""
         step_run, cursor = self._tool.step_run, Cursor.parse(self._tool.cursor, self._tool.step_run)
-        reader = (Frames if self._profile.wrapped else RawLines)(step_run, cursor)
+        reader = (FrameReader if self._profile.wrapped else RawLines)(step_run, cursor)
         path = f"{self._crew.terms.core}/pods/{self._pod_name()}/log"
-        follower = Follower(self._crew.cluster, path, reader, self._over)
+        follower = PodLogFollower(self._crew.cluster, path, reader, self._over)
         following = asyncio.create_task(follower.run(self._deliver))
         following.add_done_callback(lambda _: self._wake.set())
         timeout_at = self._timeout_at()
@@ -255,7 +255,7 @@ class JobMonitor:
 
     # -- the end ------------------------------------------------------------------------
 
-    async def _result(self, verdict: Verdict) -> ToolResult:
+    async def _result(self, verdict: PodVerdict) -> ToolResult:
         stopped = self._stopping
         if stopped is None and self._report.get("timeout") is True:
             stopped = StopReason.TIMEOUT
@@ -278,7 +278,7 @@ class JobMonitor:
             self._stages.times,
         )
 
-    def _check_start(self, verdict: Verdict) -> None:
+    def _check_start(self, verdict: PodVerdict) -> None:
         """The wrapper could not start the program: that is no exit code of the program's."""
         if not self._why_failed or verdict.state is not State.ENDED or self._stopping is not None:
             return
@@ -328,11 +328,11 @@ class JobMonitor:
 
     # -- small things -------------------------------------------------------------------
 
-    def _judge(self) -> Verdict:
+    def _judge(self) -> PodVerdict:
         view = self._view
         return judge(view.job, view.pod, view.events, pod_gone=view.pod_gone)
 
-    async def _judged(self) -> Verdict:
+    async def _judged(self) -> PodVerdict:
         """Return the verdict; a Job that the watch lacks is read once more, for the watch may be late."""
         verdict = self._judge()
         if self._view.job_gone and verdict.state in {State.PLACING, State.STARTING}:
@@ -340,7 +340,7 @@ class JobMonitor:
                 self._view.job = await self._crew.cluster.get(f"{self._crew.terms.jobs}/{self.name}")
                 self._view.job_gone = False
             except Absent:
-                return Verdict(State.FAILED, ErrorCode.WORKER_LOST, "its Job was deleted")
+                return PodVerdict(State.FAILED, ErrorCode.WORKER_LOST, "its Job was deleted")
             except (ClusterAway, ClusterError):
                 return verdict
         return verdict

@@ -65,7 +65,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PodVerdict:
     """`why` and `code`: in FAILED what happened, in PLACING and STARTING what it waits for."""
 
     state: State
@@ -91,7 +91,7 @@ class Verdict:
 
 def judge(
     job: Thing | None, pod: Thing | None, events: Iterable[Thing], *, pod_gone: bool = False
-) -> Verdict:
+) -> PodVerdict:
     """Return the verdict on a pod's state."""
     if pod is None:
         return _without_pod(job, events)
@@ -140,7 +140,7 @@ def _state(statuses: Any, name: str) -> dict[str, Any]:
     return {}
 
 
-def _evicted(pod: Thing) -> Verdict | None:
+def _evicted(pod: Thing) -> PodVerdict | None:
     status = pod["status"]
     reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
     target = _condition(pod, "DisruptionTarget")
@@ -148,26 +148,26 @@ def _evicted(pod: Thing) -> Verdict | None:
         reason, message = str(target.get("reason") or reason), str(target.get("message") or message)
         code = ErrorCode.WORKER_LOST if reason in _NODE_GONE else ErrorCode.EVICTED
         text = f"its pod was taken away ({reason}): {message}"
-        return Verdict(State.FAILED, code, text, away=reason in _NOT_ITS_FAULT)
+        return PodVerdict(State.FAILED, code, text, away=reason in _NOT_ITS_FAULT)
     if reason in _EVICTED:
         text = f"its pod was evicted ({reason}): {message}"
-        return Verdict(State.FAILED, ErrorCode.EVICTED, text, away=reason in _NOT_ITS_FAULT)
+        return PodVerdict(State.FAILED, ErrorCode.EVICTED, text, away=reason in _NOT_ITS_FAULT)
     if reason in _NODE_GONE:
         text = f"its node is gone ({reason}): {message}"
-        return Verdict(State.FAILED, ErrorCode.WORKER_LOST, text, away=True)
+        return PodVerdict(State.FAILED, ErrorCode.WORKER_LOST, text, away=True)
     if reason.startswith(_NO_ROOM):
-        return Verdict(State.FAILED, ErrorCode.UNSCHEDULABLE, f"its node refused it ({reason}): {message}")
+        return PodVerdict(State.FAILED, ErrorCode.UNSCHEDULABLE, f"its node refused it ({reason}): {message}")
     return None
 
 
-def _out_of_memory(tool: Thing, sync: Thing) -> Verdict | None:
+def _out_of_memory(tool: Thing, sync: Thing) -> PodVerdict | None:
     ended = tool.get("terminated")
     if (ended is None or ended.get("exitCode") != 0) and _oom(sync):
         why = "what moves its files ran out of memory"
-        return Verdict(State.FAILED, ErrorCode.OOM_KILLED, why, exit_code=None)
+        return PodVerdict(State.FAILED, ErrorCode.OOM_KILLED, why, exit_code=None)
     if ended and ended.get("reason") == "OOMKilled":
         why = "it used more memory than its limit and was killed"
-        return Verdict(State.FAILED, ErrorCode.OOM_KILLED, why, exit_code=ended.get("exitCode"))
+        return PodVerdict(State.FAILED, ErrorCode.OOM_KILLED, why, exit_code=ended.get("exitCode"))
     return None
 
 
@@ -175,7 +175,7 @@ def _oom(state: Thing) -> bool:
     return any((state.get(key) or {}).get("reason") == "OOMKilled" for key in ("terminated", "last"))
 
 
-def _image(*containers: Thing) -> Verdict | None:
+def _image(*containers: Thing) -> PodVerdict | None:
     for state in containers:
         waiting = state.get("waiting") or {}
         reason, message = waiting.get("reason"), str(waiting.get("message") or "")
@@ -184,60 +184,60 @@ def _image(*containers: Thing) -> Verdict | None:
             final = reason in _IMAGE_FOR_GOOD or any(words in lower for words in _NO_SUCH_IMAGE)
             why = f"its image can't be pulled ({reason}): {message}"
             state_now = State.FAILED if final else State.STARTING
-            return Verdict(state_now, ErrorCode.IMAGE_PULL, why, final=final)
+            return PodVerdict(state_now, ErrorCode.IMAGE_PULL, why, final=final)
     return None
 
 
-def _config(*containers: Thing) -> Verdict | None:
+def _config(*containers: Thing) -> PodVerdict | None:
     for state in containers:
         waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
         reason, message = waiting.get("reason"), str(waiting.get("message") or "")
         if reason in _CONFIG:
             mends = "secret" in message and "not found" in message  # ours is made right behind the Job
             why = f"its container can't be made ({reason}): {message}"
-            return Verdict(
+            return PodVerdict(
                 State.STARTING if mends else State.FAILED, ErrorCode.START_FAILED, why, final=not mends
             )
         if ended.get("reason") in _CANNOT_START:
             why = f"its program could not be started: {ended.get('message') or ended['reason']}"
-            return Verdict(State.FAILED, ErrorCode.START_FAILED, why, final=True)
+            return PodVerdict(State.FAILED, ErrorCode.START_FAILED, why, final=True)
         if reason == _CRASH_LOOP:
             last = (state.get("last") or {}).get("exitCode")
             why = f"what moves its files ends again and again (exit code {last})"
-            return Verdict(State.FAILED, ErrorCode.EXECUTOR_UNAVAILABLE, why)
+            return PodVerdict(State.FAILED, ErrorCode.EXECUTOR_UNAVAILABLE, why)
     return None
 
 
-def _exit(ended: Thing) -> Verdict:
-    return Verdict(State.ENDED, exit_code=int(ended.get("exitCode", 0)))
+def _exit(ended: Thing) -> PodVerdict:
+    return PodVerdict(State.ENDED, exit_code=int(ended.get("exitCode", 0)))
 
 
-def _deadline(job: Thing | None, ended: Thing | None) -> Verdict | None:
+def _deadline(job: Thing | None, ended: Thing | None) -> PodVerdict | None:
     failed = None if job is None else _condition(job, "Failed")
     if failed is None or failed.get("reason") != "DeadlineExceeded" or (ended and ended.get("exitCode") == 0):
         return None
-    return Verdict(State.FAILED, ErrorCode.TIMEOUT, "its Job's activeDeadlineSeconds are over")
+    return PodVerdict(State.FAILED, ErrorCode.TIMEOUT, "its Job's activeDeadlineSeconds are over")
 
 
-def _lost(pod: Thing, job: Thing | None, *, pod_gone: bool) -> Verdict | None:
+def _lost(pod: Thing, job: Thing | None, *, pod_gone: bool) -> PodVerdict | None:
     if pod["status"].get("phase") == "Unknown":
-        return Verdict(State.FAILED, ErrorCode.WORKER_LOST, "its node does not answer any more", away=True)
+        return PodVerdict(State.FAILED, ErrorCode.WORKER_LOST, "its node does not answer any more", away=True)
     if pod_gone or pod["status"].get("phase") == "Failed":
-        return Verdict(State.FAILED, ErrorCode.WORKER_LOST, "its pod was deleted before it had ended")
+        return PodVerdict(State.FAILED, ErrorCode.WORKER_LOST, "its pod was deleted before it had ended")
     return None
 
 
-def _on_its_way(pod: Thing, tool: Thing) -> Verdict:
+def _on_its_way(pod: Thing, tool: Thing) -> PodVerdict:
     if "running" in tool:
-        return Verdict(State.RUNNING)
+        return PodVerdict(State.RUNNING)
     scheduled = _condition(pod, "PodScheduled")
     if not pod["spec"].get("nodeName") and (scheduled is None or scheduled.get("status") != "True"):
         message = (scheduled or {}).get("message") or "its pod has no node yet"
-        return Verdict(State.PLACING, ErrorCode.UNSCHEDULABLE, str(message))
-    return Verdict(State.STARTING, ErrorCode.EXECUTOR_UNAVAILABLE, "its pod takes too long to start")
+        return PodVerdict(State.PLACING, ErrorCode.UNSCHEDULABLE, str(message))
+    return PodVerdict(State.STARTING, ErrorCode.EXECUTOR_UNAVAILABLE, "its pod takes too long to start")
 
 
-def _without_pod(job: Thing | None, events: Iterable[Thing]) -> Verdict:
+def _without_pod(job: Thing | None, events: Iterable[Thing]) -> PodVerdict:
     if (late := _deadline(job, None)) is not None:
         return late
     refused = [event for event in events if event.get("reason") == "FailedCreate"]
@@ -245,16 +245,16 @@ def _without_pod(job: Thing | None, events: Iterable[Thing]) -> Verdict:
         failed = None if job is None else _condition(job, "Failed")
         if failed is not None:
             why = f"its pod was deleted before it had ended ({failed.get('reason')})"
-            return Verdict(State.FAILED, ErrorCode.WORKER_LOST, why)
-        return Verdict(State.PLACING, ErrorCode.UNSCHEDULABLE, "its Job has no pod yet")
+            return PodVerdict(State.FAILED, ErrorCode.WORKER_LOST, why)
+        return PodVerdict(State.PLACING, ErrorCode.UNSCHEDULABLE, "its Job has no pod yet")
     message = str(refused[-1].get("message") or "")
     if "exceeded quota" in message:
-        return Verdict(
+        return PodVerdict(
             State.PLACING, ErrorCode.RESOURCE_LIMIT, f"the namespace's quota is used up: {message}"
         )
     final = any(words in message for words in _POLICY)
     state = State.FAILED if final else State.PLACING
-    return Verdict(state, ErrorCode.START_FAILED, f"its pod was refused: {message}", final=final)
+    return PodVerdict(state, ErrorCode.START_FAILED, f"its pod was refused: {message}", final=final)
 
 
 def _condition(thing: Thing, kind: str) -> Thing | None:

@@ -28,7 +28,7 @@ _BUFFER_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
-class View:
+class JobView:
     """What is known of one Job: its last state, its newest pod's, and events about both, by arrival.
 
     `job_gone`, `pod_gone`: it existed and was deleted; its last state stays.
@@ -67,12 +67,12 @@ class View:
             self.changed()
 
 
-class Watch:
+class JobWatch:
     """The views of all our Jobs; `periodic` keeps them, `view` hands one out."""
 
     def __init__(self, cluster: Cluster, terms: JobSettings) -> None:
         self._cluster, self._terms = cluster, terms
-        self._views: dict[str, View] = {}
+        self._views: dict[str, JobView] = {}
         self._kinds: Mapping[str, tuple[str, dict[str, str], Callable[..., None]]] = {
             "jobs": (terms.jobs, {"labelSelector": SELECTOR}, self._take_job),
             "pods": (f"{terms.core}/pods", {"labelSelector": SELECTOR}, self._take_pod),
@@ -89,10 +89,10 @@ class Watch:
         for event in self._listed.values():
             await event.wait()
 
-    def view(self, name: str) -> View:
+    def view(self, name: str) -> JobView:
         """Return the view of a Job, known or not yet."""
         if name not in self._views:
-            self._views[name] = View(name)
+            self._views[name] = JobView(name)
         return self._views[name]
 
     def forget(self, name: str) -> None:

@@ -221,7 +221,7 @@ class Sent:
         return self.status == 410  # noqa: PLR2004 - 410 Gone
 
 
-class Refused(Exception):
+class EndpointRefused(Exception):
     """The host's address is not one that webhooks go to."""
 
 
@@ -278,7 +278,7 @@ class WebhookSender:
                 await self._post(url, message_id, body, answers.append)
         except TimeoutError:
             error = f"no answer within {self._timeout_s:g} s"
-        except Refused as refusal:
+        except EndpointRefused as refusal:
             error = str(refusal)
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as failure:
             error = f"{type(failure).__name__}: {failure}"[:300]
@@ -323,12 +323,14 @@ class WebhookSender:
                     raise
 
     async def _addresses(self, host: str, port: int) -> Sequence[str]:
-        """Return the addresses to connect to; Refused if any that the name has is not public."""
+        """Return the addresses to connect to; EndpointRefused if any that the name has is not public."""
         addresses = await self._resolve(host, port)
         if not addresses:
             raise OSError(f"{host} has no address")
         if not self._allow_private:
             for address in addresses:
                 if not is_public(ip_address(address)):
-                    raise Refused(f"{host} is {address}, not a public address (WEBHOOK_ALLOW_PRIVATE)")
+                    raise EndpointRefused(
+                        f"{host} is {address}, not a public address (WEBHOOK_ALLOW_PRIVATE)"
+                    )
         return addresses[:_MOST_ADDRESSES]

@@ -14,11 +14,11 @@ from typing import Any
 
 from app.core.errors import Unprocessable
 from app.plan.projects import ProjectConfig
-from app.plan.task_types import Task
+from app.plan.task_types import TaskCall
 from app.plan.task_values import PLACE, Param, is_workspace_path, text_of
 
 
-def build(task: Task, project: ProjectConfig, workspace: str = "") -> list[str]:
+def build(task: TaskCall, project: ProjectConfig, workspace: str = "") -> list[str]:
     """Return the argv of `task`.
 
     `workspace` is the folder that holds the run's files: relative file parameters are put below
@@ -38,12 +38,12 @@ def build(task: Task, project: ProjectConfig, workspace: str = "") -> list[str]:
     return words
 
 
-def environment(task: Task, project: ProjectConfig) -> dict[str, str]:
+def environment(task: TaskCall, project: ProjectConfig) -> dict[str, str]:
     """Return the variables of the type, then of the project; the project's win."""
     return {name: fill(text, project) for name, text in task.type.env.items()} | project.variables()
 
 
-def folder(task: Task, project: ProjectConfig) -> str | None:
+def folder(task: TaskCall, project: ProjectConfig) -> str | None:
     """Return where the program is to run; None: in the run's files."""
     return None if task.type.cwd is None else fill(task.type.cwd, project)
 
@@ -61,14 +61,14 @@ def fill(text: str, project: ProjectConfig) -> str:
     return PLACE.sub(path, text)
 
 
-def _names(task: Task) -> list[str]:
+def _names(task: TaskCall) -> list[str]:
     args = [task.name] if task.type.args is None else task.type.args
     if task.command is None:
         return args
     return [*args, *([task.command] if task.declared.args is None else task.declared.args)]
 
 
-def _values(task: Task, project: ProjectConfig, workspace: str) -> Iterator[tuple[str, Any]]:
+def _values(task: TaskCall, project: ProjectConfig, workspace: str) -> Iterator[tuple[str, Any]]:
     for name, param in task.declared.params.items():
         value = task.params.get(name)
         if value is None:

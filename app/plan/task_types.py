@@ -1,6 +1,6 @@
 """Task types: programs with declared parameters, which a POST names instead of an argv.
 
-    types.check("agent", "run", {"input": "…"}) ──> Task ──> execution.cli_builder.build ──> argv
+    types.check("agent", "run", {"input": "…"}) ──> TaskCall ──> execution.cli_builder.build ──> argv
 
 The API checks a task here before its run exists, and the worker again before it starts, for the
 two may read different files. `app.plan.task_types` reads the declarations; defaults are filled in when
@@ -21,20 +21,20 @@ from pydantic import ValidationError
 
 from app.core.errors import Unprocessable
 from app.plan.explain import quote, similar, slips
-from app.plan.task_values import Command, Param, TaskFile, TaskType, check_value
+from app.plan.task_values import CommandType, Param, TaskFile, TaskType, check_value
 
 MAX_BYTES = 100_000
 """All texts of a task's parameters together; Linux takes little more in one argument."""
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class TaskCall:
     """A task that was checked: what was declared, and what was asked for."""
 
     name: str
     type: TaskType
     command: str | None
-    declared: Command
+    declared: CommandType
     params: Mapping[str, Any]
 
 
@@ -51,7 +51,7 @@ class TaskTypes:
             return {}
         return found.declared(command).params
 
-    def check(self, name: str, command: str | None, params: Mapping[str, Any]) -> Task:
+    def check(self, name: str, command: str | None, params: Mapping[str, Any]) -> TaskCall:
         """Check a task against what is declared.
 
         Raises:
@@ -65,7 +65,7 @@ class TaskTypes:
         declared = found.declared(command)
         where = f"{name} {command}" if command is not None else name
         _check_params(where, declared.params, params)
-        return Task(name, found, command, declared, dict(params))
+        return TaskCall(name, found, command, declared, dict(params))
 
 
 def _check_command(name: str, found: TaskType, command: str | None) -> None:

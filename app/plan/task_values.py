@@ -189,7 +189,7 @@ def _positions(params: Params) -> Params:
     return params
 
 
-class Command(_Declaration):
+class CommandType(_Declaration):
     """A command of a type. `args`: the words that name it in the argv; left out: its name."""
 
     help: str = ""
@@ -208,18 +208,20 @@ class TaskType(_Declaration):
     program: list[Word] = Field(min_length=1)
     args: list[Word] | None = None
     params: Annotated[Params, AfterValidator(_positions)] = Field(default_factory=dict[str, Param])
-    commands: dict[Annotated[str, Field(pattern=NAME)], Command] = Field(default_factory=dict[str, Command])
+    commands: dict[Annotated[str, Field(pattern=NAME)], CommandType] = Field(
+        default_factory=dict[str, CommandType]
+    )
     cwd: Word | None = Field(None, min_length=1)
     env: dict[str, Word] = Field(default_factory=dict[str, str])
     image: str | None = Field(None, min_length=1)
     timeout_s: float | None = Field(None, gt=0, le=604_800, allow_inf_nan=False)
 
-    def declared(self, command: str | None) -> Command:
+    def declared(self, command: str | None) -> CommandType:
         """Return the command with the parameters that all commands of the type share."""
         if command is None:
-            return Command(help=self.help, params=self.params)
+            return CommandType(help=self.help, params=self.params)
         own = self.commands[command]
-        return Command(help=own.help, args=own.args, params={**own.params, **self.params})
+        return CommandType(help=own.help, args=own.args, params={**own.params, **self.params})
 
     @field_validator("env")
     @classmethod

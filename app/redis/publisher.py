@@ -64,7 +64,7 @@ return ARGV[1]
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class PublishRefused:
     """The fence that stood in the way; None: there was none, ask the database."""
 
     fence: int | None
@@ -89,7 +89,7 @@ class Publisher:
         keep_from: int,
         may_raise: bool = False,
         ended: bool = False,
-    ) -> Refused | None:
+    ) -> PublishRefused | None:
         """Append encoded events with consecutive `seq`; the tail drops what lies below `keep_from`.
 
         `may_raise`: the caller has just taken the run over in the database, so the fence follows.
@@ -104,7 +104,7 @@ class Publisher:
             fence = await _APPEND(self._redis, keys, args)
         if fence is None:
             return None
-        return Refused(int(fence) if fence else None)
+        return PublishRefused(int(fence) if fence else None)
 
     async def raise_fence(self, run_id: str, attempt: int) -> int:
         """Let only `attempt` or a later one publish; return the fence that is set."""

@@ -44,7 +44,7 @@ class Access:
             return
         sent = Headers(scope=scope).get(HEADER, "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
-        exchange = _Exchange(scope, request_id, send)
+        exchange = _AccessRecord(scope, request_id, send)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self.app(scope, receive, exchange.send)
@@ -88,7 +88,7 @@ class _HeadIsOut(OSError):
     """As if the client were gone: whatever makes the body stops."""
 
 
-class _Exchange:
+class _AccessRecord:
     """One request and what was answered to it."""
 
     def __init__(self, scope: Scope, request_id: str, send: Send) -> None:

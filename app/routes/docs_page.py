@@ -75,7 +75,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class PageContent:
     """One media type of a body or an answer."""
 
     media: str
@@ -92,8 +92,8 @@ class Operation:
     description: str
     needs: str
     fields: list[Field]
-    body: list[Content]
-    answers: list[tuple[str, str, list[Content]]]
+    body: list[PageContent]
+    answers: list[tuple[str, str, list[PageContent]]]
     curl: str
 
     @property
@@ -189,7 +189,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Operation:
     )
 
 
-def _curl(method: str, path: str, needs: str, body: list[Content]) -> str:
+def _curl(method: str, path: str, needs: str, body: list[PageContent]) -> str:
     address = re.sub(r"\{(\w+)\}", lambda found: "$" + found[1].upper(), path)
     words = ["curl", *([] if method == "GET" else ["-X", method]), f'"$API{address}"']
     if needs:
@@ -232,9 +232,9 @@ def _properties(schema: dict[str, Any]) -> list[Field]:
     ]
 
 
-def _contents(holder: dict[str, Any]) -> list[Content]:
+def _contents(holder: dict[str, Any]) -> list[PageContent]:
     return [
-        Content(
+        PageContent(
             media,
             _type(content.get("schema", {})),
             [

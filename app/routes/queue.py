@@ -82,7 +82,7 @@ class Retried(BaseModel):
     retried_as: str
 
 
-class Refusal(BaseModel):
+class RetryRefusal(BaseModel):
     """A run that could not be retried, and why."""
 
     run_id: str
@@ -93,7 +93,7 @@ class DeadRetried(BaseModel):
     """What became of many retries."""
 
     items: list[Retried]
-    refused: list[Refusal]
+    refused: list[RetryRefusal]
     left: int = Field(description="Letters that this request did not come to: ask again.")
 
 

@@ -50,7 +50,7 @@ def archive(
     return _zip(workspace, files) if form is ArchiveFormat.ZIP else _tar_gz(workspace, files)
 
 
-class _Sink:
+class _ArchiveBuffer:
     """What `zipfile` writes into: a pipe that can't seek, emptied after every piece."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class _Sink:
 
 
 async def _zip(workspace: Workspace, files: Sequence[FileInfo]) -> AsyncGenerator[bytes, None]:
-    sink = _Sink()
+    sink = _ArchiveBuffer()
     # Not a `with`: closing writes the directory, which an archive that broke off must not have.
     out = zipfile.ZipFile(cast("IO[bytes]", sink), "w", zipfile.ZIP_DEFLATED)
     for listed in files:

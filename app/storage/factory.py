@@ -14,7 +14,7 @@ from app.config import DataSettings, Settings, StorageSettings
 from app.storage.api_staging import ApiStaging, StagedFiles
 from app.storage.local_workspace import LocalWorkspaces
 from app.storage.staging import Staging, StagingUnset
-from app.storage.workspace import Limits, Workspaces
+from app.storage.workspace import WorkspaceLimits, Workspaces
 
 
 def open_workspaces(settings: Settings) -> Workspaces:
@@ -36,9 +36,9 @@ def open_workspaces(settings: Settings) -> Workspaces:
     )
 
 
-def workspace_limits(settings: StorageSettings) -> Limits:
+def workspace_limits(settings: StorageSettings) -> WorkspaceLimits:
     """Return the bounds of every run's files."""
-    return Limits(
+    return WorkspaceLimits(
         settings.file_max_bytes,
         settings.workspace_max_bytes,
         settings.workspace_max_files,

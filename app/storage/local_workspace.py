@@ -20,8 +20,8 @@ from app.core.names import InvalidPath, normalise, normalise_prefix, private_key
 from app.storage.scratch import Scratch, purge
 from app.storage.threads import Threads
 from app.storage.tree import (
-    Found,
     Snapshot,
+    TreeEntry,
     is_link,
     open_file,
     opened_folder,
@@ -36,9 +36,9 @@ from app.storage.workspace import (
     Checkout,
     Copied,
     FileInfo,
-    Limits,
     Patience,
     Workspace,
+    WorkspaceLimits,
     checked_out,
     file_in_the_way,
     folder_in_the_way,
@@ -53,7 +53,7 @@ _FOLDER = "the run's folder"
 class LocalWorkspaces:
     """All workspaces below one directory, which several processes may share."""
 
-    def __init__(self, root: Path, limits: Limits) -> None:
+    def __init__(self, root: Path, limits: WorkspaceLimits) -> None:
         self.root = root.absolute()
         self.limits = limits
         self.scratch = Scratch(self.root / ".scratch")
@@ -97,7 +97,7 @@ class LocalWorkspaces:
 class LocalWorkspace:
     """The files of one run in a directory."""
 
-    def __init__(self, home: LocalWorkspaces, key: str, limits: Limits) -> None:
+    def __init__(self, home: LocalWorkspaces, key: str, limits: WorkspaceLimits) -> None:
         self._home = home
         self._key = key
         self._limits = limits
@@ -125,7 +125,7 @@ class LocalWorkspace:
     async def stat(self, path: str) -> FileInfo:
         path = normalise(path)
         async with self._threads.opened(self._open, os.close, path) as fd:
-            return Found.of(os.fstat(fd)).info(path)
+            return TreeEntry.of(os.fstat(fd)).info(path)
 
     async def read(self, path: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Yield bytes `start` to `end` (exclusive)."""
@@ -253,7 +253,7 @@ class LocalWorkspace:
                 recreate(self._home.root, self._key.split("/"), source.bare_folders(), source.links)
         return Copied(len(copied), closed)
 
-    def _copy(self, other: LocalWorkspace, path: str, found: Found) -> bool:
+    def _copy(self, other: LocalWorkspace, path: str, found: TreeEntry) -> bool:
         """Copy one file; say whether it could be opened."""
         try:
             source = other._open(path)
@@ -302,7 +302,7 @@ class LocalWorkspace:
             if executable is None:
                 executable = path in there.files and there.files[path].executable
             os.fchmod(fd, _mode(executable=executable))
-            found = Found.of(os.fstat(fd))
+            found = TreeEntry.of(os.fstat(fd))
             self._budget(there).take(path, found.size)
             self._place(temp, path, durably=durably)
         return found.info(path)

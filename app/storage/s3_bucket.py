@@ -43,7 +43,7 @@ class Object(NamedTuple):
     executable: bool | None = None
 
 
-class Content(NamedTuple):
+class ObjectContent(NamedTuple):
     """An object's content, open: the caller closes it."""
 
     body: StreamingBody
@@ -116,16 +116,16 @@ class Bucket:
         executable = head["Metadata"].get("executable") == _EXECUTABLE["executable"]
         return Object(key, head["ContentLength"], at, head.get("ETag", ""), executable)
 
-    def get(self, key: str, start: int = 0, end: int | None = None) -> Content:
+    def get(self, key: str, start: int = 0, end: int | None = None) -> ObjectContent:
         """Open bytes `start` to `end` (exclusive) of an object; `EOFError` if it has none there."""
         wanted: dict[str, Any] = {}
         if start > 0 or end is not None:
             wanted["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         with self._explained(key):
             answer = self._client.get_object(Bucket=self.name, Key=key, **wanted)
-        return Content(answer["Body"], answer["Metadata"])
+        return ObjectContent(answer["Body"], answer["Metadata"])
 
-    def read(self, content: Content, size: int, key: str) -> bytes:
+    def read(self, content: ObjectContent, size: int, key: str) -> bytes:
         """Read up to `size` bytes; empty at the end."""
         with self._explained(key):
             return content.body.read(size)

@@ -12,7 +12,7 @@ from typing import IO
 
 from app.core.clock import now_us
 from app.core.errors import NotFound
-from app.storage.s3_bucket import Content, Object
+from app.storage.s3_bucket import Object, ObjectContent
 from app.storage.s3_workspace import S3Workspaces
 from app.storage.staging import Collected, Offer, UploadMissing, UploadRefused, checked_key
 from app.storage.staging_archive import Archives, largest_upload, pod_limits
@@ -90,5 +90,5 @@ def _close(spool: IO[bytes]) -> None:
     spool.close()
 
 
-def _close_content(content: Content) -> None:
+def _close_content(content: ObjectContent) -> None:
     content.body.close()

@@ -18,11 +18,11 @@ from typing import TypeVar
 from app.core.errors import Conflict, TooLarge
 from app.core.names import InvalidPath, parents
 from app.core.private_files import private_folder
-from app.storage.s3_bucket import Bucket, Content
-from app.storage.s3_tree import Tree, write_tree
+from app.storage.s3_bucket import Bucket, ObjectContent
+from app.storage.s3_tree import BareTree, write_tree
 from app.storage.threads import each
-from app.storage.tree import Found, Snapshot, open_file, opened_folder, recreate, snapshot
-from app.storage.workspace import PIECE, Budget, Checkout, FileInfo, Limits
+from app.storage.tree import Snapshot, TreeEntry, open_file, opened_folder, recreate, snapshot
+from app.storage.workspace import PIECE, Budget, Checkout, FileInfo, WorkspaceLimits
 
 _USUAL_MODES = frozenset({0o644, 0o755})
 
@@ -42,10 +42,10 @@ class Transfer:
         self._stop = stop
         self._before = Snapshot()
         self._shadowed: set[str] = set()
-        self._tree: Tree | None = None
+        self._tree: BareTree | None = None
         self._closed: list[str] = []
 
-    def download(self, files: list[FileInfo], tree: Tree) -> None:
+    def download(self, files: list[FileInfo], tree: BareTree) -> None:
         """Bring `files` down, and what `tree` says is there besides.
 
         A store can hold both `a` and `a/b`, which a directory can't: so it stays when a tool
@@ -59,9 +59,9 @@ class Transfer:
 
     def expect(self, paths: Iterable[str]) -> None:
         """Record `paths` as downloaded: those that are not in the folder were deleted."""
-        self._before = Snapshot({path: Found(-1, 0, 0, 0) for path in paths})
+        self._before = Snapshot({path: TreeEntry(-1, 0, 0, 0) for path in paths})
 
-    def upload(self, checkout: Checkout, limits: Limits, stored: list[FileInfo]) -> None:
+    def upload(self, checkout: Checkout, limits: WorkspaceLimits, stored: list[FileInfo]) -> None:
         """Store what changed and delete what was removed; fill `checkout`.
 
         Raises:
@@ -79,7 +79,7 @@ class Transfer:
         self._each(lambda path: self._store(path, after.files[path]), wanted)
         self._each(lambda path: self._bucket.delete(self._prefix + path), removed - set(wanted))
         if self._tree is not None:
-            tree, over = Tree.of(after, limits)
+            tree, over = BareTree.of(after, limits)
             write_tree(self._bucket, self._prefix, self._tree, tree)
             failure = failure or over
         stored_now = [path for path in wanted if path not in self._closed]
@@ -102,7 +102,7 @@ class Transfer:
             content.body.close()
         _dress(target, content, file.modified_at)
 
-    def _store(self, path: str, found: Found) -> None:
+    def _store(self, path: str, found: TreeEntry) -> None:
         """Store one file; one that can't be opened, or is gone, is put among the `skipped`."""
         *folders, name = path.split("/")
         try:
@@ -119,12 +119,12 @@ class Transfer:
         each(self._pool, move, items, self._stop)
 
 
-def _properties(found: Found) -> Mapping[str, str]:
+def _properties(found: TreeEntry) -> Mapping[str, str]:
     mode = {} if found.mode in _USUAL_MODES else {"mode": f"{found.mode:o}"}
     return {**mode, "mtime": str(found.mtime_ns)}
 
 
-def _dress(target: Path, content: Content, stored_at: int) -> None:
+def _dress(target: Path, content: ObjectContent, stored_at: int) -> None:
     """Give a file the mode and the time that it had; else those of its object, in microseconds.
 
     Never the time of now: whatever a tool writes from now on is seen as a change.

@@ -18,20 +18,20 @@ from app.core.errors import NotFound, TooLarge
 from app.core.names import RESERVED, is_normal, is_text
 from app.storage.s3_bucket import Bucket, Object
 from app.storage.tree import Snapshot
-from app.storage.workspace import PIECE, Limits
+from app.storage.workspace import PIECE, WorkspaceLimits
 
 _OBJECT = f"{RESERVED}/tree.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class BareTree:
     """Folders that hold no file, and where links lead."""
 
     folders: tuple[str, ...] = ()
     links: dict[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
-    def of(cls, found: Snapshot, limits: Limits) -> tuple[Tree, TooLarge | None]:
+    def of(cls, found: Snapshot, limits: WorkspaceLimits) -> tuple[BareTree, TooLarge | None]:
         """Return what there is besides files, and the error of what is over the limit."""
         folders, links = found.bare_folders(), sorted(found.links.items())
         over = len(folders) + len(links) - limits.files
@@ -44,21 +44,21 @@ class Tree:
         kept = links[: limits.files]
         return cls(tuple(folders[: limits.files - len(kept)]), dict(kept)), error
 
-    def under(self, mine: Tree) -> Tree:
+    def under(self, mine: BareTree) -> BareTree:
         """Return both together; where they differ, `mine` is right."""
         folders = tuple(sorted({*self.folders, *mine.folders}))
-        return Tree(folders, {**self.links, **mine.links})
+        return BareTree(folders, {**self.links, **mine.links})
 
 
-def read_tree(bucket: Bucket, prefix: str, there: Iterable[Object]) -> Tree:
+def read_tree(bucket: Bucket, prefix: str, there: Iterable[Object]) -> BareTree:
     """Return what is kept of the run at `prefix`, if it is among the objects `there`. Blocking."""
     key = prefix + _OBJECT
     if all(each.key != key for each in there):
-        return Tree()
+        return BareTree()
     try:
         content = bucket.get(key)
     except NotFound:  # deleted with its run since it was listed
-        return Tree()
+        return BareTree()
     data = io.BytesIO()
     try:
         while piece := bucket.read(content, PIECE, key):
@@ -68,26 +68,26 @@ def read_tree(bucket: Bucket, prefix: str, there: Iterable[Object]) -> Tree:
     return _parsed(data.getvalue())
 
 
-def write_tree(bucket: Bucket, prefix: str, before: Tree, now: Tree) -> None:
+def write_tree(bucket: Bucket, prefix: str, before: BareTree, now: BareTree) -> None:
     """Keep `now` in place of `before`. Blocking."""
     if now == before:
         return
-    if now == Tree():
+    if now == BareTree():
         bucket.delete(prefix + _OBJECT)
         return
     data = orjson.dumps({"folders": now.folders, "links": now.links})
     bucket.put(prefix + _OBJECT, io.BytesIO(data))
 
 
-def _parsed(data: bytes) -> Tree:
+def _parsed(data: bytes) -> BareTree:
     """Read what a worker wrote; what is malformed was written by a stranger, and counts as nothing."""
     try:
         said: Any = orjson.loads(data)
         folders = tuple(path for path in said["folders"] if is_normal(path))
         links = {path: target for path, target in said["links"].items() if is_normal(path) and _good(target)}
     except (AttributeError, KeyError, TypeError, ValueError):
-        return Tree()
-    return Tree(folders, links)
+        return BareTree()
+    return BareTree(folders, links)
 
 
 def _good(target: Any) -> bool:

@@ -1,7 +1,7 @@
 """Workspaces in any S3-compatible store: `users/{user_id}/runs/{run_id}/<path>`.
 
 Objects are written whole or not at all by the store itself. Tools need a real directory, so
-a checkout brings the files down and takes back what changed (see `s3_checkout`). Limits are
+a checkout brings the files down and takes back what changed (see `s3_checkout`). WorkspaceLimits are
 checked against a listing just before an upload; two processes that write the same run at the
 same moment may pass them by one file each.
 
@@ -21,9 +21,9 @@ from typing import IO
 
 from app.core.errors import NotFound, StorageError
 from app.core.names import is_normal, normalise, normalise_prefix, private_key, run_key
-from app.storage.s3_bucket import Bucket, Content, Object
+from app.storage.s3_bucket import Bucket, Object, ObjectContent
 from app.storage.s3_transfer import Transfer
-from app.storage.s3_tree import Tree, read_tree, write_tree
+from app.storage.s3_tree import BareTree, read_tree, write_tree
 from app.storage.scratch import Scratch, purge
 from app.storage.threads import Threads, each
 from app.storage.workspace import (
@@ -33,9 +33,9 @@ from app.storage.workspace import (
     Checkout,
     Copied,
     FileInfo,
-    Limits,
     Patience,
     Workspace,
+    WorkspaceLimits,
     checked_out,
     impatient,
     merged,
@@ -55,7 +55,7 @@ class S3Workspaces:
         region: str | None,
         access_key: str | None,
         secret_key: str | None,
-        limits: Limits,
+        limits: WorkspaceLimits,
         tmp_dir: Path,
     ) -> None:
         self.bucket = Bucket(
@@ -97,7 +97,7 @@ class S3Workspaces:
 class S3Workspace:
     """The files of one run in a bucket."""
 
-    def __init__(self, home: S3Workspaces, prefix: str, limits: Limits) -> None:
+    def __init__(self, home: S3Workspaces, prefix: str, limits: WorkspaceLimits) -> None:
         self._home = home
         self._limits = limits
         self._bucket = home.bucket
@@ -201,7 +201,7 @@ class S3Workspace:
         path, version = item.key.removeprefix(self._prefix), item.etag.strip('"')
         return FileInfo(path, item.size, item.modified_at, version, item.executable)
 
-    def _all(self) -> tuple[list[FileInfo], Tree]:
+    def _all(self) -> tuple[list[FileInfo], BareTree]:
         """Return the files and what else there is, which costs a request only where it is there."""
         found = self._bucket.list(self._prefix)
         return self._ours(found), read_tree(self._bucket, self._prefix, found)
@@ -264,7 +264,7 @@ def _close(spool: IO[bytes]) -> None:
     spool.close()
 
 
-def _close_content(content: Content) -> None:
+def _close_content(content: ObjectContent) -> None:
     content.body.close()
 
 

@@ -60,7 +60,7 @@ class Scratch:
             self._release()
 
     def remove_root(self) -> None:
-        """Remove the root where no process has a folder in it. One that makes its folder just now may fail."""
+        """Remove the root if no process has a folder in it; one that makes its own just now may fail."""
         if not self._root.is_dir():
             return
         with contextlib.suppress(OSError), self.lock(_SWEEP):

@@ -24,8 +24,8 @@ from app.core.private_files import private_folder
 from app.storage.scratch import Scratch, purge
 from app.storage.staging import Collected, UploadRefused
 from app.storage.threads import Threads
-from app.storage.tree import Found, open_file, opened_folder, snapshot
-from app.storage.workspace import Checkout, FileInfo, Limits, Workspace
+from app.storage.tree import TreeEntry, open_file, opened_folder, snapshot
+from app.storage.workspace import Checkout, FileInfo, Workspace, WorkspaceLimits
 from toolbox.archive import Damaged, Entry, Packer, Read, Refused, entries
 from toolbox.archive import Limits as ArchiveLimits
 
@@ -37,12 +37,12 @@ _NAME_CHARS = 1_024
 _HEADERS_BYTES = 4_096  # per file: what its headers take where they don't compress
 
 
-def largest_upload(limits: Limits) -> int:
+def largest_upload(limits: WorkspaceLimits) -> int:
     """Return how many bytes a pod may send: everything allowed, none of it compressible."""
     return limits.total_bytes + limits.files * _HEADERS_BYTES + _MANIFEST_BYTES
 
 
-def pod_limits(limits: Limits) -> dict[str, int]:
+def pod_limits(limits: WorkspaceLimits) -> dict[str, int]:
     """Return the limits for `sync.json`."""
     return {"files": limits.files, "bytes": limits.total_bytes, "file_bytes": limits.file_bytes}
 
@@ -59,7 +59,7 @@ class Returned:
 class Archives:
     """Packs and unpacks in threads, with temporary files in `scratch`."""
 
-    def __init__(self, scratch: Scratch, threads: Threads, limits: Limits) -> None:
+    def __init__(self, scratch: Scratch, threads: Threads, limits: WorkspaceLimits) -> None:
         self.scratch = scratch
         self.threads = threads
         self.limits = limits
@@ -130,11 +130,11 @@ def _pack_file(packer: Packer, folder: Path, path: str) -> None:
     except (FileNotFoundError, PermissionError):
         return  # deleted over HTTP since we looked, or a tool took the permission away
     with file:
-        found = Found.of(os.fstat(file.fileno()))
+        found = TreeEntry.of(os.fstat(file.fileno()))
         packer.add(Entry(f"workspace/{path}", found.size, found.mtime_ns, found.executable), file.read)
 
 
-def _unpack(read: Read, folder: Path, limits: Limits) -> Returned:
+def _unpack(read: Read, folder: Path, limits: WorkspaceLimits) -> Returned:
     """Unpack into `folder`, which is empty and ours; `UploadRefused` if anything is not as it must be."""
     bounds = ArchiveLimits(
         limits.files + 1,
@@ -147,7 +147,9 @@ def _unpack(read: Read, folder: Path, limits: Limits) -> Returned:
         raise UploadRefused(f"What the tool's pod sent back was refused: {error}.") from None
 
 
-def _unpack_all(found: Iterator[tuple[Entry, Iterator[bytes]]], folder: Path, limits: Limits) -> Returned:
+def _unpack_all(
+    found: Iterator[tuple[Entry, Iterator[bytes]]], folder: Path, limits: WorkspaceLimits
+) -> Returned:
     returned: Returned | None = None
     odd: list[str] = []
     folders = set[int]()
@@ -169,7 +171,7 @@ def _unpack_all(found: Iterator[tuple[Entry, Iterator[bytes]]], folder: Path, li
     return returned
 
 
-def _count_folders(path: str, folders: set[int], limits: Limits) -> None:
+def _count_folders(path: str, folders: set[int], limits: WorkspaceLimits) -> None:
     """Refuse an archive whose few files are in too many folders, which are counted by their hashes."""
     while path := path.rpartition("/")[0]:
         if hash(path) in folders:
@@ -179,7 +181,7 @@ def _count_folders(path: str, folders: set[int], limits: Limits) -> None:
             raise Refused("it has more folders than there can be")
 
 
-def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: Limits) -> bool:
+def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: WorkspaceLimits) -> bool:
     """Write a file; return whether a workspace can hold its name."""
     top, _, path = entry.path.partition("/")
     if top != "workspace" or not path:
@@ -202,7 +204,7 @@ def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: L
     return True
 
 
-def _manifest(data: bytes, limits: Limits) -> Returned:
+def _manifest(data: bytes, limits: WorkspaceLimits) -> Returned:
     _expect_few(data, limits)
     try:
         manifest = orjson.loads(data)
@@ -221,7 +223,7 @@ def _manifest(data: bytes, limits: Limits) -> Returned:
     return Returned(gone, names, _over(over, limits, whole=whole is True))
 
 
-def _expect_few(data: bytes, limits: Limits) -> None:
+def _expect_few(data: bytes, limits: WorkspaceLimits) -> None:
     """Refuse a manifest of more values than there can be, before a parser makes an object of each.
 
     Counted are the quotes, and the commas, brackets and braces outside of them; two passes of
@@ -236,7 +238,7 @@ def _expect_few(data: bytes, limits: Limits) -> None:
         raise Refused("its manifest has more entries than there can be")
 
 
-def _over(refused: list[tuple[str, int]], limits: Limits, *, whole: bool) -> TooLarge | None:
+def _over(refused: list[tuple[str, int]], limits: WorkspaceLimits, *, whole: bool) -> TooLarge | None:
     """Return the error of what the pod did not even send."""
     if not whole:
         return TooLarge(

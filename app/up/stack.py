@@ -19,7 +19,7 @@ from http.client import HTTPConnection, HTTPException
 from app.config import ApiSettings, Settings, is_loopback
 from app.core.private_files import private_folder
 from app.up.children import Child, ChildSpec, LogTail, Say, Supervisor, last_lines
-from app.up.data_folder import DataFolder, Refused
+from app.up.data_folder import DataFolder, DataFolderRefused
 from app.up.parent_death import OWN_PYTHON, launcher_pipe
 from app.up.redis_server import answers, choose_port, find_engine, free_port, require_free
 from tailrun.commands.serving import Serving
@@ -42,7 +42,7 @@ def up(
     """Start everything; yields None when it was asked to stop before all was ready.
 
     The caller keeps the supervisor ticking (`run`, `wait_for`), or dead children stay dead.
-    `environ` is what the children get besides what is decided here. Raises `Refused` with
+    `environ` is what the children get besides what is decided here. Raises `DataFolderRefused` with
     the reason when it can't start.
     """
     check_host(settings.api)
@@ -65,11 +65,11 @@ def up(
 def check_host(api: ApiSettings) -> None:
     """Refuse access from other machines with a generated token, or without one."""
     if not is_loopback(api.host) and api.auth == "off":
-        raise Refused(
+        raise DataFolderRefused(
             f"AUTH=off needs a HOST that only this machine reaches, such as 127.0.0.1, not {api.host}"
         )
     if not is_loopback(api.host) and api.token is None:
-        raise Refused(
+        raise DataFolderRefused(
             f"HOST={api.host} lets other machines in, and runs execute code: choose a token yourself, "
             f"API_TOKEN=$(openssl rand -hex 32) HOST={api.host} tailrun up",
         )
@@ -111,7 +111,7 @@ def _check_redis(settings: Settings) -> None:
     try:
         asyncio.run(ping(RedisAddress.of(settings.redis)))
     except StorageError as error:
-        raise Refused(
+        raise DataFolderRefused(
             f"REDIS_URL does not answer ({error}). Start that Redis, or leave REDIS_URL unset: "
             "`tailrun up` then starts one of its own",
         ) from error
@@ -121,7 +121,7 @@ def _plan(settings: Settings, folder: DataFolder, environ: Mapping[str, str]) ->
     if settings.redis.url is not None:
         _check_redis(settings)
     elif settings.redis.rest_url is not None:
-        raise Refused(
+        raise DataFolderRefused(
             "UPSTASH_REDIS_REST_URL is set without REDIS_URL: workers need the Redis protocol. Set both to "
             "the same database, or neither"
         )
@@ -228,7 +228,7 @@ class _Machine:
         return self.supervisor.start(spec, keep=keep)
 
     def _await(self, child: Child, condition: Callable[[], bool]) -> bool:
-        """Wait until a child is ready; False when asked to stop; `Refused` when it can't start."""
+        """Wait until a child is ready; False when asked to stop; `DataFolderRefused` when it can't start."""
 
         def settled() -> bool:
             lost = child.exit_code not in {None, 0} if not child.keep else child.failures >= PATIENCE
@@ -241,7 +241,7 @@ class _Machine:
             return True
         log = child.spec.log
         end = last_lines(log) if log is not None else ""
-        raise Refused(f"{child.spec.name} did not start. The end of {log}:\n{end}")
+        raise DataFolderRefused(f"{child.spec.name} did not start. The end of {log}:\n{end}")
 
 
 def _ready(host: str, port: int) -> bool:

@@ -68,7 +68,7 @@ async def execute_long_running_task(
         async with resources.place() if resources is not None else contextlib.nullcontext():
             stop = StopToken()
             command = DirectCommand(_argv(script_path, args or ()), _folder(cwd), inherited_env(env or {}))
-            sink = _Sink(output_capture, run_id)
+            sink = _CaptureSink(output_capture, run_id)
             with _obeying(token, stop):
                 work = run_direct(command, sink, stop, grace_s=grace_s, timeout_s=timeout_s)
                 running = asyncio.create_task(work)
@@ -87,7 +87,7 @@ async def execute_long_running_task(
 
 
 @dataclass(frozen=True, slots=True)
-class _Sink:
+class _CaptureSink:
     """Writes in a thread: a slow disk holds up this program at its pipe, and no other."""
 
     capture: OutputCapture

@@ -24,7 +24,7 @@ _QUIET_TYPES = frozenset({"status", "step"})
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class FollowView:
     """Which events to follow, and how to print them; `on_event` is called after each."""
 
     as_json: bool = False
@@ -36,7 +36,7 @@ class View:
     on_event: Callable[[], None] = lambda: None
 
 
-def follow(client: Client, run_id: str, view: View) -> int:
+def follow(client: Client, run_id: str, view: FollowView) -> int:
     """Print a run's events up to its end; return the exit code that its outcome means."""
     spinner = Spinner("waiting") if not view.as_json and sys.stderr.isatty() else None
     show = renderer(timestamps=view.timestamps, framed=view.framed)
@@ -64,7 +64,7 @@ def _outcome(client: Client, run_id: str) -> int:
 
 
 def _events(
-    client: Client, run_id: str, view: View, show: Renderer, spinner: Spinner | None
+    client: Client, run_id: str, view: FollowView, show: Renderer, spinner: Spinner | None
 ) -> Iterator[Event]:
     def lost(delay: float, error: TailrunError | None) -> None:
         if error is not None and not view.as_json:

@@ -173,9 +173,9 @@ class Asked:
 
 
 def _follow(client: Client, made: dict[str, Any], *, as_json: bool, timestamps: bool) -> int:
-    from tailrun.commands.follow import View, follow  # noqa: PLC0415 - not with --no-follow
+    from tailrun.commands.follow import FollowView, follow  # noqa: PLC0415 - not with --no-follow
 
-    code = follow(client, made["run_id"], View(as_json=as_json, timestamps=timestamps))
+    code = follow(client, made["run_id"], FollowView(as_json=as_json, timestamps=timestamps))
     if made["kind"] == "prompt" and client.get(made["run_id"])["planner"] == "smoke":
         print(
             "No language model is configured, so the prompt was not carried out (planner: smoke).\n"

@@ -18,7 +18,7 @@ from tailrun.commands.tables import STATUS_STYLES, described, fields, table
 
 if TYPE_CHECKING:
     from tailrun import Client, Event
-    from tailrun.commands.follow import View
+    from tailrun.commands.follow import FollowView
 
 _LEVELS = ("debug", "info", "warning", "error")
 _STREAMS = ("stdout", "stderr", "system")
@@ -50,7 +50,7 @@ def logs(
     token: Token = None,
 ) -> None:
     """Print a run's lines; with -f until it ends (the exit code is then the run's)."""
-    from tailrun.commands.follow import View  # noqa: PLC0415 - `--help` needs none of it
+    from tailrun.commands.follow import FollowView  # noqa: PLC0415 - `--help` needs none of it
     from tailrun.commands.follow import follow as follow_run  # noqa: PLC0415
 
     _one_of("--level", level, _LEVELS)
@@ -60,9 +60,9 @@ def logs(
     with connect(url, token) as client:
         run_id = resolve(client, run)
         if follow:
-            view = View(as_json, timestamps, tail=tail, level=level, stream=stream)
+            view = FollowView(as_json, timestamps, tail=tail, level=level, stream=stream)
             raise typer.Exit(follow_run(client, run_id, view))
-        _print_logs(client, run_id, View(as_json, timestamps, level=level, stream=stream), grep, tail)
+        _print_logs(client, run_id, FollowView(as_json, timestamps, level=level, stream=stream), grep, tail)
 
 
 def tail(
@@ -88,7 +88,7 @@ def _one_of(option: str, value: str | None, allowed: tuple[str, ...]) -> None:
         raise CliError(f"{option} is one of {', '.join(allowed)}, not {value!r}", 2)
 
 
-def _print_logs(client: Client, run_id: str, view: View, grep: str | None, tail: int | None) -> None:
+def _print_logs(client: Client, run_id: str, view: FollowView, grep: str | None, tail: int | None) -> None:
     printer = renderer(timestamps=view.timestamps)
     filters = {"level": view.level, "stream": view.stream, "q": grep}
     events: Iterable[Event] = _pages(client, run_id, filters)
@@ -187,7 +187,7 @@ def retry(
     token: Token = None,
 ) -> None:
     """Make a new run like a finished one, and follow it."""
-    from tailrun.commands.follow import View  # noqa: PLC0415 - as above
+    from tailrun.commands.follow import FollowView  # noqa: PLC0415 - as above
     from tailrun.commands.follow import follow as follow_run  # noqa: PLC0415
 
     with connect(url, token) as client:
@@ -197,7 +197,7 @@ def retry(
             return
         if not as_json:
             print(f"run {made['run_id']}", file=sys.stderr)
-        raise typer.Exit(follow_run(client, made["run_id"], View(as_json)))
+        raise typer.Exit(follow_run(client, made["run_id"], FollowView(as_json)))
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Monitors one subprocess: forwards its output, handles stop requests, returns its result.
 
 It is the same for a worker's tool under its guard (`app/execution/process.py`) and for a program in a
-user's own process (`tailrun/capture/process.py`): they differ in what holds the program, a `Program`.
+user's own process (`tailrun/capture/process.py`): they differ in what holds the program, a `RunningProgram`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ORPHANED_PIPE_S = 0.5
 _WITH_GRACE = frozenset({StopReason.CANCEL, StopReason.TIMEOUT})
 
 
-class Program(Protocol):
+class RunningProgram(Protocol):
     """A started program and what holds it; commands and reports are those of `guard.py`."""
 
     pid: int | None
@@ -57,7 +57,9 @@ class Program(Protocol):
 class ProcessMonitor:
     """Monitors one program. `command` is what was started, for the message of a failure."""
 
-    def __init__(self, program: Program, command: errors.Command, sink: LineSink, stop: StopToken) -> None:
+    def __init__(
+        self, program: RunningProgram, command: errors.Command, sink: LineSink, stop: StopToken
+    ) -> None:
         self._program, self._command, self._sink, self._stop = program, command, sink, stop
         self._pump = Pump(program.pipes, sink)
         self._timed_out = False

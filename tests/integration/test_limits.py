@@ -46,7 +46,7 @@ from app.execution.executor import StopToken, ToolRun
 from app.execution.process import LocalExecutor
 from app.storage.local_workspace import LocalWorkspaces
 from app.storage.scratch import Scratch
-from app.storage.workspace import Limits
+from app.storage.workspace import WorkspaceLimits
 
 class Sink:
     async def __call__(self, lines):
@@ -54,7 +54,7 @@ class Sink:
     async def gap(self, lost, why): ...
 
 root = Path(sys.argv[1])
-workspaces = LocalWorkspaces(root / "ws", Limits(1000, 1000, 10))
+workspaces = LocalWorkspaces(root / "ws", WorkspaceLimits(1000, 1000, 10))
 executor = LocalExecutor(tmp_dir=Scratch(root / "tools").folder(), silence_s=6000)
 script = 'echo x > $TMPDIR/left; echo $TMPDIR; sleep 6000'
 tool = ToolRun("r1", 1, "s1", ("sh", "-c", script), workspaces.open("u", "r1"))

@@ -30,7 +30,7 @@ from app.storage.factory import open_staging, open_workspaces
 from app.storage.s3_staging import S3Staging
 from app.storage.staging import StagingUnset, UploadMissing, UploadRefused
 from app.storage.staging_archive import _manifest, _unpack
-from app.storage.workspace import Checkout, Limits
+from app.storage.workspace import Checkout, WorkspaceLimits
 from toolbox.archive import Refused
 
 LIMITS = {"file_max_bytes": 1_000_000, "workspace_max_bytes": 2_500_000, "workspace_max_files": 12}
@@ -423,7 +423,7 @@ MILLIONS = _millions()
 @pytest.mark.parametrize("said", MILLIONS.values(), ids=MILLIONS.keys())
 def test_a_manifest_of_a_million_entries_is_refused_before_they_become_objects(said: bytes) -> None:
     """Nothing is allocated for them: less memory than an object for each entry would take."""
-    limits = Limits(1_000_000, 2_500_000, 12)
+    limits = WorkspaceLimits(1_000_000, 2_500_000, 12)
     tracemalloc.start()
     try:
         with pytest.raises(Refused, match="more entries than there can be"):
@@ -440,7 +440,7 @@ def test_a_manifest_of_as_much_as_there_can_be_is_read() -> None:
     removed = [f'dir,[{{"/{n}' for n in range(5000)]
     refused = [[name, 2**63] for name in odd]
     _, said = manifest(removed=removed, skipped=odd, refused=refused)
-    found = _manifest(said, Limits(1_000_000, 2_500_000, 5000))
+    found = _manifest(said, WorkspaceLimits(1_000_000, 2_500_000, 5000))
     assert (found.removed, found.skipped, found.failure is not None) == (set(removed), odd, True)
 
 
@@ -449,7 +449,7 @@ async def test_few_files_in_endless_folders_are_refused(tmp_path: Path) -> None:
     deep = "d/" * 60
     archive = packed(*(member(f"workspace/{n}/{deep}f") for n in range(1000)), manifest())
     with pytest.raises(UploadRefused, match="more folders"):
-        _unpack(io.BytesIO(archive).read, tmp_path, Limits(1000, 1_000_000, 1000))
+        _unpack(io.BytesIO(archive).read, tmp_path, WorkspaceLimits(1000, 1_000_000, 1000))
 
 
 async def test_names_that_no_workspace_can_hold_are_skipped(world: World) -> None:

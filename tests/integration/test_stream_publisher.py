@@ -10,7 +10,7 @@ from support.servers import RedisServer
 
 from app.core.events import Event, EventType
 from app.redis.clients import RedisClients
-from app.redis.publisher import LIVE_TTL_S, Publisher, Refused, Tail
+from app.redis.publisher import LIVE_TTL_S, Publisher, PublishRefused, Tail
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def test_the_first_append_raises_the_fence(clients: RedisClients) -> None:
 
 async def test_without_a_fence_an_append_is_refused(clients: RedisClients) -> None:
     """A worker that was frozen until the fence expired must not publish."""
-    assert await Publisher(clients).append("r", 1, 1, events(1, 1), keep_from=0) == Refused(None)
+    assert await Publisher(clients).append("r", 1, 1, events(1, 1), keep_from=0) == PublishRefused(None)
     assert await clients.commands.keys() == []
 
 
@@ -41,7 +41,7 @@ async def test_a_later_attempt_shuts_out_the_earlier(clients: RedisClients) -> N
     publisher, tail = Publisher(clients), Tail(clients)
     await publisher.append("r", 1, 1, events(1, 2), keep_from=0, may_raise=True)
     assert await publisher.raise_fence("r", 2) == 2
-    assert await publisher.append("r", 1, 3, events(3, 3), keep_from=0, may_raise=True) == Refused(2)
+    assert await publisher.append("r", 1, 3, events(3, 3), keep_from=0, may_raise=True) == PublishRefused(2)
     assert await publisher.append("r", 2, 3, events(3, 3), keep_from=0) is None
     assert await tail.top("r") == 3
 

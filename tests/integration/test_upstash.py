@@ -22,7 +22,7 @@ from app.core.models import Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients, RedisDown
 from app.redis.dead_letters import DeadLetters
-from app.redis.publisher import Publisher, Refused, Tail
+from app.redis.publisher import Publisher, PublishRefused, Tail
 from app.redis.queue import Queue
 
 
@@ -90,7 +90,7 @@ async def test_every_short_command_answers_as_the_redis_protocol_does(
 
     await direct.commands.script_flush()
     assert await seen(rest) == await seen(direct)
-    assert await Publisher(rest).append("r1", 7, 4, [b"{}"], keep_from=0) == Refused(1)
+    assert await Publisher(rest).append("r1", 7, 4, [b"{}"], keep_from=0) == PublishRefused(1)
     await Publisher(rest).announce([replace(EVENT, type=EventType.END)])
     assert 0 < await direct.commands.ttl("agent:tail:r1") <= 300
     assert await DeadLetters(rest).remove(await DeadLetters(rest).named("r0")) == 1

@@ -17,7 +17,7 @@ from support.workspace_contents import LIMITS, content, let_go, paths, stream
 from app.core.errors import Conflict, NotFound, StorageError, TooLarge, Unprocessable
 from app.core.names import MAX_PARTS
 from app.storage.local_workspace import LocalWorkspaces
-from app.storage.workspace import Limits, Workspace
+from app.storage.workspace import Workspace, WorkspaceLimits
 
 EXPECTED = (NotFound, Unprocessable, Conflict)
 
@@ -152,7 +152,7 @@ async def test_a_checkout_whose_folder_became_a_link_takes_nothing_from_it(
 
 async def test_limits_hold_for_writers_at_once(tmp_path: Path) -> None:
     """Two processes' worth of writers never exceed the limit together."""
-    limits = Limits(file_bytes=1000, total_bytes=3000, files=100)
+    limits = WorkspaceLimits(file_bytes=1000, total_bytes=3000, files=100)
     homes = [LocalWorkspaces(tmp_path / "root", limits) for _ in range(2)]
     for attempt in range(20):
         runs = [home.open("ann", f"run-{attempt}") for home in homes]

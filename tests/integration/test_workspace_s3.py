@@ -19,7 +19,7 @@ from support.workspace_contents import content, paths, store_at
 from app.core.errors import LostOwnership, StorageError
 from app.storage.s3_workspace import S3Workspaces
 from app.storage.staging_archive import Archives
-from app.storage.workspace import Limits, Workspace
+from app.storage.workspace import Workspace, WorkspaceLimits
 
 PREFIX = "users/ann/runs/run/"
 
@@ -135,7 +135,7 @@ async def test_the_temporary_directory_is_gone_however_it_ended(run: Workspace, 
 
 
 async def test_a_large_file_goes_up_in_parts_and_comes_back(s3_url: str, bucket: str, tmp_path: Path) -> None:
-    store = store_at(s3_url, bucket, tmp_path, Limits(100_000_000, 100_000_000, 10))
+    store = store_at(s3_url, bucket, tmp_path, WorkspaceLimits(100_000_000, 100_000_000, 10))
     run = store.open("ann", "run")
     data = bytes(range(256)) * 4096 * 20
     async with run.checkout() as checkout:
@@ -171,7 +171,7 @@ async def test_a_store_that_is_away_is_said_without_secrets(tmp_path: Path) -> N
 
 async def test_a_cancelled_download_stops_early(s3_url: str, bucket: str, tmp_path: Path) -> None:
     """Cancelling does not wait for all files, and nothing is left."""
-    store = store_at(s3_url, bucket, tmp_path, Limits(10_000_000, 100_000_000, 100))
+    store = store_at(s3_url, bucket, tmp_path, WorkspaceLimits(10_000_000, 100_000_000, 100))
     run = store.open("ann", "run")
     async with run.checkout() as checkout:
         for n in range(60):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pod_statuses import OOM, RUNNING, STATUSES, condition, disrupted, ended, pod
 
-from app.k8s.pod_state import State, Verdict, finished, judge, silent_node
+from app.k8s.pod_state import PodVerdict, State, finished, judge, silent_node
 from app.k8s.spec import SYNC, TOOL
 from tailrun.process.errors import ErrorCode
 
@@ -30,7 +30,7 @@ def test_a_failure_says_what_the_pod_says_and_whether_to_try_again() -> None:
     failure = judge(None, pod(OOM), ()).failure()
     assert (failure.code, failure.exit_code, failure.retried) == (ErrorCode.OOM_KILLED, 137, False)
     assert failure.retried_by(["oom_killed"])
-    final = Verdict(State.FAILED, ErrorCode.IMAGE_PULL, "no such image", final=True).failure()
+    final = PodVerdict(State.FAILED, ErrorCode.IMAGE_PULL, "no such image", final=True).failure()
     assert (final.message, final.retried) == ("no such image", False)
 
 

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.k8s.client import Cluster
-from app.k8s.follower import MAX_LINE_BYTES, Follower
-from app.k8s.frames import Cursor, Frames, Gap, Item, RawLines
+from app.k8s.follower import MAX_LINE_BYTES, PodLogFollower
+from app.k8s.frames import Cursor, FrameReader, Gap, Item, RawLines
 from tailrun.process.lines import Line, Stream
 
 _NUMBERS = itertools.count()
@@ -55,14 +55,14 @@ class Reading:
         fake.objects.things["pods", name] = {"metadata": {"name": name}}
         return cls(fake, log, name)
 
-    async def follow(self, reader: Frames | RawLines, *, tail: int = 0) -> Reading:
+    async def follow(self, reader: FrameReader | RawLines, *, tail: int = 0) -> Reading:
         """Follow through the cuts; the container is over when all of them were made."""
         cuts = iter(self.cuts)
         left = len(self.cuts) + tail
         path = f"/api/v1/namespaces/tools/pods/{self.name}/log"
         self.fake.faults = [Fault("GET", path, cut_after=lambda: next(cuts, None), times=len(self.cuts))]
         cluster = Cluster(WithToken(self.fake.url), jitter=Random(1))
-        follower = Follower(cluster, path, reader, lambda: follower.connections >= left)
+        follower = PodLogFollower(cluster, path, reader, lambda: follower.connections >= left)
 
         async def take(items: list[Item]) -> None:
             self.items += items
@@ -89,8 +89,8 @@ def frames(texts: list[str], *, end: bool = True) -> list[tuple[int, bytes]]:
     return [(START + n * SECOND // 7, json.dumps(f).encode() + b"\n") for n, f in enumerate([*found, *last])]
 
 
-def wrapped() -> Frames:
-    return Frames(1, Cursor())
+def wrapped() -> FrameReader:
+    return FrameReader(1, Cursor())
 
 
 def raw() -> RawLines:
@@ -169,7 +169,10 @@ async def test_a_clock_that_steps_back_loses_nothing(fake: FakeCluster) -> None:
 
 
 async def test_whoever_goes_on_takes_up_behind_the_last_src(fake: FakeCluster) -> None:
-    for reader, lines in ((Frames, frames(["a", "b", "c"])), (RawLines, [(START, b"a\n"), (START, b"b\n")])):
+    for reader, lines in (
+        (FrameReader, frames(["a", "b", "c"])),
+        (RawLines, [(START, b"a\n"), (START, b"b\n")]),
+    ):
         first = await Reading.of(fake, lines).follow(reader(3, Cursor()))
         src = next(item.src for item in first.items if isinstance(item, Line) and item.content == "b")
         again = await Reading.of(fake, lines).follow(reader(3, Cursor.parse(src, 3)))
@@ -228,7 +231,7 @@ async def test_refusals_on_the_way_are_survived(fake: FakeCluster, status: int) 
     fake.faults = []
     cluster = Cluster(WithToken(fake.url), jitter=Random(1))
     fake.faults = [Fault("GET", path, answer=lambda: refusal(status, "wait"), times=3)]
-    follower = Follower(
+    follower = PodLogFollower(
         cluster, f"/api/v1/namespaces/tools{path}", wrapped(), lambda: follower.connections > 3
     )
     items: list[Item] = []

@@ -21,7 +21,7 @@ from fake_cluster.http import Answer, Request, found, refusal, serve
 from kubernetes.aio.config import incluster_config
 
 from app.k8s import login as login_module
-from app.k8s.client import Cluster, ClusterAway, Refused
+from app.k8s.client import Cluster, ClusterAway, RequestRefused
 from app.k8s.login import NoCluster, find
 
 
@@ -166,7 +166,7 @@ async def test_a_plugin_that_names_no_end_runs_again_when_its_token_is_refused(
     await ask(cluster, 10)
     assert runs_of(tmp_path) == 2
     server.good = set()
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefused):
         await cluster.get("/version")
     assert runs_of(tmp_path) == 3, "once, then it is told"
 
@@ -369,7 +369,7 @@ async def test_an_openid_provider_is_asked_when_the_token_is_over(
     await ask(cluster, 5)
     assert [b"r1" in body for body in asked] == [True]
     server.good = set()
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefused):
         await cluster.get("/version")
     assert b"r2" in asked[1] if refresh else b"r1" in asked[1]
 

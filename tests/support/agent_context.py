@@ -18,7 +18,7 @@ from app.core.models import Run, RunKind, RunStatus, Step
 from app.execution.process import LocalExecutor
 from app.plan.steps import parse_steps
 from app.storage.local_workspace import LocalWorkspaces
-from app.storage.workspace import Limits, Workspace
+from app.storage.workspace import Workspace, WorkspaceLimits
 from support.recording_log import Recorder
 from tailrun.process.errors import RunFailure
 from tailrun.process.stop import StopToken
@@ -29,7 +29,7 @@ class Place:
 
     def __init__(self, folder: Path, spec: dict[str, Any] | None = None) -> None:
         self.tmp = folder / "tmp"
-        self.workspaces = LocalWorkspaces(folder / "workspace", Limits(100_000, 150_000, 20))
+        self.workspaces = LocalWorkspaces(folder / "workspace", WorkspaceLimits(100_000, 150_000, 20))
         self.executor = LocalExecutor(tmp_dir=self.tmp, silence_s=60, grace_s=1)
         self.log = Recorder()
         self.stop = StopToken()

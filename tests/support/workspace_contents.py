@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.storage.s3_workspace import S3Workspaces
-from app.storage.workspace import Limits, Workspace
+from app.storage.workspace import Workspace, WorkspaceLimits
 
-LIMITS = Limits(file_bytes=1_000_000, total_bytes=2_500_000, files=12)
+LIMITS = WorkspaceLimits(file_bytes=1_000_000, total_bytes=2_500_000, files=12)
 
 
-def store_at(url: str, bucket: str, tmp_path: Path, limits: Limits = LIMITS) -> S3Workspaces:
+def store_at(url: str, bucket: str, tmp_path: Path, limits: WorkspaceLimits = LIMITS) -> S3Workspaces:
     return S3Workspaces(
         bucket,
         endpoint=url,

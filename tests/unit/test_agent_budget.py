@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.agent.budget import Budget, BudgetSpent, Ledger, Spending
+from app.agent.budget import BudgetSpent, Ledger, RunBudget, Spending
 from app.llm.model import ModelRequest, TokenUsage, UserTurn
 from app.llm.models_file import ModelConfig
 from app.llm.prices import Price, Prices
@@ -20,34 +20,34 @@ HI = ModelRequest("", (UserTurn("hello"),))
 
 
 def test_a_run_asks_for_less_never_for_more() -> None:
-    ceiling = Budget(cost=None, tokens=100, calls=50, tool_calls=0)
-    assert Budget(cost=5, tokens=200, calls=0).within(ceiling) == Budget(5, 100, 0, 0)
-    assert Budget().within(ceiling) == ceiling
+    ceiling = RunBudget(cost=None, tokens=100, calls=50, tool_calls=0)
+    assert RunBudget(cost=5, tokens=200, calls=0).within(ceiling) == RunBudget(5, 100, 0, 0)
+    assert RunBudget().within(ceiling) == ceiling
 
 
 @pytest.mark.parametrize(
     ("budget", "which"),
-    [(Budget(cost=0), "usd"), (Budget(tokens=0), "tokens"), (Budget(calls=0), "calls")],
+    [(RunBudget(cost=0), "usd"), (RunBudget(tokens=0), "tokens"), (RunBudget(calls=0), "calls")],
 )
-def test_nothing_is_nothing(budget: Budget, which: str) -> None:
+def test_nothing_is_nothing(budget: RunBudget, which: str) -> None:
     with pytest.raises(BudgetSpent) as spent:
         Ledger().next_call(budget, PRICES, CONFIG, HI)
     assert spent.value.which == which
     with pytest.raises(BudgetSpent, match="calls of tools"):
-        Ledger().next_tool(Budget(tool_calls=0))
+        Ledger().next_tool(RunBudget(tool_calls=0))
 
 
 def test_no_limit_is_no_limit() -> None:
     much = Ledger(tokens=10**9, cost=10**12, calls=10**6, tool_calls=10**6)
-    assert much.next_call(Budget(), PRICES, CONFIG, HI).tokens.output == 1_000
-    much.next_tool(Budget())
+    assert much.next_call(RunBudget(), PRICES, CONFIG, HI).tokens.output == 1_000
+    much.next_tool(RunBudget())
 
 
 def test_an_unknown_price_holds_no_budget_of_money() -> None:
     """But tokens hold."""
-    assert Ledger().next_call(Budget(cost=0), UNKNOWN, CONFIG, HI).cost is None
+    assert Ledger().next_call(RunBudget(cost=0), UNKNOWN, CONFIG, HI).cost is None
     with pytest.raises(BudgetSpent, match="tokens"):
-        Ledger(tokens=99).next_call(Budget(cost=0, tokens=100), UNKNOWN, CONFIG, HI)
+        Ledger(tokens=99).next_call(RunBudget(cost=0, tokens=100), UNKNOWN, CONFIG, HI)
 
 
 def test_a_lost_call_counts_what_was_reserved() -> None:
@@ -62,7 +62,7 @@ def test_a_lost_call_counts_what_was_reserved() -> None:
 )
 def test_a_run_never_passes_its_budget(tokens: int | None, cost: int | None, texts: list[str]) -> None:
     """However often it calls, if each call takes what was reserved for it."""
-    budget, spent = Budget(cost=cost, tokens=tokens, calls=8), list[Spending]()
+    budget, spent = RunBudget(cost=cost, tokens=tokens, calls=8), list[Spending]()
     try:
         for text in texts:
             request = ModelRequest("Be good.", (UserTurn(text),))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from app.agent.conversation import (
     INTERRUPTED,
     SKIPPED,
+    CallResult,
     CallStatus,
     ModelCall,
-    ToolResult,
     ToolStatus,
     UserMessage,
     conversation,
@@ -34,10 +34,10 @@ def reply(n: int, calls: int, text: str = "ok") -> Reply:
 
 
 @st.composite
-def rows(draw: st.DrawFn) -> tuple[list[ModelCall], list[ToolResult], list[UserMessage]]:
+def rows(draw: st.DrawFn) -> tuple[list[ModelCall], list[CallResult], list[UserMessage]]:
     """Rows that a run may have left, at whatever point its worker ended."""
     calls: list[ModelCall] = []
-    results: list[ToolResult] = []
+    results: list[CallResult] = []
     inbox = [UserMessage(k, f"message {k}") for k in range(1, draw(st.integers(0, 4)) + 1)]
     upto = 0
     for n in range(1, draw(st.integers(0, 5)) + 1):
@@ -47,13 +47,13 @@ def rows(draw: st.DrawFn) -> tuple[list[ModelCall], list[ToolResult], list[UserM
         calls.append(ModelCall(n, status, upto, said))
         for k in range(len(said.calls) if said else 0):
             state = draw(st.none() | st.sampled_from(ToolStatus))
-            results += [] if state is None else [ToolResult(n, k, state, f"result {n}-{k}")]
+            results += [] if state is None else [CallResult(n, k, state, f"result {n}-{k}")]
     return calls, results, inbox
 
 
 @given(rows())
 def test_every_call_has_one_result_directly_behind_its_reply(
-    found: tuple[list[ModelCall], list[ToolResult], list[UserMessage]],
+    found: tuple[list[ModelCall], list[CallResult], list[UserMessage]],
 ) -> None:
     calls, results, inbox = found
     turns = conversation("go", calls, results, inbox)
@@ -71,7 +71,7 @@ def test_every_call_has_one_result_directly_behind_its_reply(
 
 @given(rows(), st.integers(0, 1_000))
 def test_the_order_of_rows_does_not_matter(
-    found: tuple[list[ModelCall], list[ToolResult], list[UserMessage]], seed: int
+    found: tuple[list[ModelCall], list[CallResult], list[UserMessage]], seed: int
 ) -> None:
     calls, results, inbox = found
     mixed = [list(each) for each in found]
@@ -82,7 +82,7 @@ def test_the_order_of_rows_does_not_matter(
 
 @given(rows())
 def test_what_was_said_stays_as_it_was(
-    found: tuple[list[ModelCall], list[ToolResult], list[UserMessage]],
+    found: tuple[list[ModelCall], list[CallResult], list[UserMessage]],
 ) -> None:
     """One call more only adds: the beginning of the conversation, which servers cache, is the same."""
     calls, results, inbox = found
@@ -99,7 +99,7 @@ def test_what_was_said_stays_as_it_was(
 
 @given(rows())
 def test_it_can_be_written_in_a_dialect_that_wants_turns_to_alternate(
-    found: tuple[list[ModelCall], list[ToolResult], list[UserMessage]],
+    found: tuple[list[ModelCall], list[CallResult], list[UserMessage]],
 ) -> None:
     request = ModelRequest("Be good.", conversation("go", *found))
     roles = [each["role"] for each in Messages().body(CONFIG, request, Learned())["messages"]]
@@ -110,7 +110,7 @@ def test_it_can_be_written_in_a_dialect_that_wants_turns_to_alternate(
 def test_what_became_of_a_call_is_told() -> None:
     broken = ToolCall("c1-3", "look", "{", problem="The arguments are no JSON.")
     said = Reply("m", "chat", {}, "", (*reply(1, 3).calls, broken))
-    results = [ToolResult(1, 0, ToolStatus.DONE, "found"), ToolResult(1, 1, ToolStatus.INTERRUPTED, "half")]
+    results = [CallResult(1, 0, ToolStatus.DONE, "found"), CallResult(1, 1, ToolStatus.INTERRUPTED, "half")]
     turns = conversation("go", [ModelCall(1, CallStatus.ANSWERED, 0, said)], results)
     told = [turn.text for turn in turns if isinstance(turn, ToolTurn)]
     assert told == ["found", f"{INTERRUPTED} half", SKIPPED, "The arguments are no JSON."]

@@ -29,7 +29,7 @@ from app.core.events import Event, EventType
 from app.core.log_filter import LogFilter
 from app.core.names import check_env, normalise, run_key
 from app.db.text import clean, to_json
-from app.k8s.frames import Cursor, Frames, RawLines
+from app.k8s.frames import Cursor, FrameReader, RawLines
 from app.k8s.profile import amount, image_pattern
 from app.plan.cron import check_steps, next_tick
 from app.plan.projects import ProjectConfig, check_project, is_project_id
@@ -50,7 +50,7 @@ from tailrun.process.levels import level_of
 from tailrun.process.lines import Line, Stream
 from tailrun.process.output import LineSplitter
 from tailrun.sse import SSEParser
-from toolbox.frames import Frames as PodFrames
+from toolbox.frames import FrameReader as PodFrames
 from toolbox.frames import Stream as PodStream
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def pod_log(text: str) -> None:
     stamp = b"2026-11-20T12:00:00.123456789Z "
     raw = text.encode("utf-8", "replace")
     for line in (raw, orjson.dumps({"n": 1, "s": "o", "t": 1, "d": raw.decode()})):
-        Frames(1, Cursor.parse(text, 1)).read([stamp + line], 0)
+        FrameReader(1, Cursor.parse(text, 1)).read([stamp + line], 0)
         RawLines(1, Cursor()).read([stamp + line], 0)
     stream = PodStream(PodFrames(), "o")
     for at in range(0, len(raw), 1000):

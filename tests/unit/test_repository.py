@@ -105,6 +105,25 @@ def test_modules_say_why_they_exist() -> None:
     assert silent == []
 
 
+SAME_ON_BOTH_SIDES = {
+    *("Conflict", "Forbidden", "NotFound", "TailrunError", "TooLarge", "TooManyRequests", "Unauthorized"),
+    *("Event", "Run", "RunStatus", "Stream"),
+}
+"""Classes of the client, the library or the pod that are what the service has by the same name."""
+
+
+def test_a_class_name_is_used_once() -> None:
+    """Whoever reads it where it is used knows which one it is."""
+    classes = Counter(
+        node.name
+        for path in PYTHON
+        if path.relative_to(ROOT).parts[0] in {"app", "tailrun", "toolbox"}
+        for node in ast.walk(ast.parse(text_of(path)))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in classes.items() if count > 1} == SAME_ON_BOTH_SIDES
+
+
 def test_names_of_test_files_are_unique() -> None:
     """pytest imports them without packages, so a second of the same name would shadow the first."""
     names = Counter(path.name for path in PYTHON if "tests" in path.relative_to(ROOT).parts)

@@ -89,7 +89,7 @@ class ToolOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sink:
+class _StepSink:
     """Puts a step's lines into the run's log."""
 
     log: RunLog
@@ -141,7 +141,7 @@ async def run_program(
         cursor=bench.again.cursor,
     )
     bench.unsettled.append(tool)
-    ended = await bench.executor.run(tool, _Sink(bench.log, step.id), stop)
+    ended = await bench.executor.run(tool, _StepSink(bench.log, step.id), stop)
     if ended.stopped is StopReason.LOST:
         raise LostOwnership("the run was taken over while its program ran")
     await _tell_skipped(bench, step, ended.skipped)

@@ -14,7 +14,7 @@ from app.core.errors import Unprocessable
 from app.core.models import ResourceRequest, Run, Step
 from app.plan.cli_builder import build, environment, folder
 from app.plan.projects import ProjectConfig
-from app.plan.task_types import Task, TaskTypes
+from app.plan.task_types import TaskCall, TaskTypes
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.stop import StopToken
 
@@ -25,7 +25,7 @@ _PYTHON = "python"
 class TaskProgram:
     """What a typed task runs, and where. `files`: which words of the argv name files of the run."""
 
-    task: Task
+    task: TaskCall
     argv: tuple[str, ...]
     files: frozenset[int]
     env: dict[str, str]
