@@ -50,7 +50,7 @@ from tailrun.process.levels import level_of
 from tailrun.process.lines import Line, Stream
 from tailrun.process.output import LineSplitter
 from tailrun.sse import SSEParser
-from toolbox.frames import FrameReader as PodFrames
+from toolbox.frames import Frames as PodFrames
 from toolbox.frames import Stream as PodStream
 
 ROOT = Path(__file__).parents[2]
