@@ -67,7 +67,7 @@ async def snapshot(db: Database, run_id: str) -> tuple[Any, ...]:
 
     from app.db import tables  # noqa: PLC0415
 
-    names = ("runs", "attempts", "steps", "log_lines", "usage")
+    names = ("runs", "attempts", "steps", "log_lines", "usage", "model_calls", "inbox", "approvals")
 
     def work(connection: Any) -> tuple[Any, ...]:
         found: list[Any] = []

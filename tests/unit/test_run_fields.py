@@ -18,8 +18,8 @@ from app.runs import submit
 
 ROW_ONLY = {"idempotency_key", "request_hash", "log_stage"}
 """Columns that no answer shows and no worker needs."""
-NOT_SHOWN = {"spec", "worker_id"}
-"""What a list of runs leaves out; a run's own page has the spec."""
+NOT_SHOWN = {"spec", "worker_id"} | {"agent", "result", "spent_u", "spent_tokens", "waiting_for"}
+"""What a list of runs leaves out; a run's own page has the spec. No route makes an agent's run yet."""
 
 WHOLE = Run(
     run_id="r",
@@ -55,8 +55,19 @@ WHOLE = Run(
     retry_on=["timeout"],
     run_at=16,
     webhook_url="https://example.com",
+    agent={"model": "some", "budget": {"usd": 0}},
+    result={"text": "done"},
+    spent_u=17,
+    spent_tokens=18,
+    waiting_for="approval",
 )
-STEP = StepRecord("r", "s1", 0, "shell", {"a": 1}, StepStatus.FAILED, 2, 3, 4, 5, {"b": 1}, {"c": 1})
+STEP = StepRecord(
+    *("r", "c1-0", 0, "shell", {"a": 1}, StepStatus.FAILED, 2, 3, 4, 5, {"b": 1}, {"c": 1}),
+    call=1,
+    call_id="call_x",
+    policy="auto",
+    for_model="exit code 5",
+)
 
 
 def test_each_field_is_a_column_and_is_shown() -> None:
@@ -72,7 +83,7 @@ def test_a_row_reads_as_what_was_written() -> None:
     """Every kind of field, set and not set."""
     for run in (WHOLE, replace(WHOLE, error=None, retry_on=None, worker_id=None, exit_code=None)):
         assert RUN_ROW.read(tuple(RUN_ROW.write(run).values())) == run
-    for step in (STEP, replace(STEP, result=None, error=None, ended_at=None)):
+    for step in (STEP, replace(STEP, result=None, error=None, ended_at=None, for_model=None)):
         assert STEP_ROW.read(tuple(STEP_ROW.write(step).values())) == step
 
 
