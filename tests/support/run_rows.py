@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from app.core.agent_records import CallRecord, CallStatus
 from app.core.events import Event, EventType
 from app.core.models import Fence, Run, RunKind, RunStatus, StepRecord, StepStatus
 from app.db.engine import Database
@@ -48,6 +49,13 @@ def step(
 ) -> StepRecord:
     defaults: dict[str, Any] = {"idx": 0, "tool": "shell", "args": {}, "attempt": 1, "started_at": NOW}
     return StepRecord(run_id=run_id, step_id=step_id, status=status, **(defaults | fields))
+
+
+def model_call(run_id: str, n: int = 1, **fields: Any) -> CallRecord:
+    """A call that was sent by the first attempt, with 100 tokens and 50 millionths of a dollar reserved."""
+    defaults: dict[str, Any] = {"status": CallStatus.SENT, "attempt": 1, "model": "m", "dialect": "chat"}
+    defaults |= {"request_hash": "h", "reserved_tokens": 100, "reserved_u": 50, "sent_at": NOW}
+    return CallRecord(run_id=run_id, n=n, **(defaults | fields))
 
 
 def ended(run_id: str, seq: int, status: RunStatus = RunStatus.SUCCEEDED) -> Batch:
