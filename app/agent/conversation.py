@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from app.core.agent_records import CallStatus
 from app.llm.model import Finish, Reply, TokenUsage, ToolCall, ToolTurn, Turn, UserTurn
 
 INTERRUPTED = (
@@ -24,15 +25,6 @@ INTERRUPTED = (
     "It may have had part of its effect; look before you repeat it.)"
 )
 SKIPPED = "(not run)"
-
-
-class CallStatus(StrEnum):
-    """State of a call of the model; `lost` is one whose worker ended before the reply was committed."""
-
-    SENT = "sent"
-    ANSWERED = "answered"
-    LOST = "lost"
-    FAILED = "failed"
 
 
 class ToolStatus(StrEnum):

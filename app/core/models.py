@@ -55,9 +55,17 @@ class Priority(StrEnum):
 
 
 class StepStatus(StrEnum):
-    """State of one step of a run."""
+    """State of one step of a run; those of an agent have four more.
 
+    `proposed`: the model asked for it, and nothing has begun. `waiting`: somebody has to approve it.
+    `refused`: it never runs. `interrupted`: its worker ended, and it is not started again.
+    """
+
+    PROPOSED = "proposed"
+    WAITING = "waiting"
     RUNNING = "running"
+    REFUSED = "refused"
+    INTERRUPTED = "interrupted"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -66,7 +74,10 @@ class StepStatus(StrEnum):
     @property
     def finished(self) -> bool:
         """Whether a later attempt takes this record as it stands."""
-        return self is not StepStatus.RUNNING
+        return self not in _UNFINISHED
+
+
+_UNFINISHED = frozenset({StepStatus.PROPOSED, StepStatus.WAITING, StepStatus.RUNNING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What became of one step; a row of `steps`."""
+    """What became of one step; a row of `steps`.
+
+    Of an agent: `call` is the number of the model call that asked for it, `call_id` the id that the model
+    gave it, `policy` the rule that let it run or not, `for_model` what the model is told of it.
+    """
 
     run_id: str
     step_id: str
@@ -115,11 +130,18 @@ class StepRecord:
     exit_code: int | None = None
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    call: int | None = None
+    call_id: str | None = None
+    policy: str | None = None
+    for_model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDefinition:
-    """What a run is made of, as its maker said: a schedule keeps it, and a retry takes it over whole."""
+    """What a run is made of, as its maker said: a schedule keeps it, and a retry takes it over whole.
+
+    `agent` is what was asked of the agent: its model, tools and budget.
+    """
 
     kind: RunKind
     spec: dict[str, Any]
@@ -132,6 +154,7 @@ class RunDefinition:
     priority: Priority = Priority.NORMAL
     retry_on: list[str] | None = None
     webhook_url: str | None = None
+    agent: dict[str, Any] | None = None
 
     def definition(self) -> dict[str, Any]:
         """Return these fields alone, by name."""
@@ -143,7 +166,12 @@ DEFINITION_FIELDS = tuple(field.name for field in fields(RunDefinition))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run(RunDefinition):
-    """A run as its row stands, a column for each field. Only `app.db.run_store` makes or changes one."""
+    """A run as its row stands, a column for each field. Only `app.db` makes or changes one.
+
+    Of an agent: `result` is its answer; `spent_u` (millionths of a US dollar, of the calls whose price is
+    known) and `spent_tokens` count what its model calls took, and what those on their way have reserved.
+    `waiting_for` says what a run that is `waiting` waits for.
+    """
 
     run_id: str
     user_id: str
@@ -167,6 +195,10 @@ class Run(RunDefinition):
     last_seq: int = 0
     retry_of: str | None = None
     run_at: int | None = None
+    result: dict[str, Any] | None = None
+    spent_u: int = 0
+    spent_tokens: int = 0
+    waiting_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 import orjson
+import zstandard
 
 from app.core.telemetry import get_logger
 
@@ -59,6 +60,15 @@ def from_json(raw: Any, empty: Kind, column: str) -> Kind:
 def from_json_or_none(raw: Any, empty: Kind, column: str) -> Kind | None:
     """Return the same of a column that may be NULL."""
     return None if raw is None else from_json(raw, empty, column)
+
+
+def unpacked(raw: bytes, column: str) -> bytes:
+    """Return what a compressed column holds; nothing where it can't be read."""
+    try:
+        return zstandard.decompress(raw)
+    except (zstandard.ZstdError, TypeError):
+        _log.warning("a row's column cannot be read, it counts as empty", column=column)
+        return b""
 
 
 def seconds(value: Any) -> float:

@@ -3,6 +3,7 @@
 str     cleaned on the way in
 float   a time limit in seconds; on the way out whatever a timer takes
 dict    JSON, and so is list; what is no JSON reads as empty
+bytes   compressed; on the way out empty where it can't be read
 StrEnum its value; any other word reads as a member that shows as it stands
 int, bool, None are what they are
 """
@@ -16,9 +17,10 @@ from functools import partial
 from types import NoneType
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
+import zstandard
 from sqlalchemy import ColumnElement, Table
 
-from app.db.lenient import from_json, seconds, word
+from app.db.lenient import from_json, seconds, unpacked, word
 from app.db.text import clean, to_json
 
 T = TypeVar("T")
@@ -73,6 +75,7 @@ def _ways_of(kind: type, column: str) -> tuple[Convert | None, Convert | None]:
         str: (None, clean),
         float: (seconds, float),
         bool: (bool, None),
+        bytes: (partial(unpacked, column=column), zstandard.compress),
         int: (None, None),
     }
     return ways[kind]

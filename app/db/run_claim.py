@@ -1,4 +1,4 @@
-"""How a run gets its owner: the fast claim of many at once, and the take-over of one.
+"""How a run gets its owner: the fast claim of many at once, and the take-over of one; and who still is it.
 
 Both raise `attempt` by one, which fences every write of the owner before. PostgreSQL claims in one
 statement, in the order of run ids, so that two claims of the same runs can't lock each other out.
@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, insert, text, update
+from sqlalchemy import Connection, insert, select, text, update
 
-from app.core.models import Run, RunStatus
+from app.core.errors import LostOwnership
+from app.core.models import Fence, Run, RunStatus
 from app.db.engine import Database
 from app.db.run_rows import RUN_ROW, RUN_SQL
 from app.db.tables import attempts, runs
@@ -94,6 +95,14 @@ def take_over(connection: Connection, seen: Run, worker_id: str, now: int) -> Ru
         close_lost_attempt(connection, seen, now)
     connection.execute(insert(attempts), [_opened(seen.run_id, seen.attempt + 1, worker_id, now)])
     return RUN_ROW.read(row)
+
+
+def hold(connection: Connection, fence: Fence) -> None:
+    """Lock the run's row for the rest of the transaction; LostOwnership when `fence` is not its owner's."""
+    row = (runs.c.run_id == fence.run_id) & (runs.c.attempt == fence.attempt)
+    mine = row & (runs.c.worker_id == fence.worker_id) & (runs.c.status.concat("") == RunStatus.RUNNING.value)
+    if connection.execute(select(runs.c.run_id).where(mine).with_for_update()).first() is None:
+        raise LostOwnership(f"{fence.run_id}: attempt {fence.attempt} is not the owner any more")
 
 
 def as_seen(seen: Run) -> tuple[Any, ...]:

@@ -28,9 +28,10 @@ from app.db.tables import log_lines, runs
 from app.db.text import clean_or_none, to_json, to_json_or_none
 from app.db.webhook_store import note_end
 
-_STEP_TYPES = {"idx": "integer", "attempt": "integer", "exit_code": "integer"} | dict.fromkeys(
-    ("started_at", "ended_at"), "bigint"
-)
+_STEP_TYPES: dict[str, str] = {
+    **dict.fromkeys(("idx", "attempt", "exit_code", "call"), "integer"),
+    **dict.fromkeys(("started_at", "ended_at"), "bigint"),
+}
 _FENCE = """UPDATE runs SET last_seq = CAST(:top AS bigint),
  planner = coalesce(CAST(:planner AS text), planner),
  log_lines = log_lines + CAST(:lines AS bigint), log_size = log_size + CAST(:size AS bigint),

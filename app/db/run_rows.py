@@ -19,9 +19,10 @@ STEP_ROW = RowCodec(StepRecord, steps)
 
 RUN_SQL = ", ".join(RUN_ROW.names)
 WITHOUT_SPEC: list[ColumnElement[Any]] = [
-    literal("{}").label("spec") if column is runs.c.spec else column for column in RUN_ROW.columns
+    literal("{}").label(column.name) if column.name in {"spec", "agent"} else column
+    for column in RUN_ROW.columns
 ]
-"""For lists: a spec may hold megabytes."""
+"""For lists: a spec may hold megabytes, and an agent's instructions are long."""
 
 
 ATTEMPT_ENDS = (attempts.c.started_at, attempts.c.ended_at, attempts.c.outcome, attempts.c.error)

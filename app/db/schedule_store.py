@@ -136,7 +136,9 @@ class ScheduleStore:
 
 
 def _asked_for(schedule: Schedule) -> tuple[Any, ...]:
-    return schedule.user_id, schedule.cron, schedule.timezone, from_json(to_json(schedule.run), {}, "run")
+    """Return what its maker said; a field that a later release added, and that was not given, is none."""
+    given = {name: value for name, value in schedule.run.items() if value is not None}
+    return schedule.user_id, schedule.cron, schedule.timezone, from_json(to_json(given), {}, "run")
 
 
 def _create(connection: Connection, schedule: Schedule) -> Schedule:

@@ -100,8 +100,14 @@ runs = Table(
     Column("retry_on", Text),
     Column("run_at", BigInteger),
     Column("webhook_url", SafeText),
-    # `log_lines`, `log_size`, `last_seq` and `truncated` stand in no index and in no condition of one: each
-    # log batch changes them, and PostgreSQL leaves all indexes alone only as long as none has them.
+    Column("agent", Text),
+    Column("result", Text),
+    Column("spent_u", BigInteger, nullable=False, server_default="0"),
+    Column("spent_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("waiting_for", SafeText),
+    # `log_lines`, `log_size`, `last_seq` and `truncated` stand in no index and in no condition of one, for
+    # each log batch changes them; nor do `spent_u` and `spent_tokens`, which each model call changes.
+    # PostgreSQL leaves all indexes alone only as long as none has what changes.
     Index("runs_by_status", "status", "run_id"),
     _partial_index("runs_by_backlog", "user_id", where="status = 'queued'"),  # of releases before 0006
     _partial_index("runs_by_wait", "next_attempt_at", "queued_at", where=IS_QUEUED, online=True),
@@ -149,6 +155,79 @@ steps = Table(
     Column("exit_code", Integer),
     Column("result", Text),
     Column("error", Text),
+    Column("call", Integer),
+    Column("call_id", SafeText),
+    Column("policy", SafeText),
+    Column("for_model", SafeText),
+)
+
+model_calls = Table(
+    "model_calls",
+    metadata,
+    _run_id(),
+    Column("n", Integer, primary_key=True, autoincrement=False),
+    Column("agent", SafeText, nullable=False),
+    Column("purpose", SafeText, nullable=False),
+    Column("status", SafeText, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("model", SafeText, nullable=False),
+    Column("dialect", SafeText, nullable=False),
+    Column("request_hash", SafeText, nullable=False),
+    Column("inbox_upto", Integer, nullable=False),
+    Column("reserved_tokens", BigInteger, nullable=False),
+    Column("reserved_u", BigInteger),
+    Column("sent_at", BigInteger, nullable=False),
+    Column("first_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("finish", SafeText),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("cache_written_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("estimated", Boolean, nullable=False),
+    Column("cost_u", BigInteger),
+    Column("response_id", SafeText),
+    Column("error", Text),
+    Column("view", Text),
+    Column("prefix", Text),
+    Column("reply", LargeBinary),
+)
+
+inbox = Table(
+    "inbox",
+    metadata,
+    _run_id(),
+    Column("k", Integer, primary_key=True, autoincrement=False),
+    Column("content", SafeText, nullable=False),
+    Column("mode", SafeText, nullable=False),
+    Column("by", SafeText, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("idempotency_key", SafeText),
+    Index(
+        "inbox_by_idempotency_key",
+        "run_id",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=text("idempotency_key IS NOT NULL"),
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    _run_id(),
+    Column("step_id", SafeText, primary_key=True),
+    Column("args_sha256", SafeText, nullable=False),
+    Column("rule", SafeText, nullable=False),
+    Column("asked_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("decision", SafeText),
+    Column("by", SafeText),
+    Column("decided_at", BigInteger),
+    Column("note", SafeText),
 )
 
 log_lines = Table(

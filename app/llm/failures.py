@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from app.core.clock import now_us
 from app.llm.model import TokenUsage
+from tailrun.process.errors import ErrorCode
 
 LONGEST_WAIT_S = 20.0
 """A longer pause is the caller's: it gives the run back and frees the worker."""
@@ -71,7 +72,7 @@ _REDIRECTED = "LLM_URL leads to another address, which is not followed: set that
 class ModelFailure(Exception):
     """A call of a model failed; the message says what to do where something can be done."""
 
-    code = "model_unavailable"
+    code = ErrorCode.MODEL_UNAVAILABLE
     retried = False
 
     def __init__(self, message: str) -> None:
@@ -84,7 +85,7 @@ class ModelFailure(Exception):
 class ModelUnavailable(ModelFailure):
     """Trying again may help. `retry_after_s` is what the server asked for."""
 
-    code, retried = "model_unavailable", True
+    code, retried = ErrorCode.MODEL_UNAVAILABLE, True
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, gate: bool = False) -> None:
         super().__init__(message)
@@ -96,7 +97,7 @@ class ModelUnavailable(ModelFailure):
 class ModelRejected(ModelFailure):
     """The same request will fail again. `status` and `text` are the server's, if it answered."""
 
-    code = "model_rejected"
+    code = ErrorCode.MODEL_REJECTED
 
     def __init__(self, message: str, *, status: int | None = None, text: str = "") -> None:
         super().__init__(message)
@@ -107,13 +108,13 @@ class ModelRejected(ModelFailure):
 class ContextOverflow(ModelFailure):
     """The conversation is too long for the model."""
 
-    code = "context_overflow"
+    code = ErrorCode.CONTEXT_OVERFLOW
 
 
 class PauseAsked(ModelFailure):
     """The server asked for a pause of more than 20 s. Nothing was generated."""
 
-    code = "model_unavailable"
+    code = ErrorCode.MODEL_UNAVAILABLE
 
     def __init__(self, message: str, pause_s: float) -> None:
         super().__init__(message)

@@ -26,6 +26,16 @@ class ErrorCode(StrEnum):
     PROJECT_UNAVAILABLE = "project_unavailable"
     INVALID_PLAN = "invalid_plan"
     CANCELLED = "cancelled"
+    NO_MODEL = "no_model"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    MODEL_REJECTED = "model_rejected"
+    MODEL_BAD_REPLY = "model_bad_reply"
+    CONTEXT_OVERFLOW = "context_overflow"
+    BUDGET = "budget"
+    STUCK_LOOP = "stuck_loop"
+    APPROVAL_EXPIRED = "approval_expired"
+    INVALID_RESULT = "invalid_result"
+    REPLAY_DIVERGED = "replay_diverged"
 
     @property
     def retried(self) -> bool:
@@ -36,6 +46,9 @@ class ErrorCode(StrEnum):
 _FINAL = frozenset(
     {ErrorCode.EXIT_NONZERO, ErrorCode.TIMEOUT, ErrorCode.INVALID_PLAN, ErrorCode.CANCELLED}
     | {ErrorCode.OOM_KILLED}  # the next try has the same limit
+    | {ErrorCode.NO_MODEL, ErrorCode.MODEL_REJECTED, ErrorCode.MODEL_BAD_REPLY, ErrorCode.CONTEXT_OVERFLOW}
+    | {ErrorCode.BUDGET, ErrorCode.STUCK_LOOP}  # the next try has spent as much
+    | {ErrorCode.APPROVAL_EXPIRED, ErrorCode.INVALID_RESULT, ErrorCode.REPLAY_DIVERGED}
 )
 
 

@@ -46,7 +46,7 @@ async def test_one_commit_writes_lines_steps_usage_and_the_end(store: RunStore, 
     assert (after.ended_at, after.worker_id) == (NOW + 6, "w1")
     assert await LogStore(database).page(run.run_id, 2, 10) == list(batch.events)
     assert await store.steps(run.run_id) == list(batch.steps)
-    _, attempts, _, _, usage = await snapshot(database, run.run_id)
+    _, attempts, _, _, usage, *_ = await snapshot(database, run.run_id)
     assert [(row.outcome, row.ended_at) for row in attempts] == [("failed", NOW + 6)]
     assert [(row.attempt, row.data) for row in usage] == [(1, '{"seconds":1}')]
 

@@ -6,18 +6,23 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from support.stack import wait_for
 
+from app.core.models import StepStatus
+from app.db import migrate as migration
 from app.db.engine import Database
 from app.db.migrate import is_current, migrate
 from app.db.online_indexes import online_indexes
+from app.db.run_store import RunStore
 from app.db.tables import metadata
 
 MIGRATE = """
@@ -117,6 +122,42 @@ async def test_a_newer_release_has_been_here(database: Database, migrated_url: s
     assert is_current(migrated_url)
     migrate(migrated_url)
     assert is_current(migrated_url)
+
+
+OF_0007 = (
+    """INSERT INTO runs (run_id, user_id, kind, status, spec, created_at, attempt, retries, redeliveries,
+ max_attempts, timeout_s, log_lines, log_size, truncated, last_seq, labels)
+ VALUES (:id, 'ann', 'steps', 'queued', '{"steps": []}', 1, 0, 0, 0, 3, 60.0, 0, 0, false, 2, '{}')""",
+    """INSERT INTO steps (run_id, step_id, idx, tool, args, status, attempt, started_at)
+ VALUES (:id, 's1', 0, 'shell', '{}', 'running', 1, 1)""",
+)
+"""What the release before the agent's rows writes."""
+
+
+def _write_as_0007(connection: Connection, run_id: str) -> None:
+    for statement in OF_0007:
+        connection.execute(text(statement), {"id": run_id})
+
+
+async def test_rows_from_before_the_agent_are_read(database_url: str) -> None:
+    """What was there before the upgrade, and what a process of the old release writes after it."""
+    begin = "BEGIN IMMEDIATE" if database_url.startswith("sqlite") else ""
+    before = partial(migration._run, database_url, begin=begin)
+    before(lambda connection: command.upgrade(migration._config(connection), "0007"))
+    before(lambda connection: _write_as_0007(connection, "old"))
+    assert not is_current(database_url)
+    migrate(database_url)
+    db = Database(database_url)
+    await db.write(lambda connection: _write_as_0007(connection, "between"))
+    for run_id in ("old", "between"):
+        run = await RunStore(db).get(run_id)
+        [step] = await RunStore(db).steps(run_id)
+        assert run
+        assert (run.agent, run.result, run.waiting_for) == (None, None, None)
+        assert (run.spent_u, run.spent_tokens) == (0, 0)
+        assert (step.status, step.call, step.for_model) == (StepStatus.RUNNING, None, None)
+    assert len(await RunStore(db).claim(["old", "between"], "w1", 2)) == 2
+    await db.close()
 
 
 def test_the_folder_of_a_new_file_is_made(tmp_path: Path) -> None:

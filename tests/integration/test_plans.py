@@ -9,18 +9,23 @@ import statistics
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 from support import seeded_runs
 from support.postgres_server import postgres_database
-from support.run_rows import NOW, ended, lines, new_run, running, step
+from support.run_rows import NOW, ended, lines, model_call, new_run, running, step
 from support.seeded_runs import Seed, run_id
 from support.statement_cost import Cost, measured
 
+from app.core.agent_records import Approval, CallStatus, Decision, InboxMessage, MessageMode
 from app.core.models import Fence, RunStatus, StepStatus
+from app.db.approval_store import ApprovalStore
+from app.db.call_store import CallStore
 from app.db.engine import Database
+from app.db.inbox_store import InboxStore
 from app.db.log_retention import LogUpkeep
 from app.db.log_store import LogStore
 from app.db.project_store import Change, ProjectStore
@@ -158,6 +163,30 @@ async def _live(runs: Any, logs: Any, hooks: Any) -> None:
     await runs.request_cancel(held.run_id, NOW)
     lost = await runs.get(run_id(SEED.numbers()["running"][5]))
     assert await runs.take_over(lost, "w-2", NOW)
+
+
+async def test_the_rows_of_an_agent(db: Database) -> None:
+    """Calls of the model, with what came of them, messages and approvals."""
+    calls, messages, questions = Noted(CallStore(db)), Noted(InboxStore(db)), Noted(ApprovalStore(db))
+    number = SEED.numbers()["running"][7]
+    run, fence = run_id(number), Fence(run_id(number), 1, f"w-{number % seeded_runs.WORKERS}")
+    with measured() as costs:
+        assert await calls.lose(fence, NOW) == []
+        sent = model_call(run)
+        await calls.send(fence, sent)
+        step_row = step(run, "c1-0", StepStatus.PROPOSED, call=1)
+        await calls.settle(fence, replace(sent, status=CallStatus.ANSWERED, reply=b"{}"), [step_row])
+        assert await calls.of_run(run)
+        said = InboxMessage(run_id=run, content="x", mode=MessageMode.NEXT, by="ann", created_at=NOW)
+        for key in ("k", None):
+            assert await messages.add(replace(said, idempotency_key=key))
+        assert await messages.after(run, 0)
+        asked = Approval(run_id=run, step_id="c1-0", args_sha256="a", rule="auto", asked_at=NOW)
+        await questions.ask(fence, [asked])
+        assert await questions.decide(asked, Decision.APPROVED, NOW)
+        assert await questions.of_run(run)
+    assert (calls.missing, messages.missing, questions.missing) == (set(), set(), set())
+    assert_cheap(db, costs)
 
 
 async def _deliver(hooks: Any, run_id: str) -> None:

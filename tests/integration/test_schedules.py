@@ -55,6 +55,16 @@ async def runs_of(database: Database) -> list[str]:
     return [run.run_id for run in page]
 
 
+async def test_a_repeat_finds_the_schedule_of_a_release_with_fewer_fields(database: Database) -> None:
+    """It was kept without those that came later, which the repeat does not give either."""
+    store, new = ScheduleStore(database), schedule(1, None)
+    old = replace(new, run={name: value for name, value in new.run.items() if name != "agent"})
+    kept = await store.create(old)
+    assert await store.create(new) == kept
+    with pytest.raises(Conflict):
+        await store.create(replace(new, run=new.run | {"agent": {"model": "other"}}))
+
+
 async def test_a_due_schedule_makes_its_run(database: Database, clients: RedisClients) -> None:
     """With everything that it was made with; queued, pushed, and the next tick noted."""
     store, queue = ScheduleStore(database), Queue(clients)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from app.core.agent_records import CallRecord, CallStatus
 from app.core.events import Event, EventType
 from app.core.models import Fence, Run, RunKind, RunStatus, StepRecord, StepStatus
 from app.db.engine import Database
@@ -50,6 +51,13 @@ def step(
     return StepRecord(run_id=run_id, step_id=step_id, status=status, **(defaults | fields))
 
 
+def model_call(run_id: str, n: int = 1, **fields: Any) -> CallRecord:
+    """A call that was sent by the first attempt, with 100 tokens and 50 millionths of a dollar reserved."""
+    defaults: dict[str, Any] = {"status": CallStatus.SENT, "attempt": 1, "model": "m", "dialect": "chat"}
+    defaults |= {"request_hash": "h", "reserved_tokens": 100, "reserved_u": 50, "sent_at": NOW}
+    return CallRecord(run_id=run_id, n=n, **(defaults | fields))
+
+
 def ended(run_id: str, seq: int, status: RunStatus = RunStatus.SUCCEEDED) -> Batch:
     return Batch(events=[end(run_id, seq, status)], outcome=Outcome(status, 0))
 
@@ -67,7 +75,7 @@ async def snapshot(db: Database, run_id: str) -> tuple[Any, ...]:
 
     from app.db import tables  # noqa: PLC0415
 
-    names = ("runs", "attempts", "steps", "log_lines", "usage")
+    names = ("runs", "attempts", "steps", "log_lines", "usage", "model_calls", "inbox", "approvals")
 
     def work(connection: Any) -> tuple[Any, ...]:
         found: list[Any] = []

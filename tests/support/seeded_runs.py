@@ -19,6 +19,10 @@ WORKERS = 20
 USERS = 4
 """All runs belong to `ann` (every second one), `user-1`, `user-2`, `user-3`."""
 
+_FILLED = (
+    *("runs", "log_lines", "steps", "attempts", "webhooks", "tokens"),
+    *("model_calls", "inbox", "approvals"),
+)
 _QUIET = 3
 """Runs of the quieter time, in which `user-3` had none."""
 
@@ -32,7 +36,7 @@ class Seed:
     running: int = 200
     held: int = 50
     lines: int = 0
-    """Log lines of each ended run; if any, then it has a step, a webhook and a stream token as well."""
+    """Log lines of each ended run; if any, then it has a row in each table of a run's as well."""
 
     def numbers(self) -> dict[str, range]:
         """Return the numbers of the runs of each kind (see `run_id`)."""
@@ -82,6 +86,15 @@ _WEBHOOKS = """INSERT INTO webhooks (run_id, url, created_at, attempts, delivere
  SELECT {id}, 'https://example.org', {at}, 1, {at}, '[]' FROM {numbers}"""
 _TOKENS = """INSERT INTO tokens (token_id, hash, user_id, scope, name, created_at, expires_at)
  SELECT {id}, {id}, 'ann', 'stream', '', {at}, CAST(9000000000000000 AS bigint) FROM {numbers}"""
+_CALLS = """INSERT INTO model_calls (run_id, n, agent, purpose, status, attempt, tries, model, dialect,
+ request_hash, inbox_upto, reserved_tokens, reserved_u, sent_at, input_tokens, cached_tokens,
+ cache_written_tokens, output_tokens, reasoning_tokens, estimated)
+ SELECT {id}, 1, '', 'act', 'sent', 0, 0, 'm', 'chat', 'h', 0, 1, 1, {at}, 0, 0, 0, 0, 0, false
+ FROM {numbers}"""
+_INBOX = """INSERT INTO inbox (run_id, k, content, mode, "by", created_at, idempotency_key)
+ SELECT {id}, 1, 'hello', 'next', 'ann', {at}, 'k' FROM {numbers}"""
+_APPROVALS = """INSERT INTO approvals (run_id, step_id, args_sha256, rule, asked_at)
+ SELECT {id}, 's1', 'hash', 'auto', {at} FROM {numbers}"""
 
 
 async def seed(db: Database, seed: Seed) -> None:
@@ -105,7 +118,7 @@ def made_at(number: int) -> int:
 
 def _quiet_time(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
-        for table in ("runs", "log_lines", "steps", "attempts", "webhooks", "tokens"):
+        for table in _FILLED:
             connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
     _fill(connection, "ended", range(1, _QUIET + 1), 2)
     if connection.dialect.name == "postgresql":
@@ -133,6 +146,8 @@ def _fill(connection: Connection, kind: str, numbers: range, lines: int) -> None
     if over and lines:
         statements += [_LINES.format(**parts, seq=seq) for seq in range(1, lines + 1)]
         statements += [_END.format(**parts, seq=lines + 1)]
-        statements += [more.format(**parts) for more in (_STEPS, _WEBHOOKS, _TOKENS)]
+        statements += [
+            more.format(**parts) for more in (_STEPS, _WEBHOOKS, _TOKENS, _CALLS, _INBOX, _APPROVALS)
+        ]
     for statement in statements:
         connection.execute(text(statement), {"first": numbers.start, "last": numbers.stop - 1})

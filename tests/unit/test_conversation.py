@@ -12,7 +12,6 @@ from app.agent.conversation import (
     INTERRUPTED,
     SKIPPED,
     CallResult,
-    CallStatus,
     ModelCall,
     ToolStatus,
     UserMessage,
@@ -20,6 +19,7 @@ from app.agent.conversation import (
     decode_reply,
     encode_reply,
 )
+from app.core.agent_records import CallStatus
 from app.llm.dialect import Learned
 from app.llm.messages import Messages
 from app.llm.model import Finish, ModelRequest, Reply, TokenUsage, ToolCall, ToolTurn, UserTurn
