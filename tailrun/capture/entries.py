@@ -10,6 +10,13 @@ from typing import Any
 from tailrun.process.lines import Level, Stream
 
 
+class Fields(dict[str, Any]):
+    """A dictionary whose text is JSON, so that `f"data: {entry.to_dict()}"` is what a browser can parse."""
+
+    def __str__(self) -> str:
+        return json.dumps(self, ensure_ascii=False)
+
+
 @dataclass(frozen=True, slots=True)
 class LogEntry:
     """A line without its end. `seq` counts from 1 within the run; `timestamp` is in UTC.
@@ -36,18 +43,19 @@ class LogEntry:
             object.__setattr__(self, "message", whole)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON holds; `cr` and `split` only where they are true."""
-        body: dict[str, Any] = {
-            "timestamp": stamp(self.timestamp),
-            "message": self.message,
-            "level": self.level.value,
-            "stream": self.stream.value,
-        }
-        return body | {name: True for name in ("cr", "split") if getattr(self, name)}
+        """Return what JSON holds; `cr` and `split` only where they are true. Its `str` is JSON."""
+        body = Fields(
+            timestamp=stamp(self.timestamp),
+            message=self.message,
+            level=self.level.value,
+            stream=self.stream.value,
+        )
+        body.update({name: True for name in ("cr", "split") if getattr(self, name)})
+        return body
 
     def to_json(self) -> str:
         """Return the same as one line of JSON."""
-        return json.dumps(self.to_dict(), ensure_ascii=False)
+        return str(self.to_dict())
 
     def to_text(self) -> str:
         """Return the entry as a line of the run's file, with its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from tailrun.capture.entries import LogEntry
 from tailrun.capture.log_file import LogFile
+from tailrun.capture.results import Done, Entries
 from tailrun.capture.run_output import RunOutput
 from tailrun.process.levels import level_of
 from tailrun.process.lines import Level, Line, Stream
@@ -21,7 +23,7 @@ class OutputCapture:
     """The output of any number of runs.
 
     A run begins with its first line, or with `open_run`. Every method may be called from any
-    thread, and by many at once.
+    thread, and by many at once. What is complete when a method returns may be awaited as well.
 
     Args:
         log_dir: where each run has its file, `<run_id>.log`; made when it is needed.
@@ -29,7 +31,7 @@ class OutputCapture:
             older ones are in the file only.
         max_file_bytes: at which size the file is rotated.
         backups: rotated files that are kept beside the newest one; older ones are deleted.
-        keepalive_s: an SSE stream on which nothing came for so long gets a comment.
+        keepalive_s: a stream for SSE on which nothing came for so long gets a sign of life.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class OutputCapture:
 
     def append_line(
         self, run_id: str, line: str, stream: str = Stream.STDOUT, level: str | None = None
-    ) -> None:
+    ) -> Done:
         """Add a line, without the line end that it may have; its blanks stay.
 
         A text of several lines is several entries. Without `level` it is read from the line:
@@ -68,6 +70,7 @@ class OutputCapture:
         texts = [text.removesuffix("\r") for text in line.removesuffix("\n").split("\n")]
         entries = [LogEntry(now, text, Level(level) if level else level_of(text), source) for text in texts]
         self._run(run_id).append(entries)
+        return Done()
 
     def append_lines(self, run_id: str, lines: Sequence[Line]) -> None:
         """Add what a program printed; one write to the file for all."""
@@ -82,12 +85,13 @@ class OutputCapture:
         """Mark the run as complete: its streams end once they have sent the last line."""
         self._run(run_id).end(exit_code)
 
-    def cleanup_run(self, run_id: str) -> None:
+    def cleanup_run(self, run_id: str) -> Done:
         """Forget a run: its lines leave memory and its streams end; its file stays."""
         with self._lock:
             run = self._runs.pop(run_id, None)
         if run is not None:
             run.end(run.exit_code)
+        return Done()
 
     def close(self) -> None:
         """Forget every run; for the end of a program, or of a test."""
@@ -96,7 +100,7 @@ class OutputCapture:
 
     # -- what reads ---------------------------------------------------------------------
 
-    def get_logs(self, run_id: str) -> list[LogEntry]:
+    def get_logs(self, run_id: str) -> Entries:
         """Return the last lines of a run; those of its file, once `cleanup_run` has forgotten it.
 
         Raises:
@@ -104,7 +108,7 @@ class OutputCapture:
         """
         with self._lock:
             run = self._runs.get(run_id)
-        return run.entries() if run is not None else self._kept(run_id)
+        return Entries(run.entries() if run is not None else self._kept(run_id))
 
     def subscribe(
         self, run_id: str, after: int = 0, *, pause_s: float = 3600
@@ -118,7 +122,25 @@ class OutputCapture:
         """
         return self._found(run_id).follow(after, pause_s)
 
-    def subscribe_sse(self, run_id: str, after: int = 0) -> AsyncGenerator[str]:
+    async def subscribe_sse(self, run_id: str, after: int = 0) -> AsyncGenerator[LogEntry]:
+        """Follow a run as entries, for an endpoint that makes the events itself of `entry.to_dict()`.
+
+        After `keepalive_s` silent seconds comes an entry `# keepalive` without a number (`seq` is 0),
+        which is not in the log.
+
+        Raises:
+            LookupError: there is no such run; at the first entry, so that a task made just before it
+                has begun its run.
+        """
+        await asyncio.sleep(0)
+        following = self._found(run_id).follow(after, self._keepalive_s)
+        try:
+            async for entry in following:
+                yield entry or LogEntry(datetime.now(UTC), "# keepalive", stream=Stream.SYSTEM)
+        finally:
+            await following.aclose()
+
+    def sse_frames(self, run_id: str, after: int = 0) -> AsyncGenerator[str]:
         """Follow a run as server-sent events, for a response of type `text/event-stream`.
 
         A line is `id: <number>` and `data: <LogEntry as JSON>`; the end is an event of the name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -19,16 +19,24 @@ class RunStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
-    """A run as it stood when it was asked for. COMPLETED means exit code 0."""
+    """A run. COMPLETED means exit code 0.
 
-    run_id: str
+    Its attributes may be set, and the registry that holds it sets them too: it is one object. It may
+    be awaited, for `await registry.create_run(run)`.
+    """
+
     module_id: str
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     status: RunStatus = RunStatus.RUNNING
     exit_code: int | None = None
     error_message: str | None = None
+    run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    def __await__(self) -> Generator[None, None, Run]:
+        yield from ()
+        return self
 
 
 class RunRegistry:
@@ -39,14 +47,18 @@ class RunRegistry:
         self._runs: dict[str, Run] = {}
 
     def create_run(
-        self, module_id: str, parameters: Mapping[str, Any] | None = None, run_id: str | None = None
+        self, run: Run | str, parameters: Mapping[str, Any] | None = None, run_id: str | None = None
     ) -> Run:
-        """Note a new run, which is RUNNING from now on; without `run_id` it gets a new one.
+        """Note a new run: a `Run`, or the id of a module, which is RUNNING from now on.
+
+        Without `run_id` it gets a new one.
 
         Raises:
             ValueError: there is a run of this id.
         """
-        run = Run(run_id or str(uuid.uuid4()), module_id, dict(parameters or {}))
+        if not isinstance(run, Run):
+            run = Run(run, dict(parameters or {}))
+            run.run_id = run_id or run.run_id
         with self._lock:
             if run.run_id in self._runs:
                 raise ValueError(f"there is a run {run.run_id!r} already")
@@ -55,26 +67,29 @@ class RunRegistry:
 
     def update_run(
         self,
-        run_id: str,
+        run: Run | str,
         status: RunStatus | None = None,
         exit_code: int | None = None,
         error_message: str | None = None,
     ) -> Run:
         """Change what is given and leave the rest; return the changed run.
 
+        `run` is its id, or a `Run` whose attributes were set: that one is the run from now on.
+
         Raises:
             LookupError: there is no such run.
         """
         with self._lock:
-            run = self._known(run_id)
-            changed = replace(
-                run,
-                status=RunStatus(status) if status is not None else run.status,
-                exit_code=exit_code if exit_code is not None else run.exit_code,
-                error_message=error_message if error_message is not None else run.error_message,
-            )
-            self._runs[run_id] = changed
-        return changed
+            known = self._known(run.run_id if isinstance(run, Run) else run)
+            if isinstance(run, Run):
+                known = self._runs[run.run_id] = run
+            if status is not None:
+                known.status = RunStatus(status)
+            if exit_code is not None:
+                known.exit_code = exit_code
+            if error_message is not None:
+                known.error_message = error_message
+        return known
 
     def get_run(self, run_id: str) -> Run:
         """Return a run; LookupError if there is none."""

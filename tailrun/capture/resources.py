@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+from tailrun.capture.results import Enough
 from tailrun.errors import TailrunError
 from tailrun.process.host import Need, lacks
 
@@ -39,8 +40,8 @@ class ResourceManager:
         self._folder = Path(folder)
         self._places = asyncio.Semaphore(max_concurrent)
 
-    def check_resources(self) -> bool:
-        """Return True when there is enough for another run.
+    def check_resources(self) -> Enough:
+        """Return what is true when there is enough for another run; it may be awaited.
 
         Raises:
             ResourceLimitException: there is not; the message names what is short.
@@ -48,7 +49,7 @@ class ResourceManager:
         lacking = [text for _, text in lacks(self._need, self._folder)]
         if lacking:
             raise ResourceLimitException(f"Insufficient resources: {'; '.join(lacking)}")
-        return True
+        return Enough()
 
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncGenerator[None]:

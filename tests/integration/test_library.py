@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -229,6 +230,21 @@ def test_the_first_example_prints_what_it_ran(tmp_path: Path) -> None:
         *("info line 0", "info line 1", "info line 2", "error ERROR: that was all", "exit code 0"),
     ]
     assert (tmp_path / "logs" / "run-1.log").exists()
+
+
+def test_the_example_that_awaits_streams_json_and_sets_the_run(tmp_path: Path) -> None:
+    (tmp_path / "awaiting.py").write_text(example("awaiting.py"))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "awaiting.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    *events, end = done.stdout.splitlines()
+    said = [json.loads(event.removeprefix("data: "))["message"] for event in events]
+    assert (said, end) == (["my own line", "hello"], "completed 0")
 
 
 @asynccontextmanager

@@ -52,7 +52,7 @@ def capture(new: Callable[..., OutputCapture]) -> OutputCapture:
 
 async def frames_of(capture: OutputCapture, run_id: str, after: int = 0) -> list[str]:
     async with asyncio.timeout(60):
-        return [frame async for frame in capture.subscribe_sse(run_id, after)]
+        return [frame async for frame in capture.sse_frames(run_id, after)]
 
 
 def messages(entries: list[LogEntry]) -> list[str]:
@@ -149,7 +149,7 @@ async def test_a_stream_of_a_forgotten_run_tells_what_is_kept_and_ends(capture: 
 @pytest.mark.parametrize("run_id", ["nobody", "../etc/passwd", "", "a/b"])
 def test_an_unknown_run_is_an_error_and_no_endless_stream(capture: OutputCapture, run_id: str) -> None:
     with pytest.raises(LookupError):
-        capture.subscribe_sse(run_id)
+        capture.sse_frames(run_id)
     with pytest.raises(LookupError):
         capture.get_logs(run_id)
 
@@ -169,7 +169,7 @@ async def test_followers_get_history_then_live_lines_and_are_let_go(capture: Out
 
 async def test_a_follower_that_breaks_off_is_let_go(capture: OutputCapture) -> None:
     capture.append_line("r1", "one")
-    stream = capture.subscribe_sse("r1")
+    stream = capture.sse_frames("r1")
     await anext(stream)
     await stream.aclose()
     waiting = asyncio.create_task(frames_of(capture, "r1"))
@@ -197,7 +197,7 @@ async def test_a_follower_that_fell_behind_is_told_how_much(new: New) -> None:
 async def test_silence_gets_a_comment_and_no_line(new: New) -> None:
     capture = new(keepalive_s=0.01)
     capture.open_run("r1")
-    stream = capture.subscribe_sse("r1")
+    stream = capture.sse_frames("r1")
     assert await anext(stream) == ": keepalive\n\n"
     await stream.aclose()
     assert capture.get_logs("r1") == []
