@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ DEFAULT = "default"
 
 DB_CONN = "DB_CONN"
 """The variable in which a program finds `db_conn`."""
+
+DATA = "PROJECT_DATA"
+"""The variable in which a program on the worker's machine finds a folder that its project's tasks share."""
 
 MAX_BYTES = 64_000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -43,6 +47,15 @@ class ProjectConfig:
     def hidden(self) -> list[str]:
         """Return the values that must not appear in a line."""
         return [*([self.db_conn] if self.db_conn else []), *self.secrets.values()]
+
+
+def folder_name(project_id: str) -> str:
+    """Return a file's name for the project; what PROJECTS_URL calls a project may be no file's name."""
+    return (
+        project_id
+        if is_project_id(project_id)
+        else hashlib.sha256(project_id.encode("utf-8", "replace")).hexdigest()
+    )
 
 
 def path_variable(name: str) -> str:

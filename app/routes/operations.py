@@ -18,7 +18,12 @@ from app.runs.submit import submit
 
 router = APIRouter(prefix="/api/v1/operations", tags=["operations"])
 
-_EXAMPLES = {"operation": {"app_signature": "seed-db", "operation_request_json": '{"reset": true}'}}
+_EXAMPLES = {
+    "operation": {"app_signature": "demo", "operation_request_json": '{"permission_id": 4096}'},
+    "task type": {"app_signature": "seed-db", "operation_request_json": '{"reset": true}'},
+}
+_SHIPPED = "operation"
+"""The task type of operations that name none."""
 
 
 @router.post(
@@ -34,7 +39,10 @@ async def create(
     services: CurrentServices,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Make an operation and queue it: a task of the type that OPERATION_TYPE or `app_signature` names."""
+    """Make an operation and queue it: a task of OPERATION_TYPE, else of the type that `app_signature` names.
+
+    Where it names none, the type `operation` runs.
+    """
     task = _as_task(services, body)
     made = await submit(services, user, task, start=True, idempotency_key=idempotency_key)
     view = {"operation_id": made.run.run_id, **run_view(made.run), "logs": []}
@@ -48,9 +56,14 @@ def _as_task(services: Services, body: NewOperation) -> RunFields:
     the request are parameters of their own where the request as a whole is not.
     """
     request = _request(body.operation_request_json)
+    types = services.task_types
     configured = services.settings.tasks.operation_type
+    if not configured and body.app_signature.partition("/")[0] not in types.types:
+        configured = _SHIPPED
     name, _, command = (configured or body.app_signature).partition("/")
-    declared = services.task_types.params(name, command or None)
+    if name not in types.types:
+        raise Unprocessable(_missing(services, body.app_signature), code="unknown_type")
+    declared = types.params(name, command or None)
     whole = {
         field: value
         for field, value in body.model_dump().items()
@@ -58,6 +71,16 @@ def _as_task(services: Services, body: NewOperation) -> RunFields:
     }
     params = whole if "operation_request_json" in declared else {**request, **whole}
     return RunFields(type=name, command=command or None, params=params)
+
+
+def _missing(services: Services, signature: str) -> str:
+    """Say which setting names the type that is not there."""
+    there = ", ".join(services.task_types.types)
+    if services.settings.tasks.operation_type:
+        unset = f"OPERATION_TYPE names {services.settings.tasks.operation_type[:64]!r}, which is no task type"
+    else:
+        unset = f"app_signature {signature[:64]!r} is no task type, and OPERATION_TYPE is unset"
+    return f"{unset}. TASKS_FILE declares: {there}."
 
 
 def _request(text: str) -> dict[str, Any]:

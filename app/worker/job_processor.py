@@ -28,10 +28,11 @@ from app.core.errors import LogBroken, LostOwnership, StorageError, TailrunError
 from app.core.events import EventType
 from app.core.models import Fence, Run, RunKind, RunStatus, StepRecord
 from app.core.periodic import Backoff
+from app.core.private_files import private_folder
 from app.core.telemetry import ATTEMPTS, FAILURES, MASK_LOG, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
 from app.db.run_store import Outcome, RunStore, Waits
 from app.execution.executor import Executor
-from app.plan.projects import DEFAULT
+from app.plan.projects import DEFAULT, folder_name
 from app.plan.task_types import TaskTypes
 from app.redis.publisher import Publisher, Tail
 from app.storage.workspace import Workspace, Workspaces
@@ -166,7 +167,11 @@ class JobProcessor:
         bench, run = self._bench, self._run
         project = await bench.projects.fetch(run.project or DEFAULT)
         self._writer.mask_with(await bench.secrets.masker(run, project))
-        return prepare(run, bench.task_types, project, images=bench.settings.tools.executor != "local")
+        data = None
+        if bench.settings.tools.executor == "local":
+            data = bench.settings.data_dir.resolve() / "projects" / folder_name(project.project_id)
+            await asyncio.to_thread(private_folder, data)
+        return prepare(run, bench.task_types, project, data)
 
     async def _records(self) -> dict[str, StepRecord]:
         return {record.step_id: record for record in await self._bench.runs.steps(self._run.run_id)}

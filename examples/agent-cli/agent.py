@@ -3,11 +3,12 @@
     python agent.py seed-db [--reset]
     python agent.py task-context import-excel FILE [--main-tab SHEET] [--custom-structure]
     python agent.py agent run --input TEXT [--parallel-workers N] [--pace SECONDS]
+    python agent.py operation --app-signature NAME --operation-request-json JSON
 
 It knows nothing of Tailrun: it prints lines, writes files, and ends with an exit code. What it
 needs of the place where it runs comes in by the environment: DB_CONN, the database
-(`sqlite:///file`), and TAILRUN_WORKSPACE, the folder for its files; without them it uses the
-folder it is started in.
+(`sqlite:///file`), or PROJECT_DATA, the folder that holds it as `agent.db`; and TAILRUN_WORKSPACE,
+the folder for its files. Without them it uses the folder it is started in.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def folder() -> Path:
 
 def connect() -> sqlite3.Connection:
     """Open the database, and make its table."""
-    conn = os.environ.get("DB_CONN", f"sqlite:///{folder() / 'agent.db'}")
+    shared = Path(os.environ.get("PROJECT_DATA", folder()))
+    conn = os.environ.get("DB_CONN", f"sqlite:///{shared / 'agent.db'}")
     if not conn.startswith("sqlite:///"):
         raise Refused("this example keeps its rows in SQLite: DB_CONN must be sqlite:///FILE")
     db = sqlite3.connect(conn.removeprefix("sqlite:///"), timeout=30)
@@ -185,6 +187,20 @@ def report(question: str, found: dict[str, dict[str, float]]) -> None:
     say(f"report: {len(found)} attributes in report.json and report.csv")
 
 
+def operate(args: argparse.Namespace) -> None:
+    """Show what an operation was asked for; a program of your own does something with it."""
+    try:
+        request = json.loads(args.operation_request_json)
+    except ValueError as error:
+        raise Refused(f"the request is no JSON: {error}") from error
+    say(f"operation of {args.app_signature!r}")
+    for name, value in request.items() if isinstance(request, dict) else ():
+        say(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+    asked = {"app_signature": args.app_signature, "request": request}
+    (folder() / "operation.json").write_text(json.dumps(asked, indent=2) + "\n")
+    say("request: in operation.json; OPERATION_TYPE names a task type of yours that carries operations out")
+
+
 def workers(text: str) -> int:
     """Read a number of workers."""
     number = int(text)
@@ -212,6 +228,10 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--parallel-workers", type=workers, default=1, help="how many share the work")
     running.add_argument("--pace", type=float, default=0, help="seconds that each value takes")
     running.set_defaults(run=run_agent)
+    operating = kinds.add_parser("operation", help="show what an operation asks for")
+    operating.add_argument("--app-signature", required=True, help="who asks")
+    operating.add_argument("--operation-request-json", required=True, help="what for, as JSON")
+    operating.set_defaults(run=operate)
     return top
 
 

@@ -46,6 +46,38 @@ def first_event(stack: Stack, run_id: str) -> dict[str, Any]:
     return next(event for event in stack.events(run_id) if event["type"] == "log")
 
 
+def test_the_shipped_types_share_a_database_on_the_default_project(stack: Stack, tmp_path: Path) -> None:
+    """Nothing was set for the project: what seed and import wrote is what the agent reads."""
+    assert watched(stack, post(stack, "seed-db", reset=True))[-2:] == [
+        "seeded 48 rows of 4 attributes",
+        "DONE",
+    ]
+    subprocess.run([sys.executable, EXAMPLE / "make_xlsx.py", tmp_path / "report.xlsx"], check=True)
+    params = {"file_path": "report.xlsx", "main_tab": "MB Attributes", "custom_structure": True}
+    held = stack.submit(type="task-context", command="import-excel", params=params, start=False)
+    sheet = (tmp_path / "report.xlsx").read_bytes()
+    assert stack.http.put(f"/v1/runs/{held}/files/report.xlsx", content=sheet).is_success
+    stack.http.post(f"/v1/runs/{held}/start")
+    assert watched(stack, held)[-1] == "DONE"
+    lines = watched(stack, post(stack, "agent", "run", input=QUESTION, parallel_workers=3))
+    assert "15 rows of 4 attributes, 3 workers" in lines
+    assert watched(stack, post(stack, "seed-db", reset=True))[1] == "reset: 60 rows removed"
+
+
+def test_the_operation_of_the_source_runs_and_streams(stack: Stack) -> None:
+    """The source's body, with a token and nothing else; polled and streamed."""
+    operation = operate(stack, "demo", permission_id=4096)
+    shown = ended(stack, operation)
+    assert (shown["status"], shown["exit_code"]) == ("succeeded", 0)
+    assert shown["logs"][1:3] == ["operation of 'demo'", "permission_id: 4096"]
+    stream = stack.http.get(f"/api/v1/operations/{operation}/stream").text
+    events = [orjson.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
+    assert [event["content"] for event in events if event["type"] == "log"] == shown["logs"]
+    assert events[-1]["type"] == "end"
+    asked = stack.http.get(f"/v1/runs/{operation}/files/operation.json").json()
+    assert asked == {"app_signature": "demo", "request": {"permission_id": 4096}}
+
+
 # -- the five ways through ------------------------------------------------------------------
 
 

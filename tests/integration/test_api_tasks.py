@@ -102,7 +102,7 @@ def test_a_task_takes_no_environment(api: Api) -> None:
 
 def test_types_are_listed_with_their_help(api: Api) -> None:
     items = {item["type"]: item for item in api.user("ada").get("/v1/task-types").json()["items"]}
-    assert list(items) == ["seed-db", "task-context", "agent"]
+    assert list(items) == ["seed-db", "task-context", "agent", "operation"]
     assert items["seed-db"]["params"]["reset"]["type"] == "boolean"
     run = items["agent"]["commands"]["run"]
     assert run["params"]["input"]["required"]
@@ -117,11 +117,35 @@ def test_operations_name_their_type(api: Api) -> None:
     assert made.json()["logs"] == []
     run = api.admin.get(f"/v1/runs/{made.json()['operation_id']}").json()
     assert run["spec"] == {"type": "agent", "command": "run", "params": {"input": "x"}}
-    unknown = {**body, "app_signature": "demo"}
-    assert error_of(api.admin.post("/api/v1/operations", json=unknown)) == (422, "unknown_type")
+    wrong = {**body, "app_signature": "agent/walk"}
+    assert error_of(api.admin.post("/api/v1/operations", json=wrong)) == (422, "unknown_command")
     broken = api.admin.post("/api/v1/operations", json={**body, "operation_request_json": "{"})
     assert error_of(broken) == (422, "invalid")
     assert "operation_request_json is not valid JSON" in broken.json()["error"]["message"]
+
+
+def test_the_operation_of_the_source_needs_no_setting(api: Api) -> None:
+    """`app_signature` names no type of this server, and the shipped type takes both fields."""
+    body = {"app_signature": "demo", "operation_request_json": '{"permission_id": 4096}'}
+    made = api.user("ada").post("/api/v1/operations", json=body)
+    assert made.status_code == 201, made.text
+    shown = api.user("ada").get(f"/api/v1/operations/{made.json()['operation_id']}").json()
+    assert (shown["status"], shown["type"], shown["logs"]) == ("queued", "operation", [])
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [("", "is no task type, and OPERATION_TYPE is unset"), ("gone", "OPERATION_TYPE names 'gone'")],
+)
+def test_a_missing_type_names_the_setting(settings: Settings, tmp_path: Path, named: str, says: str) -> None:
+    (tmp_path / "tasks.yaml").write_text("types: {only: {program: [echo]}}")
+    chosen = changed(settings, tasks_file=tmp_path / "tasks.yaml", operation_type=named)
+    with serving(chosen, migrated=False) as api:
+        body = {"app_signature": "demo", "operation_request_json": "{}"}
+        answer = api.admin.post("/api/v1/operations", json=body)
+        assert error_of(answer) == (422, "unknown_type")
+        assert says in answer.json()["error"]["message"]
+        assert "TASKS_FILE declares: only." in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

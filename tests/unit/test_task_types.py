@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.core.errors import Unprocessable
 from app.plan.cli_builder import build, environment, folder
-from app.plan.projects import ProjectConfig
+from app.plan.projects import ProjectConfig, folder_name
 from app.plan.task_types import BadTasksFile, TaskTypes, load
 
 SHIPPED = load(None)
@@ -265,3 +266,11 @@ def test_the_document_tells_the_truth(tmp_path: Path) -> None:
     task = types.check("report", "make", {"sheet": "in.xlsx", "rows": 20, "verbose": True})
     words = next(line for line in text.splitlines() if line.startswith('    ["python", "report.py"'))
     assert build(task, PLAIN, "/…") == json.loads(words)
+
+
+@pytest.mark.parametrize("project_id", ["..", "../x", "a/b", ".", "x" * 200, "ä", "a\0b"])
+def test_a_projects_folder_is_one_folder_below_the_others(project_id: str) -> None:
+    """Also where PROJECTS_URL calls its projects what it likes."""
+    name = folder_name(project_id)
+    assert re.fullmatch(r"[0-9a-f]{64}", name)
+    assert folder_name("default") == "default"

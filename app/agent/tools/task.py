@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from app.agent.tools.program import ToolContext, ToolOutcome, run_program
 from app.core.errors import Unprocessable
 from app.core.models import ResourceRequest, Run, Step
 from app.plan.cli_builder import build, environment, folder
-from app.plan.projects import ProjectConfig
+from app.plan.projects import DATA, ProjectConfig
 from app.plan.task_types import TaskCall, TaskTypes
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.stop import StopToken
@@ -33,8 +34,10 @@ class TaskProgram:
     wants: ResourceRequest
 
 
-def prepare(run: Run, types: TaskTypes, project: ProjectConfig, *, images: bool) -> TaskProgram:
-    """Make the program of a run of kind `task`. `images`: programs run in containers here.
+def prepare(run: Run, types: TaskTypes, project: ProjectConfig, data: Path | None) -> TaskProgram:
+    """Make the program of a run of kind `task`.
+
+    `data` is a folder that the project's tasks share; None where programs run in containers.
 
     Raises:
         RunFailure: INVALID_PLAN; this worker's declarations or the project don't have what it needs.
@@ -48,7 +51,9 @@ def prepare(run: Run, types: TaskTypes, project: ProjectConfig, *, images: bool)
     except Unprocessable as error:
         raise RunFailure(ErrorCode.INVALID_PLAN, error.message) from error
     files = frozenset(n for n, words in enumerate(zip(argv, elsewhere, strict=True)) if words[0] != words[1])
-    wants = ResourceRequest(image=task.type.image) if images else ResourceRequest()
+    if data is not None:
+        return TaskProgram(task, tuple(argv), files, {DATA: str(data), **env}, cwd, ResourceRequest())
+    wants = ResourceRequest(image=task.type.image)
     return TaskProgram(task, tuple(argv), files, env, cwd, wants)
 
 
