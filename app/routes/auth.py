@@ -20,7 +20,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
-from fastapi import Depends, Path
+from fastapi import Depends, Path, Query
 from fastapi.openapi.models import HTTPBearer as BearerModel
 from fastapi.security.base import SecurityBase
 from starlette.requests import HTTPConnection
@@ -30,6 +30,7 @@ from app.config import ApiSettings, is_loopback
 from app.core.clock import now_us
 from app.core.errors import Forbidden, NotFound, StorageError, Unauthorized
 from app.core.models import Run
+from app.plan.run_fields import RUN_EXAMPLE
 from app.routes.errors import error_answer
 from app.runs.services import ADMIN_USER, RUN_ID, Principal, Services
 
@@ -156,8 +157,18 @@ async def stream_run(run_id: RunId, principal: StreamUser, services: CurrentServ
     return await find_run(services, principal, run_id)
 
 
+async def queried_run(
+    run_id: Annotated[str, Query(description="A run's id.", examples=[RUN_EXAMPLE])],
+    principal: StreamUser,
+    services: CurrentServices,
+) -> Run:
+    """Return the run that the query names; a stream token of that very run will do."""
+    return await find_run(services, principal, run_id)
+
+
 OwnRun = Annotated[Run, Depends(own_run)]
 StreamRun = Annotated[Run, Depends(stream_run)]
+QueriedRun = Annotated[Run, Depends(queried_run)]
 
 
 _AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9.-]{1,253}))(?::\d{1,5})?")

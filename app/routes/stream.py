@@ -15,7 +15,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from app.core.errors import Unprocessable
 from app.core.log_filter import LogFilter
 from app.core.models import Run
-from app.routes.auth import CurrentServices, StreamRun, StreamUser
+from app.routes.auth import CurrentServices, QueriedRun, StreamRun, StreamUser
 from app.routes.body import (
     MAX_SEQ,
     AnsiParameter,
@@ -33,6 +33,11 @@ from app.stream.reader import Reader
 router = APIRouter(tags=["stream"])
 
 _MAX_TAIL = 1_000_000
+LastEventId = Annotated[str | None, Header(description="Wins over `after` and `tail`.")]
+After = Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="Only events with a higher `seq`.")]
+Tail = Annotated[int | None, Query(ge=0, le=_MAX_TAIL, description="Begin with the last N lines.")]
+Follow = Annotated[bool, Query(description="0: what is there, then the end.")]
+Form = Annotated[Format | None, Query(description="Default: `Accept`, else sse.")]
 _FILE_ENDS = {Format.TEXT: "log", Format.NDJSON: "ndjson", Format.SSE: "sse"}
 _DESCRIPTION: dict[int | str, dict[str, Any]] = {
     200: {
@@ -55,19 +60,17 @@ _DESCRIPTION: dict[int | str, dict[str, Any]] = {
 @router.head("/agent/logs/{run_id}/stream", include_in_schema=False)
 @router.head("/runs/{run_id}/logs/stream", include_in_schema=False)
 @router.head("/api/v1/operations/{run_id}/stream", include_in_schema=False)
-async def stream(
+async def stream_events(
     request: Request,
     user: StreamUser,
     run: StreamRun,
     services: CurrentServices,
     *,
-    last_event_id: Annotated[str | None, Header(description="Wins over `after` and `tail`.")] = None,
-    after: Annotated[
-        int | None, Query(ge=0, le=MAX_SEQ, description="Only events with a higher `seq`.")
-    ] = None,
-    tail: Annotated[int | None, Query(ge=0, le=_MAX_TAIL, description="Begin with the last N lines.")] = None,
-    follow: Annotated[bool, Query(description="0: what is there, then the end.")] = True,
-    format: Annotated[Format | None, Query(description="Default: `Accept`, else sse.")] = None,  # noqa: A002 - the public name
+    last_event_id: LastEventId = None,
+    after: After = None,
+    tail: Tail = None,
+    follow: Follow = True,
+    format: Form = None,  # noqa: A002 - the public name
     level: LevelParameter = None,
     stream: PipeParameter = None,
     ansi: AnsiParameter = "keep",
@@ -103,6 +106,39 @@ async def stream(
         send_timeout_s=SEND_TIMEOUT_S,
         draining=services.draining,
         headers={} if follow else _as_file(run, form),
+    )
+
+
+@router.get("/logs/stream", response_class=Response, responses=_DESCRIPTION)
+@router.head("/logs/stream", include_in_schema=False)
+async def stream_of(
+    request: Request,
+    user: StreamUser,
+    run: QueriedRun,
+    services: CurrentServices,
+    *,
+    last_event_id: LastEventId = None,
+    after: After = None,
+    tail: Tail = None,
+    follow: Follow = True,
+    format: Form = None,  # noqa: A002 - the public name
+    level: LevelParameter = None,
+    stream: PipeParameter = None,
+    ansi: AnsiParameter = "keep",
+    collapse: CollapseParameter = None,
+) -> Response:
+    """Stream the run that `?run_id=` names."""
+    return await stream_events(
+        *(request, user, run, services),
+        last_event_id=last_event_id,
+        after=after,
+        tail=tail,
+        follow=follow,
+        format=format,
+        level=level,
+        stream=stream,
+        ansi=ansi,
+        collapse=collapse,
     )
 
 

@@ -74,7 +74,11 @@ async def test_a_live_run_line_by_line(run: LiveRun, stores: Stores) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/agent/logs/{}/stream", "/runs/{}/logs/stream", "/api/v1/operations/{}/stream"]
+    "path",
+    [
+        *("/agent/logs/{}/stream", "/runs/{}/logs/stream", "/api/v1/operations/{}/stream"),
+        *("/logs/stream?run_id={}", "/logs/stream?after=0&run_id={}"),
+    ],
 )
 async def test_aliases_give_the_same(run: LiveRun, stores: Stores, path: str) -> None:
     """Each alias streams the same bytes."""
@@ -83,7 +87,7 @@ async def test_aliases_give_the_same(run: LiveRun, stores: Stores, path: str) ->
     assert await body(stores, path.format(run.run_id)) == await body(stores, run.path)
 
 
-@pytest.mark.parametrize("path", ["/v1/runs/{}/stream", "/agent/logs/{}/stream", "/runs/{}/logs/stream"])
+@pytest.mark.parametrize("path", ["/v1/runs/{}/stream", "/agent/logs/{}/stream", "/logs/stream?run_id={}"])
 async def test_head_is_answered_while_the_run_goes_on(run: LiveRun, stores: Stores, path: str) -> None:
     """What GET would be answered with, without the stream; the connection serves the next request."""
     await run.lines(3)

@@ -30,6 +30,7 @@ ALIASES = (
     "/agent/logs/{}/stream",
     "/runs/{}/logs/stream",
     "/api/v1/operations/{}/stream",
+    "/logs/stream?run_id={}",
 )
 SOCKETS = ("/v1/runs/{}/stream", "/tasks/{}/watch")
 
