@@ -123,7 +123,7 @@ def measure(url: str, seed: Seed | None) -> dict[str, str]:
     rates = asyncio.run(claim_rates(url, waiting))
     found = {"claim and end, runs/s": f"{statistics.median(rates):.0f} ({min(rates):.0f}–{max(rates):.0f})"}
     with api(url) as client:
-        made = {"prompt": "x"}
+        made = {"prompt": "x", "planner": "smoke"}
         found["POST /v1/runs, ms"] = latencies(client, lambda c: c.post("/v1/runs", json=made))
         for path in PATHS:
             found[f"GET {path}, ms"] = latencies(client, lambda c, path=path: c.get(path))

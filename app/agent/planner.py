@@ -1,8 +1,8 @@
 """The planner: what a run asks for → the steps that do it.
 
 There is no language model here. A run brings its plan along: as `steps`, as an `argv`, or
-as a fenced block in its prompt. A bare prompt gets a small plan that shows every part at
-work, and its first line states that the prompt was not carried out.
+as a fenced block in its prompt. A bare prompt is refused, unless it asks for the smoke plan, which
+shows every part at work: its first line states that the prompt was not carried out.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any, cast
 
 import orjson
 
-from app.agent.fenced_plans import MAX_BLOCKS, Fenced, NotAPlan, fenced_blocks, read_block
 from app.agent.tools.task import TaskProgram
 from app.core.errors import Unprocessable
 from app.core.models import Run, Step
+from app.plan.fenced_plans import MAX_BLOCKS, NO_MODEL, SMOKE, Fenced, NotAPlan, fenced_blocks, read_block
 from app.plan.steps import TASK, argv_step, parse_steps
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
 
 Note = tuple[Level, str]
 
-NO_MODEL = (
-    "No language model is configured: this prompt was NOT carried out. "
+NOT_CARRIED_OUT = (
+    "No model carries out a prompt here: this prompt was NOT carried out. "
     "A smoke plan runs instead; it only shows that files, shell and logs work."
 )
 HOW_TO_PLAN = (
@@ -60,8 +60,8 @@ def plan(run: Run, task: TaskProgram | None = None) -> Plan:
             return Plan(_checked(steps), "steps")
         case {"argv": argv}:
             return Plan([argv_step(_argv(argv))], "argv")
-        case {"prompt": str(prompt)}:
-            return _from_prompt(prompt)
+        case {"prompt": str(prompt), **rest}:
+            return _from_prompt(prompt, smoke=rest.get("planner") == SMOKE)
         case {"type": _} if task is not None:
             return _typed(task)
         case _:
@@ -76,9 +76,9 @@ def _typed(program: TaskProgram) -> Plan:
     return Plan([step], "task", [(Level.INFO, orjson.dumps(argv).decode())])
 
 
-def _from_prompt(prompt: str) -> Plan:
+def _from_prompt(prompt: str, *, smoke: bool) -> Plan:
     plans: list[tuple[Fenced, Any]] = []
-    notes: list[Note] = [(Level.WARNING, NO_MODEL), (Level.INFO, HOW_TO_PLAN)]
+    notes: list[Note] = [(Level.WARNING, NOT_CARRIED_OUT), (Level.INFO, HOW_TO_PLAN)]
     for number, block in enumerate(fenced_blocks(prompt), 1):
         if number > MAX_BLOCKS:
             raise _invalid(f"the prompt holds more than {MAX_BLOCKS} yaml or json blocks: which is the plan?")
@@ -93,7 +93,9 @@ def _from_prompt(prompt: str) -> Plan:
         block, steps = plans[0]
         note = (Level.INFO, AS_WRITTEN.format(name=block.name))
         return Plan(_checked(steps, f"{block.name}: "), "fenced", [note])
-    return Plan(_smoke(prompt), "smoke", notes)
+    if not smoke:
+        raise _invalid(" ".join([*(text for _, text in notes[2:]), NO_MODEL]))
+    return Plan(_smoke(prompt), SMOKE, notes)
 
 
 def _smoke(prompt: str) -> list[Step]:

@@ -105,6 +105,11 @@ class RunFields(Body):
         default=None,
         description="What to do, in words; or a fenced block of steps in YAML or JSON.",
     )
+    planner: Literal["smoke"] | None = Field(
+        default=None,
+        description="With a prompt that holds no steps: `smoke` runs a small plan that shows files, "
+        "shell and logs at work. Left out, such a prompt is refused (`no_model`).",
+    )
     steps: Annotated[list[StepIn], SkipValidation] | None = Field(
         default=None, description="What to do, step by step."
     )

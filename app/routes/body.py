@@ -51,7 +51,7 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
 def parse_object(raw: bytes) -> dict[str, Any]:
     """Parse one JSON object; `InvalidRequest` says what is wrong with anything else."""
     if not raw.strip():
-        raise InvalidRequest('The body is empty; send a JSON object, such as {"prompt": "…"}.')
+        raise InvalidRequest('The body is empty; send a JSON object, such as {"argv": ["echo", "hello"]}.')
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

@@ -21,7 +21,7 @@ from app.runs.submit import checked_key, retry_run, start_run, submit
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 _EXAMPLES = {
-    "prompt": {"prompt": "Count the words of the README"},
+    "prompt": {"prompt": "Count the words of the README", "planner": "smoke"},
     "steps": {
         "steps": [
             {"tool": "file_write", "args": {"path": "hello.txt", "content": "Hello\n"}},

@@ -101,7 +101,7 @@ class RunView(BaseModel):
     run_id: str = Field(examples=[RUN_EXAMPLE])
     user_id: str
     kind: RunKind
-    planner: str | None = Field(description="What made the plan; `smoke`: no model is configured.")
+    planner: str | None = Field(description="What made the plan; `smoke`: one that leaves the prompt aside.")
     status: RunStatus
     attempt: int = Field(description="How often a worker took the run.")
     retries: int
@@ -155,6 +155,12 @@ class RunDetail(RunView):
         description="What was sent: `prompt`, `steps`, `argv` or `type`; never the `env`."
     )
     logs: list[EventView] | None = None
+
+
+class ExecuteView(RunDetail):
+    """A run, with a warning where a prompt is not carried out."""
+
+    warning: str | None = None
 
 
 class TaskView(RunView):

@@ -22,6 +22,7 @@ from app.core.events import Event
 from app.core.models import DEFINITION_FIELDS, Priority, Run, RunKind, RunStatus
 from app.core.telemetry import get_logger
 from app.db.run_store import Created, RunDraft
+from app.plan.fenced_plans import NO_MODEL, is_bare
 from app.plan.projects import DEFAULT
 from app.plan.run_fields import RunFields
 from app.plan.steps import parse_steps
@@ -166,7 +167,9 @@ def _spec(body: RunFields) -> tuple[RunKind, dict[str, Any]]:
     if given[0] != "type":
         _no_task_fields(body)
     if body.prompt is not None:
-        return RunKind.PROMPT, {"prompt": body.prompt}
+        return RunKind.PROMPT, _prompt(body.prompt, body.planner)
+    if body.planner is not None:
+        raise Unprocessable("planner goes with prompt only.")
     if body.argv is not None:
         return RunKind.ARGV, {"argv": body.argv}
     if body.steps is not None:
@@ -176,6 +179,14 @@ def _spec(body: RunFields) -> tuple[RunKind, dict[str, Any]]:
         raise Unprocessable("env goes with prompt, steps and argv; a task gets its type's and its project's.")
     fields = {name: getattr(body, name) for name in ("project", "type", "command", "params")}
     return RunKind.TASK, {name: value for name, value in fields.items() if value is not None}
+
+
+def _prompt(prompt: str, planner: str | None) -> dict[str, Any]:
+    if planner is not None:
+        return {"prompt": prompt, "planner": planner}
+    if is_bare(prompt):
+        raise Unprocessable(NO_MODEL, code="no_model")
+    return {"prompt": prompt}
 
 
 async def _check_task(services: Services, body: RunFields) -> None:
@@ -238,5 +249,5 @@ def _hash(body: RunFields, *, start: bool) -> str:
     later = RunFields.model_fields.keys() - _HASHED_ALWAYS
     defaults = {name: RunFields.model_fields[name].get_default(call_default_factory=True) for name in later}
     unset = {name for name in later if getattr(body, name) == defaults[name]}
-    fields = body.model_dump(exclude={"action", *unset}, warnings="none") | {"start": start}
+    fields = body.model_dump(exclude={"action", "planner", *unset}, warnings="none") | {"start": start}
     return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()

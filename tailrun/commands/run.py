@@ -106,6 +106,10 @@ def run(
         typer.Option("--at", metavar="TIME", help="Start not before 2026-11-20T18:00, here or with a zone."),
     ] = None,
     high: High = False,
+    planner: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With a prompt: smoke runs a small plan, not the prompt."),
+    ] = None,
     webhook: Annotated[
         str | None, typer.Option(metavar="URL", help="Tell this address when the run has ended.")
     ] = None,
@@ -132,6 +136,7 @@ def run(
         "retry_on": retry_on,
         "run_at": None if at is None else moment(at),
         "priority": "high" if high else None,
+        "planner": planner,
         "webhook_url": webhook,
     }
     body |= {name: value for name, value in given.items() if value is not None}
@@ -178,7 +183,7 @@ def _follow(client: Client, made: dict[str, Any], *, as_json: bool, timestamps: 
     code = follow(client, made["run_id"], FollowView(as_json=as_json, timestamps=timestamps))
     if made["kind"] == "prompt" and client.get(made["run_id"])["planner"] == "smoke":
         print(
-            "No language model is configured, so the prompt was not carried out (planner: smoke).\n"
+            "No model carries out a prompt here, so it was not carried out (planner: smoke).\n"
             "Send steps or a command instead: tailrun run -- echo hello",
             file=sys.stderr,
         )

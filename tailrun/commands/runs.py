@@ -226,7 +226,7 @@ def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("what", described(run["spec"]) if run.get("spec") else None),
         (
             "planner",
-            "smoke (no language model is configured)" if run["planner"] == "smoke" else run["planner"],
+            "smoke (the prompt was not carried out)" if run["planner"] == "smoke" else run["planner"],
         ),
         ("attempt", f"{run['attempt']} ({run['retries']} retries, {run['redeliveries']} redeliveries)"),
         ("created", _ago(run["created_at"])),

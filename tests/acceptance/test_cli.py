@@ -87,10 +87,13 @@ def test_a_bad_plan_is_refused_by_the_server(up: Up) -> None:
     assert "shel" in done.stderr
 
 
-def test_a_prompt_without_a_model_says_so(up: Up) -> None:
-    done = up.run("run", "Test Phase 2B")
+def test_a_prompt_without_a_model_is_refused_or_says_so(up: Up) -> None:
+    refused = up.run("run", "Test Phase 2B")
+    assert refused.returncode == 1
+    assert "No model carries out a prompt here: send steps" in refused.stderr
+    done = up.run("run", "--planner", "smoke", "Test Phase 2B")
     assert done.returncode == 0
-    assert "No language model is configured" in done.stderr.splitlines()[-2]
+    assert "No model carries out a prompt here" in done.stderr.splitlines()[-2]
 
 
 def test_json_is_json_everywhere(up: Up) -> None:

@@ -84,7 +84,7 @@ def test_no_command_lets_a_run_steer_the_terminal(up: Up, run_id: str) -> None:
         ("retry", run_id),
         ("cancel", f"x{HOSTILE}"),
         ("run", "--", f"/no/{HOSTILE}"),
-        ("run", HOSTILE),
+        ("run", "--planner", "smoke", HOSTILE),
         ("dead", "list"),
         ("schedule", "create", "0 0 1 1 *", "--", "echo", HOSTILE),
         ("schedule", "list"),

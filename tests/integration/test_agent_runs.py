@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.agent_context import Place, open_place
 
-from app.agent.planner import NO_MODEL, plan
+from app.agent.planner import NOT_CARRIED_OUT, plan
 from app.agent.supervisor import Drained, supervise
 from app.core.events import EventType
 from app.core.models import StepStatus
@@ -24,9 +24,9 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 async def test_a_smoke_run_warns_first_and_succeeds(place: Place) -> None:
-    place.run.spec["prompt"] = "Schreibe ein Gedicht über Bäume\r\n"
+    place.run.spec.update(prompt="Schreibe ein Gedicht über Bäume\r\n", planner="smoke")
     assert await place.go() == 0
-    assert place.log.trace[0] == ("say", (None, Level.WARNING, NO_MODEL))
+    assert place.log.trace[0] == ("say", (None, Level.WARNING, NOT_CARRIED_OUT))
     assert await place.content("prompt.txt") == "Schreibe ein Gedicht über Bäume\r\n".encode()
     assert "prompt: 35 bytes in prompt.txt" in place.log.text
     assert {record.status for record in place.log.records.values()} == {StepStatus.SUCCEEDED}

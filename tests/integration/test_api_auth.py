@@ -13,7 +13,7 @@ from support.servers import RedisServer
 from app.core.clock import parse_ts
 from app.routes import auth
 
-PROMPT = {"prompt": "x"}
+PROMPT = {"prompt": "x", "planner": "smoke"}
 RUN_ROUTES = [
     ("GET", "/v1/runs/{}"),
     ("GET", "/v1/runs/{}/logs"),

@@ -18,7 +18,7 @@ from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher, Tail
 from tailrun.process.lines import Level, Stream
 
-PROMPT = {"prompt": "x"}
+PROMPT = {"prompt": "x", "planner": "smoke"}
 WORKER = "w1"
 
 

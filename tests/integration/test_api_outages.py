@@ -17,7 +17,7 @@ from support.servers import RedisServer
 from app.db import connect
 from app.routes.health import OneAtATime
 
-PROMPT = {"prompt": "x"}
+PROMPT = {"prompt": "x", "planner": "smoke"}
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_a_signal_ends_streams_cleanly_and_exits_with_0(
     migrate(sqlite_url)
     with api_process(tmp_path, REDIS_URL=redis_server.url, DATABASE_URL=sqlite_url) as api:
         api.wait_for("/readyz", 200)
-        run_id = api.client.post("/v1/runs", json={"prompt": "x"}).json()["run_id"]
+        run_id = api.client.post("/v1/runs", json={"prompt": "x", "planner": "smoke"}).json()["run_id"]
         with api.client.stream("GET", f"/v1/runs/{run_id}/stream?format=ndjson") as stream:
             lines = stream.iter_lines()
             assert orjson.loads(next(lines))["seq"] == 1
@@ -141,14 +141,14 @@ def test_redis_away_at_start_is_no_crash(tmp_path: Path, own_redis: RedisServer,
             }
         assert api.client.get("/healthz").status_code == 200
         api.wait_for_log("warning .*not ready, trying again: Redis.*waiting_for=redis")
-        made = api.client.post("/v1/runs", json={"prompt": "x"})
+        made = api.client.post("/v1/runs", json={"prompt": "x", "planner": "smoke"})
         assert (made.status_code, made.json()["status"]) == (201, "queued")
         own_redis.start()
         api.wait_for("/readyz", 200)
         api.wait_for_log(r"api +ready\b")
         own_redis.kill()
         api.wait_for("/readyz", 503)
-        made = api.client.post("/v1/runs", json={"prompt": "y"})
+        made = api.client.post("/v1/runs", json={"prompt": "y", "planner": "smoke"})
         assert made.status_code == 201
         assert api.client.get(f"/v1/runs/{made.json()['run_id']}").json()["status"] == "queued"
         queue = api.client.get("/v1/queue")
@@ -177,7 +177,7 @@ def test_postgresql_away_is_a_503(tmp_path: Path, redis_server: RedisServer) -> 
     url = f"postgresql://u@127.0.0.1:{free_port()}/x"
     with api_process(tmp_path, REDIS_URL=redis_server.url, DATABASE_URL=url) as api:
         assert api.wait_for("/readyz", 503).json()["checks"]["redis"] == "ok"
-        response = api.client.post("/v1/runs", json={"prompt": "x"})
+        response = api.client.post("/v1/runs", json={"prompt": "x", "planner": "smoke"})
         assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
         assert response.json()["error"]["code"] == "unavailable"
 
@@ -188,7 +188,7 @@ def test_the_access_log_has_no_secrets(tmp_path: Path, redis_server: RedisServer
     settings = {"REDIS_URL": redis_server.url, "DATABASE_URL": sqlite_url, "LOG_FORMAT": "json"}
     with api_process(tmp_path, **settings) as api:
         api.wait_for("/readyz", 200)
-        run_id = api.client.post("/v1/runs", json={"prompt": "x"}).json()["run_id"]
+        run_id = api.client.post("/v1/runs", json={"prompt": "x", "planner": "smoke"}).json()["run_id"]
         made = api.client.post(f"/v1/runs/{run_id}/stream-token").json()
         url = f"{made['url']}&follow=0"
         assert api.client.get(url, headers={"X-Request-ID": "r1"}).status_code == 200

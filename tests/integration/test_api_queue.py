@@ -17,7 +17,7 @@ from app.core.events import Event, EventType
 from app.core.models import Fence, RunStatus
 from app.db.run_store import Batch, Outcome, RunStore
 
-PROMPT = {"prompt": "x"}
+PROMPT = {"prompt": "x", "planner": "smoke"}
 
 
 @pytest.fixture

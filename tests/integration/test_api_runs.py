@@ -19,7 +19,7 @@ from app.core.models import Fence, RunStatus
 from app.db.run_store import Batch, Outcome, RunStore
 from tailrun.process.lines import Level, Stream
 
-PROMPT = {"prompt": "Test Phase 2B"}
+PROMPT = {"prompt": "Test Phase 2B", "planner": "smoke"}
 
 
 @pytest.fixture
@@ -87,15 +87,18 @@ def test_a_held_run_waits_for_its_start(api: Api, redis_server: RedisServer) -> 
     assert len(pending(redis_server)) == 1
 
 
-def test_the_lines_of_the_readme_work_without_a_content_type(api: Api, redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("route", ["/agent/execute", "/execute"])
+def test_the_lines_of_the_readme_work_without_a_content_type(
+    api: Api, redis_server: RedisServer, route: str
+) -> None:
     """`curl -d` sends a form type; create holds, start queues, status shows, cancel ends."""
     client = api.admin
     form = {"Content-Type": "application/x-www-form-urlencoded"}
-    created = client.post(
-        "/agent/execute", content=b'{"action": "create", "prompt": "Test Phase 2B"}', headers=form
-    )
+    created = client.post(route, content=b'{"action": "create", "prompt": "Test Phase 2B"}', headers=form)
     run_id = created.json()["run_id"]
     assert (created.status_code, created.json()["status"]) == (201, "created")
+    assert created.json()["planner"] == "smoke"
+    assert created.json()["warning"].startswith("No model carries out a prompt here")
     assert pending(redis_server) == []
     for action, status in (
         ("start", "queued"),
@@ -104,8 +107,12 @@ def test_the_lines_of_the_readme_work_without_a_content_type(api: Api, redis_ser
         ("cancel", "cancelled"),
     ):
         body = orjson.dumps({"action": action, "run_id": run_id})
-        response = client.post("/agent/execute", content=body, headers=form)
+        response = client.post(route, content=body, headers=form)
         assert (response.status_code, response.json()["status"]) == (200, status)
+        assert response.json()["warning"] == created.json()["warning"]
+    planned = {"action": "create", "prompt": "```yaml\n- {tool: file_list, args: {}}\n```"}
+    made = client.post(route, json=planned).json()
+    assert (made["planner"], made.get("warning"), made["spec"]["prompt"]) == (None, None, planned["prompt"])
     assert len(pending(redis_server)) == 1
     started_again = client.post("/agent/execute", json={"action": "start", "run_id": run_id})
     assert error_of(started_again) == (409, "conflict")
@@ -118,7 +125,10 @@ def test_an_idempotency_key_makes_one_run(api: Api, redis_server: RedisServer) -
     again = api.admin.post("/v1/runs", json=PROMPT, headers=key)
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json() == again.json()
-    assert error_of(api.admin.post("/v1/runs", json={"prompt": "other"}, headers=key))[0] == 409
+    assert (
+        error_of(api.admin.post("/v1/runs", json={"prompt": "other", "planner": "smoke"}, headers=key))[0]
+        == 409
+    )
     assert error_of(api.admin.post("/v1/runs", json={**PROMPT, "start": False}, headers=key))[0] == 409
     assert api.user("ada").post("/v1/runs", json=PROMPT, headers=key).status_code == 201
     assert len(pending(redis_server)) == 2
@@ -153,6 +163,10 @@ def test_every_kind_of_run_is_taken(api: Api) -> None:
         ({"steps": [{"tool": "file_read", "args": {"path": "../x"}}]}, "invalid_steps", "'..'"),
         ({"type": "seed-bd"}, "unknown_type", "Did you mean 'seed-db'?"),
         ({**PROMPT, "params": {}}, "invalid", "params goes with type only"),
+        ({"prompt": "Test Phase 2B"}, "no_model", 'ask for "planner": "smoke"'),
+        ({"prompt": "```python\nsteps: []\n```"}, "no_model", "send steps, an argv or a typed task"),
+        ({**PROMPT, "planner": "gpt"}, "invalid", "planner must be one of smoke, not 'gpt'"),
+        ({"argv": ["true"], "planner": "smoke"}, "invalid", "planner goes with prompt only"),
         ({**PROMPT, "timeout_s": 3601}, "invalid", "at most 3600"),
         ({**PROMPT, "nonsense": 1}, "invalid", "nonsense"),
     ],

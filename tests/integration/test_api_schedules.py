@@ -72,12 +72,12 @@ def test_schedules_are_their_users(api: Api) -> None:
         ({"timezone": "Mars/Phobos"}, "timezone"),
         ({"timezone": "/etc/passwd"}, "timezone"),
         ({"run": {}}, "prompt"),
-        ({"run": {"prompt": "x", "argv": ["y"]}}, "prompt"),
-        ({"run": {"prompt": "x", "nonsense": 1}}, "nonsense"),
-        ({"run": {"prompt": "x", "timeout_s": 1e9}}, "timeout_s"),
+        ({"run": {"prompt": "x", "planner": "smoke", "argv": ["y"]}}, "prompt"),
+        ({"run": {"prompt": "x", "planner": "smoke", "nonsense": 1}}, "nonsense"),
+        ({"run": {"prompt": "x", "planner": "smoke", "timeout_s": 1e9}}, "timeout_s"),
         ({"run": {"steps": [{"tool": "nonsense", "args": {}}]}}, "nonsense"),
-        ({"run": {"prompt": "x", "start": False}}, "start"),
-        ({"run": {"prompt": "x", "run_at": "2026-11-20T12:00:00Z"}}, "run_at"),
+        ({"run": {"argv": ["x"], "start": False}}, "start"),
+        ({"run": {"prompt": "x", "planner": "smoke", "run_at": "2026-11-20T12:00:00Z"}}, "run_at"),
         ({"nonsense": 1}, "nonsense"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_schedule_is_checked_as_a_run_is(api: Api, change: dict[str, Any], nam
 
 
 def test_files_of_others_are_none(api: Api) -> None:
-    mine = api.admin.post("/v1/runs", json={"prompt": "x", "start": False}).json()["run_id"]
-    body = {**NIGHTLY, "run": {"prompt": "x", "workspace_from": mine}}
+    mine = api.admin.post("/v1/runs", json={"argv": ["x"], "start": False}).json()["run_id"]
+    body = {**NIGHTLY, "run": {"argv": ["x"], "workspace_from": mine}}
     assert error_of(api.user("ada").post("/v1/schedules", json=body))[0] == 404
     assert api.admin.post("/v1/schedules", json=body).status_code == 201

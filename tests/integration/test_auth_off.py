@@ -82,7 +82,7 @@ def ask(api: Api, method: str, path: str, *headers: tuple[str, str], body: str =
 
 
 def test_a_program_of_this_machine_needs_nothing(api: Api) -> None:
-    assert ask(api, "POST", "/v1/runs", body='{"prompt": "x"}') == 201
+    assert ask(api, "POST", "/v1/runs", body='{"argv": ["x"]}') == 201
     assert {ask(api, "GET", path) for path in READS} == {200, 404}
 
 
@@ -90,7 +90,7 @@ def test_a_program_of_this_machine_needs_nothing(api: Api) -> None:
 def test_pages_of_other_origins_are_refused(api: Api, origin: str, let_in: bool) -> None:
     """Also those of another port of this machine; what CORS_ORIGINS names is let in, `*` is not a name."""
     header = ("Origin", origin)
-    assert ask(api, "POST", "/v1/runs", header, body='{"prompt": "x"}') == (201 if let_in else 403)
+    assert ask(api, "POST", "/v1/runs", header, body='{"argv": ["x"]}') == (201 if let_in else 403)
     for path in READS:
         assert (ask(api, "GET", path, header) != 403) is let_in, path
     assert ask(api, "GET", "/v1/runs", ("Authorization", f"Bearer {TOKEN}"), header) == (

@@ -92,6 +92,7 @@ TABLE: dict[str, tuple[Rule, int]] = {
     "GET /v1/runs/{run_id}/stream": (STREAMS, 200),
     "GET /agent/logs/{run_id}/stream": (STREAMS, 200),
     "GET /runs/{run_id}/logs/stream": (STREAMS, 200),
+    "GET /logs/stream": (STREAMS, 200),
     "GET /api/v1/operations/{run_id}/stream": (STREAMS, 200),
     "WS /v1/runs/{run_id}/stream": (STREAMS, 1000),
     "WS /tasks/{run_id}/watch": (STREAMS, 1000),
@@ -101,6 +102,7 @@ TABLE: dict[str, tuple[Rule, int]] = {
     "DELETE /v1/runs/{run_id}/files/{path}": (OWN_THING, 204),
     "GET /v1/runs/{run_id}/archive": (OWN_THING, 200),
     "POST /agent/execute": (ANY_USER, 201),
+    "POST /execute": (ANY_USER, 201),
     "POST /tasks": (ANY_USER, 201),
     "GET /tasks/{run_id}": (OWN_THING, 200),
     "GET /v1/task-types": (ANY_USER, 200),
@@ -130,6 +132,9 @@ TABLE: dict[str, tuple[Rule, int]] = {
     "GET /readyz": (OPEN, 200),
     "GET /metrics": (OPEN, 200),
 }
+
+IN_THE_QUERY = {"GET /logs/stream"}
+"""Routes whose run is in the query."""
 
 
 @dataclass
@@ -167,7 +172,7 @@ class World:
 
     def run(self) -> str:
         """A run of ada's that has ended, with a file, a webhook and a dead letter."""
-        body = {"prompt": "x", "webhook_url": "https://example.com/"}
+        body = {"prompt": "x", "planner": "smoke", "webhook_url": "https://example.com/"}
         made = self.as_(OWNER, "POST", "/v1/runs", json=body)
         assert made.status_code == 201, made.text
         run_id = made.json()["run_id"]
@@ -184,7 +189,7 @@ class World:
         return name
 
     def schedule(self) -> str:
-        body = {"cron": "0 3 * * *", "run": {"prompt": "x"}}
+        body = {"cron": "0 3 * * *", "run": {"prompt": "x", "planner": "smoke"}}
         made = self.as_(OWNER, "POST", "/v1/schedules", json=body)
         assert made.status_code == 201, made.text
         return made.json()["schedule_id"]
@@ -200,7 +205,8 @@ class World:
             "token_id": lambda: self.token("x")["token_id"],
             "key": self.staged,
         }
-        return {name: makers[name]() for name in re.findall(r"\{(\w+)\}", route)}
+        named = re.findall(r"\{(\w+)\}", route) or (["run_id"] if route in IN_THE_QUERY else [])
+        return {name: makers[name]() for name in named}
 
     def staged(self) -> str:
         files = staged_files(self.api.settings.data)
@@ -296,6 +302,8 @@ def test_who_is_let_in(world: World, route: str) -> None:
         headers, query = world.credentials(caller, route, things)
         if route == "DELETE /v1/dead":
             query |= {"id": "0" * 16}
+        if route in IN_THE_QUERY:
+            query |= {"run_id": things["run_id"]}
         answer = world.http.request(
             method, path.format(**things), headers=headers, params=query, **body_of(route, things)
         )

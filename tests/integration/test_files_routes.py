@@ -48,7 +48,7 @@ def local_api(tmp_path: Path, redis_server: RedisServer, sqlite_url: str) -> Ite
 
 
 def held_run(client: httpx2.Client) -> str:
-    made = client.post("/v1/runs", json={"prompt": "x", "start": False})
+    made = client.post("/v1/runs", json={"prompt": "x", "planner": "smoke", "start": False})
     return f"/v1/runs/{made.json()['run_id']}"
 
 

@@ -16,7 +16,7 @@ from app.db.engine import Database
 from app.db.run_store import RunStore
 from app.runs.backlog import FRESH_S, Backlog
 
-PROMPT = {"prompt": "x"}
+PROMPT = {"prompt": "x", "planner": "smoke"}
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from app.core.models import Fence, RunStatus
 from app.db.run_store import Batch, Outcome, RunStore
 from tailrun.process.lines import Level, Stream
 
-PROMPT = {"prompt": "x"}
+PROMPT = {"prompt": "x", "planner": "smoke"}
 ERROR = {"code": "executor_unavailable", "message": "gone"}
 
 

@@ -46,7 +46,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer) -> 
 def ended(api: Api) -> str:
     """A run that is over, with a line and a file."""
     client = api.admin
-    run_id = client.post("/v1/runs", json={"prompt": "x"}).json()["run_id"]
+    run_id = client.post("/v1/runs", json={"prompt": "x", "planner": "smoke"}).json()["run_id"]
     assert client.put(f"/v1/runs/{run_id}/files/a.txt", content=b"hello").is_success
 
     async def work(store: RunStore) -> None:

@@ -179,7 +179,7 @@ async def test_a_foreign_page_is_told_that_it_may_not(
 ) -> None:
     """4403, as docs say, where no token is needed but not every page may call."""
     with serving(settings_for(tmp_path, redis_server.url, sqlite_url, auth="off")) as api:
-        made = await asyncio.to_thread(api.client().post, "/v1/runs", json={"prompt": "x"})
+        made = await asyncio.to_thread(api.client().post, "/v1/runs", json={"argv": ["x"]})
         url = f"{api.url.replace('http', 'ws')}/v1/runs/{made.json()['run_id']}/stream"
         async with connect(url, **PATIENT, additional_headers={"Origin": "https://evil.example"}) as socket:
             with pytest.raises(websockets.ConnectionClosed):

@@ -21,7 +21,7 @@ def new_run(**fields: Any) -> RunDraft:
         "run_id": f"run-{next(_ids):06}",
         "user_id": "ann",
         "kind": RunKind.PROMPT,
-        "spec": {"prompt": "hello"},
+        "spec": {"prompt": "hello", "planner": "smoke"},
         "start": True,
         "max_attempts": 3,
         "timeout_s": 60.0,

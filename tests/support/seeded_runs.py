@@ -69,7 +69,8 @@ _RUNS = """INSERT INTO runs (run_id, user_id, kind, status, spec, created_at, at
  redeliveries, max_attempts, timeout_s, queued_at, started_at, ended_at, next_attempt_at, log_lines, log_size,
  truncated, last_seq, labels, idempotency_key, request_hash)
  SELECT {id}, CASE WHEN n % 2 = 0 THEN 'ann' ELSE 'user-' || CAST(1 + n % 3 AS text) END, 'prompt', {status},
- '{{"prompt": "x"}}', {at}, {attempt}, {worker}, 0, 0, 3, 60.0, {queued_at}, {started_at}, {ended_at}, NULL,
+ '{{"prompt": "x", "planner": "smoke"}}', {at},
+ {attempt}, {worker}, 0, 0, 3, 60.0, {queued_at}, {started_at}, {ended_at}, NULL,
  {lines}, {lines} * 40, false, {last_seq}, '{{}}',
  CASE WHEN n % 10 = 0 THEN 'key-' || CAST(n AS text) END, CASE WHEN n % 10 = 0 THEN 'hash' END
  FROM {numbers}"""

@@ -21,7 +21,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.agent.fenced_plans import fenced_blocks, read_block
 from app.agent.tools.interpreters import as_written_here
 from app.commands.redis import quoted
 from app.core.errors import TailrunError
@@ -32,6 +31,7 @@ from app.db.text import clean, to_json
 from app.k8s.frames import Cursor, FrameReader, RawLines
 from app.k8s.profile import amount, image_pattern
 from app.plan.cron import check_steps, next_tick
+from app.plan.fenced_plans import fenced_blocks, read_block
 from app.plan.projects import ProjectConfig, check_project, is_project_id
 from app.plan.run_fields import RETRY_CODES
 from app.plan.task_values import PLACE
@@ -261,7 +261,7 @@ READERS = {
     "splitter": Reader(splitter),
     "pod log": Reader(pod_log, ("app/k8s/frames.py:_SRC", "app/k8s/frames.py:_ODD")),
     "plans": Reader(
-        plans, tuple(f"app/agent/fenced_plans.py:{name}" for name in ("_OPEN", "_ANY_OPEN", "_LONG_NUMBER"))
+        plans, tuple(f"app/plan/fenced_plans.py:{name}" for name in ("_OPEN", "_ANY_OPEN", "_LONG_NUMBER"))
     ),
     "log line": Reader(log_line, ("app/db/text.py:_SURROGATE",)),
     "terminal": Reader(terminal, ("tailrun/ansi.py:_SEQUENCE", "tailrun/ansi.py:_COLOUR")),

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.agent.fenced_plans import MAX_BLOCK
-from app.agent.planner import NO_MODEL, plan
+from app.agent.planner import NOT_CARRIED_OUT, plan
 from app.core.models import Run, RunKind, RunStatus, Step
+from app.plan.fenced_plans import MAX_BLOCK, NO_MODEL
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
 
@@ -163,11 +163,16 @@ def test_a_deep_json_block_is_refused() -> None:
     assert "recursion" in refusal(prompt=fenced("[" * 100_000, "json"))
 
 
-def test_a_bare_prompt_says_first_that_nobody_carries_it_out() -> None:
-    made = plan(run_of(prompt="Write me a poem about ünïcode\r\n"))
+def test_a_bare_prompt_is_refused() -> None:
+    """The API refuses it already; a row of an earlier release gets here."""
+    assert refusal(prompt="Write me a poem") == NO_MODEL
+
+
+def test_the_smoke_plan_says_first_that_no_model_carries_the_prompt_out() -> None:
+    made = plan(run_of(prompt="Write me a poem about ünïcode\r\n", planner="smoke"))
     assert made.planner == "smoke"
-    assert made.notes[0] == (Level.WARNING, NO_MODEL)
-    assert "NOT carried out" in NO_MODEL
+    assert made.notes[0] == (Level.WARNING, NOT_CARRIED_OUT)
+    assert "NOT carried out" in NOT_CARRIED_OUT
     assert made.steps[0].args == {
         "path": "prompt.txt",
         "content": "Write me a poem about ünïcode\r\n",
@@ -177,16 +182,15 @@ def test_a_bare_prompt_says_first_that_nobody_carries_it_out() -> None:
 
 
 def test_a_block_that_holds_no_steps_is_named() -> None:
-    made = plan(run_of(prompt=fenced("replicas: 3")))
+    said = "The ```yaml block at line 2 of the prompt holds no list of steps, so it is not a plan."
+    made = plan(run_of(prompt=fenced("replicas: 3"), planner="smoke"))
     assert made.planner == "smoke"
-    assert made.notes[-1] == (
-        Level.WARNING,
-        "The ```yaml block at line 2 of the prompt holds no list of steps, so it is not a plan.",
-    )
+    assert made.notes[-1] == (Level.WARNING, said)
+    assert refusal(prompt=fenced("replicas: 3")) == f"{said} {NO_MODEL}"
 
 
 def test_the_same_run_has_the_same_plan_on_every_attempt() -> None:
-    run = run_of(prompt="hello")
+    run = run_of(prompt="hello", planner="smoke")
     assert plan(run) == plan(run)
 
 

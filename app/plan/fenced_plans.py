@@ -21,6 +21,12 @@ MAX_BLOCK = 256 * 1024
 MAX_VALUES = 10_000
 """Values of one YAML block: reading so many takes a fraction of a second, in which other runs wait."""
 MAX_BLOCKS = 10
+SMOKE = "smoke"
+"""The planner of a prompt without steps, for those who ask for it."""
+NO_MODEL = (
+    "No model carries out a prompt here: send steps, an argv or a typed task, put the steps into the prompt "
+    'as a ```yaml block, or ask for "planner": "smoke" (files, shell and logs at work, and not the prompt).'
+)
 
 _MAX_DEPTH = 20
 _OPEN = re.compile(r" {0,3}(?P<fence>`{3,}+|~{3,}+)\s*(?P<language>yaml|yml|json)\b[^`]*", re.IGNORECASE)
@@ -62,6 +68,11 @@ def fenced_blocks(prompt: str) -> Iterator[Fenced]:
             language = "json" if ours["language"].lower() == "json" else "yaml"
             yield Fenced(language, at + 1, "".join(f"{line}\n" for line in lines[at + 1 : end]))
         at = end + 1
+
+
+def is_bare(prompt: str) -> bool:
+    """Whether a prompt holds no block that could be a plan."""
+    return next(fenced_blocks(prompt), None) is None
 
 
 def _closing(lines: list[str], start: int, fence: str) -> int:
