@@ -57,7 +57,7 @@ NOT_TYPED = [
 """Commands that are not run here, by how they begin."""
 
 PYTHON = {
-    "docs/library.md": "test_library.py runs both programs",
+    "docs/library.md": "test_library.py runs the three programs",
     "docs/streaming.md": "test_the_client_of_the_docs_prints_the_line",
     "docs/webhooks.md": "test_the_check_of_a_signature_takes_the_right_one_alone",
 }

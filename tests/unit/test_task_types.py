@@ -136,7 +136,7 @@ def test_files_of_the_run_are_found_from_any_folder() -> None:
             None,
             {},
             "unknown_type",
-            "Did you mean 'seed-db'? There are: seed-db, task-context, agent.",
+            "Did you mean 'seed-db'? There are: seed-db, task-context, agent, operation.",
         ),
         ("agent", None, {}, "unknown_command", "command is required: task type 'agent' has run."),
         ("agent", "rum", {}, "unknown_command", "Did you mean 'run'?"),
