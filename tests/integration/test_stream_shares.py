@@ -30,7 +30,6 @@ ALIASES = (
     "/agent/logs/{}/stream",
     "/runs/{}/logs/stream",
     "/api/v1/operations/{}/stream",
-    "/logs/stream?run_id={}",
 )
 SOCKETS = ("/v1/runs/{}/stream", "/tasks/{}/watch")
 
