@@ -169,7 +169,7 @@ class JobProcessor:
         self._writer.mask_with(await bench.secrets.masker(run, project))
         data = None
         if bench.settings.tools.executor == "local":
-            data = bench.settings.data_dir.resolve() / "projects" / folder_name(project.project_id)
+            data = bench.settings.data.folder.resolve() / "projects" / folder_name(project.project_id)
             await asyncio.to_thread(private_folder, data)
         return prepare(run, bench.task_types, project, data)
 
