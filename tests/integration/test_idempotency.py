@@ -21,6 +21,7 @@ MAKES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     # route → the id in its answer, a body, another body
     "/v1/runs": ("run_id", {"argv": ["true"]}, {"argv": ["false"]}),
     "/agent/execute": ("run_id", {"action": "create", "argv": ["a"]}, {"action": "create", "argv": ["b"]}),
+    "/execute": ("run_id", {"action": "create", "argv": ["a"]}, {"action": "create", "argv": ["b"]}),
     "/tasks": ("task_id", AGENT, AGENT | {"params": {"input": "y"}}),
     "/api/v1/operations": (
         "operation_id",
