@@ -26,7 +26,9 @@ RUN = Run(
 NOW = 1_000_000
 BACKOFF = Backoff(1, 60, Random(1))
 FINAL = {ErrorCode.EXIT_NONZERO, ErrorCode.TIMEOUT, ErrorCode.INVALID_PLAN, ErrorCode.CANCELLED}
-FINAL |= {ErrorCode.OOM_KILLED}
+FINAL |= {ErrorCode.OOM_KILLED, ErrorCode.NO_MODEL, ErrorCode.MODEL_REJECTED, ErrorCode.MODEL_BAD_REPLY}
+FINAL |= {ErrorCode.CONTEXT_OVERFLOW, ErrorCode.BUDGET, ErrorCode.STUCK_LOOP, ErrorCode.APPROVAL_EXPIRED}
+FINAL |= {ErrorCode.INVALID_RESULT, ErrorCode.REPLAY_DIVERGED}
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))
