@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import psycopg
 import pytest
 from sqlalchemy import text
@@ -223,7 +222,7 @@ async def test_the_lock_of_a_frozen_process_is_let_go(
         await other.ping()
         await other.close()
 
-    freezing = asyncio.create_task(asyncio.to_thread(anyio.run, frozen))
+    freezing = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(frozen())))
     await asyncio.to_thread(locked.wait, 60)
     await RunStore(db).request_cancel(run.run_id, NOW)
     thawed.set()

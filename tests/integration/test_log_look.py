@@ -122,7 +122,7 @@ def test_a_run_whose_log_expired_still_streams_to_its_end(api: Api, archived: bo
         await workspaces.close()
 
     behind(api, expire)
-    assert api.admin.get(here).json()["truncated"] is True
+    assert api.admin.get(here).json()["truncated"] is not archived
     assert api.admin.get(f"{here}/files").json()["items"] == []
     if archived:
         for path, text in before.items():
