@@ -42,7 +42,7 @@ _FENCE = """UPDATE runs SET last_seq = CAST(:top AS bigint),
 _FENCE_OUTCOME = """, status = CAST(:status AS text), exit_code = CAST(:exit_code AS integer),
  error = CAST(:error AS text), next_attempt_at = CAST(:next_attempt_at AS bigint),
  retries = retries + CAST(:retry AS integer), ended_at = CAST(:ended_at AS bigint),
- worker_id = CAST(:keep_worker AS text)"""
+ worker_id = CAST(:keep_worker AS text), result = coalesce(CAST(:result AS text), result)"""
 _STEP_UPSERT = "ON CONFLICT (run_id, step_id) DO UPDATE SET " + ", ".join(
     f"{name} = excluded.{name}" for name in STEP_ROW.names if name not in {"run_id", "step_id"}
 )
@@ -178,6 +178,7 @@ def _outcome_values(outcome: Outcome, fence: Fence, events: Sequence[Written]) -
         "retry": int(outcome.counts_retry),
         "ended_at": at if terminal else None,
         "keep_worker": fence.worker_id if terminal else None,
+        "result": to_json_or_none(outcome.result),
     }
 
 
@@ -203,7 +204,7 @@ _ATTEMPT_SQLITE = text(_ATTEMPT.format(gate=""))
 class Outcome:
     """How an attempt ended: a terminal status, or QUEUED for one more attempt.
 
-    `at` (microseconds) is the time of the batch's last event unless given.
+    `at` (microseconds) is the time of the batch's last event unless given. `result` is an agent's answer.
     """
 
     status: RunStatus
@@ -212,6 +213,7 @@ class Outcome:
     next_attempt_at: int | None = None
     counts_retry: bool = False
     at: int | None = None
+    result: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
