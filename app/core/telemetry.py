@@ -226,7 +226,8 @@ HTTP_SECONDS = Histogram(
 LOG_LINES = Counter("tailrun_log_lines", "Lines that runs printed, by pipe.", ["stream"])
 LOG_BYTES = Counter("tailrun_log_bytes", "Bytes (UTF-8) of the lines that runs printed.")
 LOG_GAPS = Counter("tailrun_log_gaps", "Gaps in runs' logs: events that are lost.")
-SLOTS_BUSY = Gauge("tailrun_worker_slots_busy", "Runs that this worker has in flight.")
+SLOTS_BUSY = Gauge("tailrun_worker_slots_busy", "Runs that this worker has in flight, agents not counted.")
+AGENTS = Gauge("tailrun_agents", "Agents that this worker has in flight.")
 ATTEMPTS = Counter("tailrun_attempts", "Attempts that ended, by how the run stood then.", ["status"])
 FAILURES = Counter("tailrun_failures", "Attempts that failed, by error code.", ["code"])
 RETRIES = Counter("tailrun_retries", "Attempts given back for another try after a failure.")
@@ -272,7 +273,18 @@ TOOL_STAGE_SECONDS = Histogram(
 
 OF_API = (RUNS, QUEUE_DEPTH, QUEUE_OLDEST_AGE, WORKERS, WATCHERS, STREAM_LIMIT, READY, HTTP_SECONDS)
 OF_WORKER = (
-    *(SLOTS_BUSY, ATTEMPTS, FAILURES, RETRIES, LACKS, RECONCILED_AT, SCHEDULED, WEBHOOKS, RUN_WAIT_SECONDS),
+    *(
+        SLOTS_BUSY,
+        AGENTS,
+        ATTEMPTS,
+        FAILURES,
+        RETRIES,
+        LACKS,
+        RECONCILED_AT,
+        SCHEDULED,
+        WEBHOOKS,
+        RUN_WAIT_SECONDS,
+    ),
     *(RUN_SECONDS, LOG_COMMIT_SECONDS, WORKSPACE_BYTES, LOG_UPKEEP, TOOL_STAGE_SECONDS),
 )
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 from random import Random
 from typing import cast
 
+from app.agent.rows import AgentStores
 from app.config import Settings
 from app.core.clock import now_us
 from app.core.periodic import Backoff, Periodic
+from app.db.call_store import CallStore
 from app.db.engine import Database
+from app.db.inbox_store import InboxStore
 from app.db.log_retention import LogUpkeep
 from app.db.log_store import LogStore
 from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
+from app.execution.program_slots import ProgramSlots
+from app.llm.pool import ModelPool
 from app.maintenance.job_sweeper import SWEEP_EVERY_S, Jobs, JobSweeper
 from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, LogArchiver
 from app.maintenance.reconciler import RECONCILE_EVERY_S, Reconciler
@@ -77,6 +82,7 @@ class Wiring:
             worker_id=worker_id,
             max_redeliveries=settings.runs.max_redeliveries,
         )
+        self._models = ModelPool.of(settings.llm)
         self._webhooks = open_webhooks(settings.webhooks, self._db, self.runs, clock=now_us)
         self.bench = self._bench()
 
@@ -96,6 +102,9 @@ class Wiring:
             secrets=Secrets(settings),
             task_types=load(settings.tasks.file),
             projects=self._projects,
+            programs=ProgramSlots(settings.worker.concurrency),
+            models=self._models,
+            agents=AgentStores(self.runs, CallStore(self._db), InboxStore(self._db)),
             settings=settings,
         )
 
@@ -147,6 +156,7 @@ class Wiring:
         """Close everything."""
         if self._webhooks is not None:
             await self._webhooks.close()
+        await self._models.close()
         await self.executor.close()
         self._scratch.close()
         await self._workspaces.close()
