@@ -240,6 +240,9 @@ SCHEDULED = Counter("tailrun_scheduled_runs", "Runs that this worker made for sc
 WEBHOOKS = Counter(
     "tailrun_webhooks", "Tries to deliver a webhook, by outcome: delivered, retried, gave_up.", ["outcome"]
 )
+APPROVALS = Counter(
+    "tailrun_approvals", "Steps of agents that were decided: approved, denied, expired.", ["decision"]
+)
 DEAD_LETTERS = Counter("tailrun_dead_letters", "Entries put into jobs:dead, by reason.", ["reason"])
 RUN_WAIT_SECONDS = Histogram(
     "tailrun_run_wait_seconds",

@@ -25,7 +25,7 @@ from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, LogArchiver
 from app.maintenance.reconciler import RECONCILE_EVERY_S, Reconciler
 from app.maintenance.scheduler import SCHEDULE_EVERY_S, Scheduler
 from app.maintenance.usage import USAGE_LOOK_EVERY_S, UsageCount
-from app.maintenance.waiting import LOOK_EVERY_S, WaitingLines
+from app.maintenance.waiting import LOOK_EVERY_S, OVERDUE_EVERY_S, OverdueWaits, WaitingLines
 from app.maintenance.webhooks import open_webhooks
 from app.plan.task_types import load
 from app.redis.claims import Claims
@@ -114,6 +114,7 @@ class Wiring:
         """Return what goes on beside the runs for as long as the worker serves."""
         scheduler, janitor = self._scheduler(), self._janitor()
         waiting = WaitingLines(self._pushes, self.runs, self._publisher, now_us)
+        overdue = OverdueWaits(self._pushes, self.runs, self._publisher, now_us)
         reconciler, tokens = Reconciler(self.runs, self._pushes, now_us), TokenStore(self._db)
         work = [
             Periodic("ticks", TICK_EVERY_S, self.ticks.tick, again_most_s=TICK_EVERY_S),
@@ -122,6 +123,7 @@ class Wiring:
             Periodic("janitor", JANITOR_EVERY_S, janitor.sweep, lead=self._lead, on_idle=janitor.idle),
             Periodic("tokens", _PURGE_EVERY_S, lambda: tokens.purge_expired(now_us()), lead=self._lead),
             Periodic("waiting", LOOK_EVERY_S, waiting.look, lead=self._lead),
+            Periodic("overdue", OVERDUE_EVERY_S, overdue.look, lead=self._lead),
         ]
         if self.settings.storage.usage_every_s:
             count = UsageCount(self._workspaces, self.settings.storage.usage_every_s)
