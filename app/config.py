@@ -285,6 +285,7 @@ class AgentSettings(_Group):
     budget_usd: Decimal | None = _setting("AGENT_BUDGET_USD", None, ge=0)
     budget_tokens: int = _setting("AGENT_BUDGET_TOKENS", 2_000_000, ge=0)
     approve: str = _setting("AGENT_APPROVE", "auto")
+    wait_s: float = _setting("AGENT_WAIT_S", 86_400, gt=0)
     tool_result_bytes: int = _setting("AGENT_TOOL_RESULT_BYTES", 30_000, ge=1_000, le=1_000_000)
 
 

@@ -1,7 +1,8 @@
 """The tools that an agent has beside those of the catalogue, and what a call of any tool is taken for.
 
-    plan    what it means to do: an event that pages show
-    finish  the end, with the result
+    plan      what it means to do: an event that pages show
+    ask_user  a question; the run waits for the answer
+    finish    the end, with the result
 
 They start nothing and take no file, so they are done by the loop itself.
 """
@@ -14,12 +15,12 @@ from typing import Any
 
 from app.agent.model_tools import UnusableCall, step_of, tool_specs
 from app.agent.order import AgentOrder
-from app.agent.rows import UNUSABLE
+from app.agent.rows import FINISH, UNUSABLE
 from app.core.models import StepRecord, StepStatus
 from app.llm.model import ToolCall, ToolSpec
 
-PLAN, FINISH = "plan", "finish"
-LOOP_TOOLS = frozenset({PLAN, FINISH})
+PLAN, ASK_USER = "plan", "ask_user"
+LOOP_TOOLS = frozenset({PLAN, ASK_USER, FINISH})
 _MOST_ITEMS, _MOST_CHARS = 50, 500
 _ONE = {"type": "string"}
 _PLAN = ToolSpec(
@@ -35,6 +36,16 @@ _PLAN = ToolSpec(
         "additionalProperties": False,
     },
 )
+_ASK = ToolSpec(
+    ASK_USER,
+    "Ask the user, and wait for the answer, which may take hours. Only where you can't go on without it.",
+    {
+        "type": "object",
+        "properties": {"question": _ONE},
+        "required": ["question"],
+        "additionalProperties": False,
+    },
+)
 _RESULT = {"type": "string", "description": "The answer to the user."}
 
 
@@ -46,7 +57,7 @@ def specs_of(order: AgentOrder) -> tuple[ToolSpec, ...]:
         "required": ["result"],
         "additionalProperties": False,
     }
-    return (*tool_specs(order.tools), _PLAN, ToolSpec(FINISH, "End the task with its result.", finish))
+    return (*tool_specs(order.tools), _PLAN, _ASK, ToolSpec(FINISH, "End the task with its result.", finish))
 
 
 def proposed_step(call: ToolCall, names: Collection[str], record: StepRecord) -> StepRecord:
@@ -78,6 +89,8 @@ def _checked(call: ToolCall) -> dict[str, Any]:
         raise UnusableCall(call.problem)
     if call.name == FINISH and "result" not in call.arguments:
         raise UnusableCall("Not run: result is required.")
+    if call.name == ASK_USER and not str(call.arguments.get("question") or "").strip():
+        raise UnusableCall("Not run: question is required.")
     if call.name == PLAN and not isinstance(call.arguments.get("items"), list):
         raise UnusableCall("Not run: items must be a list of texts.")
     return call.arguments

@@ -12,26 +12,24 @@ was ended, and asks the rows alone what is next.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from app.agent.agent_tools import FINISH, LOOP_TOOLS, PLAN, plan_items, specs_of
-from app.agent.budget import BudgetSpent
-from app.agent.model_tools import UnusableCall, step_of
+from app.agent.agent_tools import specs_of
 from app.agent.model_turn import ModelTurn, Prefix
 from app.agent.order import AgentOrder
 from app.agent.output import ToolOutput
-from app.agent.policy import asks
 from app.agent.prompt import system_prompt
 from app.agent.rows import AgentLog, AgentRows
 from app.agent.supervisor import Supervision
-from app.agent.tools.router import ToolRouter, runs_program
+from app.agent.tool_calls import ToolCalls
+from app.agent.tools.router import ToolRouter
 from app.config import Settings
 from app.core.events import EventType
-from app.core.models import Step, StepRecord, StepStatus
 from app.execution.program_slots import ProgramSlots
-from app.llm.model import Finish, ToolCall
+from app.llm.model import Finish
 from app.llm.pool import ModelPool, NoSuchModel
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
@@ -54,6 +52,7 @@ class AgentBench:
     models: ModelPool
     programs: ProgramSlots
     stop: StopToken
+    news: asyncio.Event
     clock: Callable[[], int]
     settings: Settings
 
@@ -69,6 +68,15 @@ class Agent:
         self._supervision = Supervision(
             run, None, bench.output, bench.tools, bench.stop, bench.clock, output=bench.output
         )
+        self._tools = ToolCalls(
+            bench.rows,
+            self._order,
+            self._supervision,
+            bench.tools,
+            bench.programs,
+            bench.clock,
+            bench.settings,
+        )
         self._turn = ModelTurn(
             bench.rows,
             self._model(),
@@ -76,6 +84,7 @@ class Agent:
             self._order.budget,
             self._prefix(),
             bench.stop,
+            bench.news,
             bench.clock,
         )
 
@@ -86,12 +95,11 @@ class Agent:
             RunFailure: a budget, the model's failure, or what ends any run.
             Drained: the worker is shutting down.
             LostOwnership: another attempt owns the run.
+            Parked: the run has to wait for somebody.
         """
         await self._take_note_of_lost_calls()
         while True:
-            for call, record in self._rows.open_steps():
-                if self._result() is None:
-                    await self._perform(call, record)
+            await self._tools.carry_out()
             await self._rows.read_messages()
             result = self._result()
             if result is not None and not self._rows.unread:
@@ -140,84 +148,16 @@ class Agent:
                 retried=False,
             )
 
-    # -- steps ----------------------------------------------------------------------------
-
-    async def _perform(self, call: ToolCall, record: StepRecord) -> None:
-        if record.tool in LOOP_TOOLS:
-            await self._rows.save(await self._done_here(record))
-            return
-        if await self._was_interrupted(record):
-            return
-        try:
-            self._rows.ledger.next_tool(self._order.budget)
-        except BudgetSpent as spent:
-            raise RunFailure(ErrorCode.BUDGET, f"The budget of this run: {spent}") from spent
-        step = self._step(call, record)
-        if record.status is StepStatus.PROPOSED and (rule := asks(step, self._order, self._bench.settings)):
-            await self._refuse(record, rule)
-        else:
-            self._rows.steps[record.step_id] = await self._run(step, record)
-
-    async def _run(self, step: Step, record: StepRecord) -> StepRecord:
-        """Run a step; a program in a slot of its worker."""
-        if not runs_program(step):
-            return await self._supervision.perform(record.idx, step, record)
-        if not await self._bench.programs.wait(self._bench.stop):
-            self._supervision.go_on()
-        try:
-            return await self._supervision.perform(record.idx, step, record)
-        finally:
-            self._bench.programs.give()
-
-    async def _refuse(self, record: StepRecord, rule: str) -> None:
-        text = f"Not run: {record.tool} needs an approval here ({rule}), and there is no way to ask for one."
-        now = self._bench.clock()
-        ended = replace(record, status=StepStatus.REFUSED, policy=rule, for_model=text, ended_at=now)
-        await self._rows.save(ended)
-        await self._turn.refused(ended)
-
-    def _step(self, call: ToolCall, record: StepRecord) -> Step:
-        """Return the step as the reply asks for it: the row may be masked."""
-        try:
-            step = step_of(call, record.step_id, self._order.tools)
-        except UnusableCall as error:  # the reply was accepted by another release
-            raise RunFailure(ErrorCode.MODEL_BAD_REPLY, error.message) from error
-        return replace(step, continue_on_error=True, wants=self._order.wants)
-
-    async def _was_interrupted(self, record: StepRecord) -> bool:
-        """Whether the step is a program that was killed with its worker; that it is told, not repeated."""
-        step = Step(record.step_id, record.tool, record.args)
-        if record.status is not StepStatus.RUNNING or not runs_program(step):
-            return False
-        if self._bench.tools.reattaches(step):
-            return False
-        ended = replace(record, status=StepStatus.INTERRUPTED, ended_at=self._bench.clock())
-        await self._rows.save(ended)
-        text = f"✗ {step.id} {step.tool}: interrupted in attempt {record.attempt}, not run again"
-        data = {"tool": step.tool, "status": ended.status, "n": ended.idx + 1, "call": ended.call}
-        await self._log.event(EventType.STEP, level=Level.WARNING, step=step.id, content=text, data=data)
-        return True
-
-    async def _done_here(self, record: StepRecord) -> StepRecord:
-        """Do what a tool of the loop does; return its record."""
-        if record.tool == PLAN:
-            await self._log.event(EventType.PLAN, level=Level.INFO, data=plan_items(record.args))
-        now = self._bench.clock()
-        return replace(record, status=StepStatus.SUCCEEDED, ended_at=now, for_model="noted")
-
     # -- the end --------------------------------------------------------------------------
 
     def _result(self) -> dict[str, Any] | None:
         """Return the result, if the newest reply holds one."""
-        n, reply = self._rows.last_reply or (0, None)
+        _, reply = self._rows.last_reply or (0, None)
         if reply is None or reply.empty:
             return None
         if not reply.calls:
             return None if reply.finish is Finish.LENGTH else {"text": reply.text.strip()}
-        for record in self._rows.steps.values():
-            if record.call == n and record.tool == FINISH and record.status is StepStatus.SUCCEEDED:
-                return as_result(record.args.get("result"))
-        return None
+        return self._rows.finished_with()
 
     def _check_sense(self) -> None:
         """End the run when the model says nothing of use, again and again."""
@@ -234,10 +174,3 @@ class Agent:
                 ErrorCode.MODEL_BAD_REPLY,
                 f"The last {_UNUSABLE_MOST} calls of tools could not be carried out. {last.for_model}",
             )
-
-
-def as_result(found: Any) -> dict[str, Any]:
-    """Return a result as a run's row keeps it: an object as it is, a text as `text`, else as `value`."""
-    if isinstance(found, dict):
-        return found
-    return {"text": found} if isinstance(found, str) else {"value": found}

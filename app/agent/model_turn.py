@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
+import structlog
 
 from app.agent.agent_tools import proposed_step
 from app.agent.budget import BudgetSpent, Ledger, RunBudget
@@ -22,6 +23,7 @@ from app.agent.conversation import encode_reply
 from app.agent.rows import AgentRows, step_id
 from app.agent.words import Words
 from app.core.agent_records import CallRecord, CallStatus
+from app.core.errors import StorageError
 from app.core.events import EventType
 from app.core.models import StepRecord, StepStatus
 from app.llm.client import ModelClient
@@ -32,6 +34,8 @@ from app.llm.prices import Prices, Reservation
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
 from tailrun.process.stop import StopToken
+
+log = structlog.get_logger()
 
 _MICRO = 1_000_000
 _LOW = 4
@@ -74,12 +78,15 @@ class ModelTurn:
     budget: RunBudget
     prefix: Prefix
     stop: StopToken
+    news: asyncio.Event
+    """Set when there may be a new message of the user."""
     clock: Callable[[], int]
 
     async def call(self, prompt: str) -> None:
         """Make the next call; afterwards its row says what became of it.
 
-        When the run is asked to stop, the call is ended and counted, and nothing is raised.
+        When the run is asked to stop, or the user writes something that does not wait, the call is ended and
+        counted, and nothing is raised.
 
         Raises:
             RunFailure: the budget, or the model's failure.
@@ -137,7 +144,7 @@ class ModelTurn:
             reserved_tokens=reserved.tokens.total,
             reserved_u=reserved.cost,
             sent_at=self.clock(),
-            inbox_upto=rows.messages[-1].k if rows.messages else 0,
+            inbox_upto=rows.read_upto,
             prefix=self.prefix.as_dict() if first else None,
         )
 
@@ -147,17 +154,29 @@ class ModelTurn:
         """Return the reply, None if the run was asked to stop, and the row as far as it is known by then."""
         stream = _Stream(self, request, sent)
         task = asyncio.create_task(stream.read())
+        interrupt = asyncio.create_task(self._interrupted())
+        either = asyncio.create_task(asyncio.wait((task, interrupt), return_when=asyncio.FIRST_COMPLETED))
         try:
-            await self.stop.race(task)
+            await self.stop.race(either)
             if task.done():
                 return task.result(), stream.call
-        finally:
-            if not task.done():  # which closes the connection, and so ends the generation
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        finally:  # a reply that is left closes its connection, and so ends the generation
+            for each in (either, interrupt, task):
+                each.cancel()
+            await asyncio.gather(either, interrupt, task, return_exceptions=True)
         written = -(-stream.written // BYTES_A_TOKEN)
         used = stream.wasted + TokenUsage(input_estimate(request), written, estimated=True)
         return None, self._counted(stream.call, used, CallStatus.CANCELLED)
+
+    async def _interrupted(self) -> None:
+        """Return when the user has written something that does not wait."""
+        while not self.rows.user_interrupts_after(self.rows.told):
+            await self.news.wait()
+            self.news.clear()
+            try:
+                await self.rows.read_messages()
+            except StorageError as error:
+                log.warning("messages not read, they are before the next call", error=str(error))
 
     # -- after ----------------------------------------------------------------------------
 
@@ -174,7 +193,7 @@ class ModelTurn:
         await self._usage(counted)
         for step in steps:
             if step.status is StepStatus.REFUSED:
-                await self.refused(step)
+                await self.rows.tell_step(step, f"✗ {step.step_id} {step.tool}: {step.for_model}")
 
     def _proposed(self, call: CallRecord, reply: Reply) -> list[StepRecord]:
         names = [tool.name for tool in self.prefix.tools]
@@ -249,14 +268,6 @@ class ModelTurn:
                 data = {"k": message.k, "by": message.by, "mode": message.mode}
                 text = message.content
                 await self.rows.log.event(EventType.MESSAGE, level=Level.INFO, content=text, data=data)
-
-    async def refused(self, step: StepRecord) -> None:
-        """Tell that a step is not run, and why."""
-        data = {"tool": step.tool, "status": step.status, "n": step.idx + 1, "call": step.call}
-        text = f"✗ {step.step_id} {step.tool}: {step.for_model}"
-        await self.rows.log.event(
-            EventType.STEP, level=Level.WARNING, step=step.step_id, content=text, data=data
-        )
 
     async def retrying(self, n: int, piece: Retrying) -> None:
         """Tell that a try failed; the words since the last such event are void."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from app.agent.budget import Ledger
 from app.agent.conversation import (
@@ -23,14 +23,25 @@ from app.agent.conversation import (
     decode_reply,
 )
 from app.agent.tools.program import RunLog
-from app.core.agent_records import CallPurpose, CallRecord, CallStatus, InboxMessage
+from app.core.agent_records import (
+    Approval,
+    CallPurpose,
+    CallRecord,
+    CallStatus,
+    InboxMessage,
+    MessageMode,
+)
+from app.core.events import EventType
 from app.core.models import Fence, Run, StepRecord, StepStatus
+from app.db.approval_store import ApprovalStore
 from app.db.call_store import CallStore
 from app.db.inbox_store import InboxStore
 from app.db.run_store import RunStore
 from app.llm.model import Finish, Reply, ToolCall, Turn
-from tailrun.process.lines import Line
+from tailrun.process.lines import Level, Line
 
+FINISH = "finish"
+"""The tool by which a model ends its run."""
 UNUSABLE = "unusable"
 """The policy of a call that can't be carried out as it is: no such tool, or wrong arguments."""
 
@@ -75,6 +86,7 @@ class AgentStores:
     runs: RunStore
     calls: CallStore
     inbox: InboxStore
+    approvals: ApprovalStore
 
 
 @dataclass(slots=True)
@@ -89,6 +101,7 @@ class AgentRows:
     replies: dict[int, Reply] = field(default_factory=dict[int, Reply])
     steps: dict[str, StepRecord] = field(default_factory=dict[str, StepRecord])
     messages: list[InboxMessage] = field(default_factory=list[InboxMessage])
+    approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
 
     # -- read -----------------------------------------------------------------------------
 
@@ -98,11 +111,16 @@ class AgentRows:
         self.calls = await self.stores.calls.of_run(run_id)
         self.replies = {call.n: decode_reply(call.reply) for call in self.calls if call.reply}
         self.steps = {record.step_id: record for record in await self.stores.runs.steps(run_id)}
+        self.approvals = {asked.step_id: asked for asked in await self.stores.approvals.of_run(run_id)}
 
     async def read_messages(self) -> None:
         """Read what the user has written since the last look. May raise `StorageError`."""
-        last = self.messages[-1].k if self.messages else 0
-        self.messages += await self.stores.inbox.after(self.run.run_id, last)
+        self.messages += await self.stores.inbox.after(self.run.run_id, self.read_upto)
+
+    @property
+    def read_upto(self) -> int:
+        """The last message that was read here."""
+        return self.messages[-1].k if self.messages else 0
 
     @property
     def ledger(self) -> Ledger:
@@ -127,8 +145,20 @@ class AgentRows:
     @property
     def unread(self) -> bool:
         """Whether the user wrote something that no reply knows of."""
-        seen = max((call.inbox_upto for call in self._answered()), default=0)
-        return bool(self.messages) and self.messages[-1].k > seen
+        return self.read_upto > self._seen
+
+    @property
+    def user_interrupts(self) -> bool:
+        """Whether the user wrote, since the newest reply, something that does not wait."""
+        return self.user_interrupts_after(self._seen)
+
+    def user_interrupts_after(self, k: int) -> bool:
+        """Whether a message behind the `k`-th does not wait."""
+        return any(each.mode is MessageMode.INTERRUPT and each.k > k for each in self.messages)
+
+    @property
+    def _seen(self) -> int:
+        return max((call.inbox_upto for call in self._answered()), default=0)
 
     def turns(self, prompt: str) -> tuple[Turn, ...]:
         """Return the conversation so far."""
@@ -146,6 +176,14 @@ class AgentRows:
     def last_reply(self) -> tuple[int, Reply] | None:
         """The newest reply, and the number of its call."""
         return next(((call.n, self.replies[call.n]) for call in reversed(self._answered())), None)
+
+    def finished_with(self) -> dict[str, Any] | None:
+        """Return the result with which the newest reply has called `finish`, if it has."""
+        n, _ = self.last_reply or (0, None)
+        for record in self.steps.values():
+            if record.call == n and record.tool == FINISH and record.status is StepStatus.SUCCEEDED:
+                return as_result(record.args.get("result"))
+        return None
 
     def open_steps(self) -> Iterator[tuple[ToolCall, StepRecord]]:
         """Yield the calls of the newest reply that have not ended, in its order, as they are then."""
@@ -201,6 +239,16 @@ class AgentRows:
             self.replies[call.n] = reply
         self.steps |= {record.step_id: record for record in proposed}
 
+    async def ask(self, asked: Sequence[Approval]) -> None:
+        """Commit what has to be approved, however long it takes."""
+        await self.log.stored(lambda: self.stores.approvals.ask(self.fence, asked))
+
+    async def tell_step(self, record: StepRecord, text: str) -> None:
+        """Show what became of a step that no supervisor ran."""
+        level = Level.INFO if record.status is StepStatus.WAITING else Level.WARNING
+        data = {"tool": record.tool, "status": record.status, "n": record.idx + 1, "call": record.call}
+        await self.log.event(EventType.STEP, level=level, step=record.step_id, content=text, data=data)
+
     async def save(self, record: StepRecord) -> None:
         """Put a step's record into the next transaction of the log."""
         self.steps[record.step_id] = record
@@ -220,6 +268,13 @@ class AgentRows:
 def step_id(n: int, k: int) -> str:
     """Name the step of the `k`-th call of a tool (from 0) in the reply of the model's call `n`."""
     return f"c{n}-{k + 1}"
+
+
+def as_result(found: Any) -> dict[str, Any]:
+    """Return a result as a run's row keeps it: an object as it is, a text as `text`, else as `value`."""
+    if isinstance(found, dict):
+        return found
+    return {"text": found} if isinstance(found, str) else {"value": found}
 
 
 def is_cut(reply: Reply) -> bool:

@@ -23,6 +23,7 @@ from app.agent.output import ToolOutput
 from app.agent.planner import AGENT, is_agent, plan
 from app.agent.rows import AgentRows, AgentStores
 from app.agent.supervisor import Drained, supervise
+from app.agent.tool_calls import Parked
 from app.agent.tools.failures import failure_of, named
 from app.agent.tools.router import ToolRouter
 from app.agent.tools.task import TaskProgram, prepare
@@ -139,6 +140,8 @@ class JobProcessor:
             return await self._bounded(asyncio.create_task(self._work()))
         except (RunFailure, Drained) as end:
             return end
+        except Parked as end:
+            return waiting(end)
         except (LostOwnership, LogBroken):
             self._writer.check()  # a log that broke stops the program as a take-over does
             raise
@@ -187,6 +190,7 @@ class JobProcessor:
             models=bench.models,
             programs=bench.programs,
             stop=self._stop,
+            news=self._attempt.news,
             clock=bench.clock,
             settings=bench.settings,
         )
@@ -287,7 +291,10 @@ class JobProcessor:
             data: dict[str, Any] = {"status": end.status, "exit_code": end.exit_code, "error": end.error}
             data |= {} if end.result is None else {"result": end.result}
             return await self._writer.finish(end, EventType.END, data)
-        data = {"status": end.status}
+        data: dict[str, Any] = {"status": end.status}
+        if end.waiting_for is not None:
+            data |= {"waiting_for": end.waiting_for, "until": format_ts(end.next_attempt_at or 0)}
+            return await self._writer.finish(end, EventType.STATUS, data)
         if end.error is not None:
             data["error"] = end.error
         if end.next_attempt_at is not None:
@@ -304,7 +311,7 @@ class JobProcessor:
                 await queue.dead_letter(entry, reason, self._bench.clock(), self._writer.hide(end.error))
         elif cancel_requested:
             await queue.end_cancelled(run.run_id, entry, self._bench.clock())
-        elif end.next_attempt_at is not None:
+        elif end.next_attempt_at is not None and end.waiting_for is None:
             RETRIES.inc(int(end.counts_retry))
             await queue.retry(run, entry, end.next_attempt_at)
         else:
@@ -330,6 +337,16 @@ def succeeded(exit_code: int | None, result: dict[str, Any] | None = None) -> Ou
 def requeued() -> Outcome:
     """The worker is going away; the run goes on elsewhere, and nothing is counted."""
     return Outcome(RunStatus.QUEUED)
+
+
+def waiting(parked: Parked) -> Outcome:
+    """The run waits for somebody, and no worker has it meanwhile; nothing is counted."""
+    return Outcome(
+        RunStatus.WAITING,
+        waiting_for=parked.waiting_for,
+        next_attempt_at=parked.until,
+        inbox_upto=parked.inbox_upto,
+    )
 
 
 def failed(run: Run, failure: RunFailure, now: int, backoff: Backoff) -> Outcome:

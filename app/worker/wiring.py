@@ -9,6 +9,7 @@ from app.agent.rows import AgentStores
 from app.config import Settings
 from app.core.clock import now_us
 from app.core.periodic import Backoff, Periodic
+from app.db.approval_store import ApprovalStore
 from app.db.call_store import CallStore
 from app.db.engine import Database
 from app.db.inbox_store import InboxStore
@@ -104,7 +105,7 @@ class Wiring:
             projects=self._projects,
             programs=ProgramSlots(settings.worker.concurrency),
             models=self._models,
-            agents=AgentStores(self.runs, CallStore(self._db), InboxStore(self._db)),
+            agents=AgentStores(self.runs, CallStore(self._db), InboxStore(self._db), ApprovalStore(self._db)),
             settings=settings,
         )
 

@@ -12,15 +12,18 @@ from typing import Any
 
 import orjson
 
-from app.core.agent_records import CallRecord
+from app.core.agent_records import Approval, CallRecord, Decision, InboxMessage, MessageMode
 from app.core.clock import now_us
 from app.core.events import Event
-from app.core.models import Run, RunKind, StepRecord
+from app.core.models import Run, RunKind, RunStatus, StepRecord
+from app.db.approval_store import ApprovalStore
 from app.db.call_store import CallStore
 from app.db.engine import Database
+from app.db.inbox_store import InboxStore
 from app.db.log_store import LogStore
 from app.db.run_store import RunDraft, RunStore
 from app.redis.clients import RedisClients
+from app.redis.publisher import Publisher
 from app.redis.queue import Queue
 from support.forked import ForkedProcess, start_forked
 from support.scripted_model import Answer, ScriptedModel, chat_reply
@@ -55,6 +58,7 @@ class Agents:
         self.model = ScriptedModel()
         self.database = Database(database_url)
         self.runs, self.calls = RunStore(self.database), CallStore(self.database)
+        self.approvals, self.inbox = ApprovalStore(self.database), InboxStore(self.database)
         self._redis = RedisClients(redis_url)
         self.workers: list[ForkedProcess] = []
         self.submitted: list[str] = []
@@ -120,6 +124,33 @@ class Agents:
 
         await self.until(over, "the run's end", timeout_s)
         return await self.run(run_id)
+
+    async def waits(self, run_id: str) -> None:
+        async def waits() -> bool:
+            return (await self.run(run_id)).status is RunStatus.WAITING
+
+        await self.until(waits, "the run to wait")
+
+    async def decide(self, of: Approval, decision: Decision, note: str | None = None) -> None:
+        """Decide as the API does."""
+        decided = await self.approvals.decide(of, decision, now_us(), by="bob", note=note)
+        await self._woken(decided.changed.run)
+
+    async def say(self, run_id: str, content: str, mode: MessageMode = MessageMode.NEXT) -> None:
+        """Write to an agent as the API does."""
+        message = InboxMessage(run_id=run_id, content=content, mode=mode, by="bob", created_at=now_us())
+        run = (await self.inbox.add(message)).changed.run
+        await self._woken(run)
+        if run.status is RunStatus.RUNNING:
+            await Publisher(self._redis).signal(run_id, "MESSAGE")
+
+    async def cancel(self, run_id: str) -> None:
+        await self.runs.request_cancel(run_id, now_us())
+        await Publisher(self._redis).signal(run_id, "STOP")
+
+    async def _woken(self, run: Run) -> None:
+        if run.status is RunStatus.QUEUED:
+            await Queue(self._redis).push_run(run, now_us(), front=True)
 
     async def do(self, prompt: str, **fields: Any) -> Run:
         """Submit and wait for the end."""
