@@ -287,11 +287,11 @@ class JobProcessor:
         return Outcome(RunStatus.QUEUED, failure.exit_code, failure.as_dict(), next_attempt_at=due)
 
     async def _write(self, end: Outcome) -> int | None:
+        data: dict[str, Any] = {"status": end.status}
         if end.status.terminal:
-            data: dict[str, Any] = {"status": end.status, "exit_code": end.exit_code, "error": end.error}
+            data |= {"exit_code": end.exit_code, "error": end.error}
             data |= {} if end.result is None else {"result": end.result}
             return await self._writer.finish(end, EventType.END, data)
-        data: dict[str, Any] = {"status": end.status}
         if end.waiting_for is not None:
             data |= {"waiting_for": end.waiting_for, "until": format_ts(end.next_attempt_at or 0)}
             return await self._writer.finish(end, EventType.STATUS, data)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
 import pytest
 from support.agents import Agents, says
-from support.scripted_model import Answer, Cut, Repeat, Stall, chunk, error
+from support.scripted_model import Answer, Cut, Repeat, Stall, Until, chat_reply, chunk, error
 
 from app.core.agent_records import CallStatus, MessageMode
 from app.core.clock import now_us
@@ -181,3 +182,29 @@ async def test_secrets_are_in_nothing_that_a_run_leaves(agents: Agents) -> None:
     ]
     assert [text for text in left if secret in text or "very-secret-key" in text] == []
     assert "***" in agents.told()[0]
+
+
+async def test_agents_that_wait_for_their_model_take_no_place_of_a_program(agents: Agents) -> None:
+    """There is one place, and three agents are at their model at once, but never more than may be."""
+    agents.settings |= {"WORKER_CONCURRENCY": "1", "WORKER_AGENTS": "3"}
+    agents.start_worker()
+    go_on = threading.Event()
+    agents.model.script(Answer(Until(go_on), chat_reply("done")))
+    runs = [await agents.submit("Go.") for _ in range(5)]
+    await agents.until(lambda: len(agents.model.asked) == 3, "three at once")
+    assert sum([(await agents.run(run_id)).status is RunStatus.RUNNING for run_id in runs]) == 3
+    go_on.set()
+    ended = [await agents.ended(run_id) for run_id in runs]
+    assert {run.status for run in ended} == {RunStatus.SUCCEEDED}
+
+
+async def test_programs_of_agents_run_as_many_at_once_as_there_are_places(agents: Agents) -> None:
+    agents.settings |= {"WORKER_CONCURRENCY": "1"}
+    agents.start_worker()
+    marks = agents.folder / "marks"
+    program = f"echo in >> {marks}; sleep 0.3; echo out >> {marks}"
+    agents.model.script(*[says("", ("shell", {"command": program}))] * 3, says("done"))
+    runs = [await agents.submit("Go.", agent={"approve": []}) for _ in range(3)]
+    ended = [await agents.ended(run_id) for run_id in runs]
+    assert {run.status for run in ended} == {RunStatus.SUCCEEDED}
+    assert marks.read_text().split() == ["in", "out"] * 3
