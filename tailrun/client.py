@@ -145,7 +145,7 @@ class Client:
     def say(
         self, run_id: str, content: str, *, interrupt: bool = False, idempotency_key: str | None = None
     ) -> Json:
-        """Write to an agent, or answer its question; `interrupt`: it leaves what it has not begun."""
+        """Write to an agent, or answer its question; `interrupt`: denies what waits for an approval."""
         mode = "interrupt" if interrupt else "next"
         return self._json(calls.say(run_id, content, mode, idempotency_key))
 

@@ -56,8 +56,8 @@ class NewMessage(Body):
     content: Annotated[Text, Field(min_length=1, max_length=MAX_MESSAGE), AfterValidator(_said)]
     mode: Literal["next", "interrupt"] = Field(
         default="next",
-        description="`next`: read with the next call of the model. `interrupt`: what has not begun is left, "
-        "and open approvals are denied; a program that runs is not stopped.",
+        description="`next`: read with the next call of the model. `interrupt`: approvals that are open are "
+        "denied, so that a run which waits for them reads it at once; a program that runs is not stopped.",
     )
 
 

@@ -224,8 +224,8 @@ async def _earlier(services: Services, user: Principal, body: RunFields) -> str 
         raise Unprocessable("continue_of: no model carried out that run; use workspace_from for its files.")
     if not earlier.status.terminal:
         raise Conflict(
-            f"continue_of: run {earlier.run_id} is {earlier.status}; "
-            "send it a message (POST /v1/runs/{run_id}/messages), or wait for its end.",
+            f"continue_of: run {earlier.run_id} is {earlier.status}; send it a message "
+            f"(POST /v1/runs/{earlier.run_id}/messages), or wait for its end.",
             code="not_finished",
         )
     return earlier.run_id

@@ -192,7 +192,7 @@ def say(
         str, typer.Argument(metavar='"TEXT"', help="What to say, or the answer to its question.")
     ],
     *,
-    interrupt: Annotated[bool, typer.Option("--interrupt", help="Leave what has not begun.")] = False,
+    interrupt: Annotated[bool, typer.Option("--interrupt", help="Deny what waits for approval.")] = False,
     as_json: Json = False,
     url: Url = None,
     token: Token = None,

@@ -111,9 +111,14 @@ def _answer(client: Client, run_id: str, view: FollowView, show: Renderer, spinn
         return
     if spinner is not None:
         spinner.stop()
-    Asker(client, show.note, view.answers).settle(run_id)
+    note = _silent if view.as_json else show.note
+    Asker(client, note, view.answers).settle(run_id)
     if spinner is not None:
         spinner.say("waiting")
+
+
+def _silent(_text: str, _style: str) -> None:
+    """Print nothing: what is printed is JSON."""
 
 
 def _detached(show: Renderer, run_id: str) -> None:

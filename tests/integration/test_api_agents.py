@@ -156,6 +156,8 @@ def test_a_message_reaches_an_agent_alone_and_not_after_its_end(api: Api) -> Non
 def test_a_waiting_run_is_cancelled_at_once(api: Api) -> None:
     run_id = waits(api)
     cancelled = api.admin.post(f"/v1/runs/{run_id}/cancel").json()
+    [never] = api.admin.get(f"/v1/runs/{run_id}/steps").json()["items"]
+    assert (never["status"], never["ended_at"]) == ("cancelled", cancelled["ended_at"])
     assert (cancelled["status"], cancelled["waiting_for"]) == ("cancelled", None)
     assert error_of(api.admin.post(approval(run_id), json=YES)) == (409, "finished")
 
