@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ("requirements.txt", "requirements-embedded.txt", "requirements-fast.txt", "requirements-dev.txt")
+LOCKS = tuple(f"requirements{what}.txt" for what in ("", "-embedded", "-fast", "-dev", "-deep"))
 # put together here, so that this file does not name them itself
 REGISTRIES = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs", "crates" + ".io/api"]
 MACHINE_PATH = re.compile(
