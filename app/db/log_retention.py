@@ -22,10 +22,9 @@ from app.core.events import Event, EventType
 from app.core.models import RunStatus
 from app.db import log_store
 from app.db.engine import Database
-from app.db.lenient import word
-from app.db.log_chunks import CHUNK_BYTES, CHUNK_EVENTS, Chunk, pack
-from app.db.log_rows import WHOLE_LINE, insert_lines, to_event
+from app.db.log_rows import CHUNK_BYTES, CHUNK_EVENTS, WHOLE_LINE, Chunk, insert_lines, pack, to_event
 from app.db.log_store import EXPIRED, PACKED, is_expired, marker_data
+from app.db.row_codec import word
 from app.db.tables import log_chunks, log_lines, runs
 
 _ROWS_AT_ONCE = 2000

@@ -20,9 +20,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.core.errors import Unavailable
 from app.db.engine import Database
-from app.db.lenient import from_json
+from app.db.row_codec import from_json, to_json
 from app.db.tables import projects
-from app.db.text import to_json
 from app.plan.projects import ProjectConfig, check_project
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, insert, select, text, update
 from app.core.errors import LostOwnership
 from app.core.models import Fence, Run, RunStatus
 from app.db.engine import Database
-from app.db.run_rows import RUN_ROW, RUN_SQL
+from app.db.run_queries import RUN_ROW, RUN_SQL
 from app.db.tables import attempts, runs
 
 EVER = 2**31 - 1

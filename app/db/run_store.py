@@ -18,13 +18,12 @@ from app.core.models import Fence, Run, RunStatus, StepRecord
 from app.core.paging import PageCursor, page
 from app.db import log_weight, run_change, run_claim, run_commit, run_create, run_queries
 from app.db.engine import Database
-from app.db.lenient import from_json, word
 from app.db.log_weight import Kept
+from app.db.row_codec import from_json, word
 from app.db.run_change import Changed
 from app.db.run_commit import Batch, Committed, Cut, Outcome
 from app.db.run_create import Created, RunDraft
-from app.db.run_queries import OpenRun
-from app.db.run_rows import ATTEMPT_ENDS, RUN_ROW, STEP_ROW, WITHOUT_SPEC, Waits, count_waits
+from app.db.run_queries import ATTEMPT_ENDS, RUN_ROW, STEP_ROW, WITHOUT_SPEC, OpenRun, Waits, count_waits
 from app.db.tables import attempts, log_lines, runs, steps
 
 __all__ = [

@@ -18,11 +18,9 @@ from app.core.models import DEFINITION_FIELDS, Priority, Run, RunKind
 from app.core.paging import PageCursor, page
 from app.db import run_create
 from app.db.engine import Database
-from app.db.lenient import from_json
-from app.db.row_codec import RowCodec
+from app.db.row_codec import RowCodec, clean, from_json, to_json
 from app.db.run_create import RunDraft
 from app.db.tables import schedules
-from app.db.text import clean, to_json
 
 MOST_PER_USER = 1000
 BACKLOG_FULL = "skipped: so many of your runs wait or are held already (USER_BACKLOG_MAX)"

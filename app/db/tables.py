@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-from app.db.text import clean
+from app.db.row_codec import clean
 
 metadata = MetaData()
 

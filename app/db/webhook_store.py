@@ -13,9 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from app.db.engine import Database
-from app.db.lenient import from_json
+from app.db.row_codec import from_json, to_json
 from app.db.tables import webhooks
-from app.db.text import to_json
 
 KEPT_TRIES = 20
 

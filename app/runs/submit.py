@@ -190,7 +190,7 @@ def _prompt(prompt: str, planner: str | None) -> dict[str, Any]:
 
 
 async def _check_task(services: Services, body: RunFields) -> None:
-    """Hold a task to what is declared; its project must be here, unless somebody else keeps projects."""
+    """Hold a task to its declaration; its project must be here, unless an external service keeps them."""
     services.task_types.check(str(body.type), body.command, body.params or {})
     project = body.project or DEFAULT
     if not services.settings.projects.url and not await services.projects.exists(project):

@@ -24,8 +24,8 @@ from app.core.errors import LogBroken, LostOwnership, StorageError
 from app.core.events import SRC, Event, EventType, LineBatch, Written, with_usage
 from app.core.models import Fence, Run, StepRecord
 from app.core.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_GAPS, LOG_LINES
+from app.db.row_codec import stored_bytes
 from app.db.run_store import Batch, Outcome, RunStore
-from app.db.text import stored_bytes
 from app.redis.publisher import Publisher, Tail
 from app.stream.cap import LogCap
 from app.stream.fenced_tail import FencedTail

@@ -85,7 +85,7 @@ class HealthServer:
 
 
 class _Quiet(uvicorn.Server):
-    """Leaves signals to the worker, and sleeps while nobody asks: uvicorn itself wakes ten times a second."""
+    """Leaves signals to the worker, and sleeps without requests: uvicorn itself wakes ten times a second."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -25,10 +25,10 @@ from app.maintenance.webhooks import open_webhooks
 from app.plan.task_types import load
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
+from app.redis.lease import TICK_EVERY_S, Ticks
 from app.redis.publisher import Publisher, Tail
 from app.redis.queue import Queue
 from app.redis.subscriber import Signals
-from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.runs.readiness import StoreCheck
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch

@@ -20,8 +20,7 @@ from support.stack import wait_for
 from app.core.models import StepStatus
 from app.db import migrate as migration
 from app.db.engine import Database
-from app.db.migrate import is_current, migrate
-from app.db.online_indexes import online_indexes
+from app.db.migrate import is_current, migrate, online_indexes
 from app.db.run_store import RunStore
 from app.db.tables import metadata
 

@@ -28,7 +28,7 @@ from app.db.log_store import EXPIRED, LogStore
 from app.db.run_store import RunStore
 from app.maintenance.log_janitor import Janitor, LogArchiver
 from app.redis.clients import RedisClients
-from app.redis.ticks import Ticks
+from app.redis.lease import Ticks
 from app.storage.workspace import Workspaces
 from app.stream.history import LogHistory
 

@@ -16,8 +16,8 @@ from app.core.events import Event
 from app.core.log_filter import LogFilter
 from app.db import log_store
 from app.db.engine import Database
-from app.db.log_chunks import unpack
 from app.db.log_retention import LogUpkeep
+from app.db.log_rows import unpack
 from app.db.log_store import PACKED, LogStore
 from tailrun.process.lines import Level, Stream
 
