@@ -1,4 +1,4 @@
-"""The API process: wiring only. What is served stands in `app.routes`.
+"""The API process: wiring only. The routes are in `app.routes`.
 
 Owns the life of everything that the routes share (`Services`), and the server around it. A
 Redis or database that is away at start-up stops nothing: the process serves, says on

@@ -41,7 +41,7 @@ from app.db.tables import metadata
 
 T = TypeVar("T")
 _LOCK = 7_461_696
-"""The advisory lock of migrations; any number that nobody else uses."""
+"""The advisory lock of migrations; any number that is used for nothing else."""
 
 
 def migrate(url: str) -> None:

@@ -43,7 +43,7 @@ _log = get_logger(__name__)
 
 
 def word(kind: type[Word], value: str) -> Word:
-    """Return a member; for any other word one that is none of them, and shows as it stands."""
+    """Return a member; for any other word one that is none of them, and shows that word."""
     try:
         return kind(value)
     except ValueError:

@@ -63,7 +63,7 @@ def start(connection: Connection, run_id: str, now: int) -> Changed:
 
 
 def request_cancel(connection: Connection, run_id: str, now: int) -> Changed:
-    """Note the request; end the run at once when nobody owns it."""
+    """Note the request; end the run at once when it has no owner."""
     run = _locked(connection, run_id)
     if run.status.terminal:
         return Changed(run, [])

@@ -62,7 +62,7 @@ class RunStore:
         self._db = db
 
     async def create(self, new: RunDraft, now: int) -> Created:
-        """Make a run; Conflict when its idempotency key stands for another request."""
+        """Make a run; Conflict when its idempotency key belongs to another request."""
         return await run_create.create(self._db, new, now)
 
     async def earlier(self, new: RunDraft) -> Created | None:
@@ -92,7 +92,7 @@ class RunStore:
         return await self._db.write(lambda connection: run_change.start(connection, run_id, now))
 
     async def request_cancel(self, run_id: str, now: int) -> Changed:
-        """Ask for the end: at once when nobody owns the run, else a timestamp. Unknown: NotFound."""
+        """Ask for the end: at once when the run has no owner, else a timestamp. Unknown: NotFound."""
         return await self._db.write(lambda connection: run_change.request_cancel(connection, run_id, now))
 
     async def note_waiting(self, run_id: str, text: str, now: int) -> Changed:
@@ -111,7 +111,7 @@ class RunStore:
         return await run_claim.claim(self._db, run_ids, worker_id, now, redelivered_below)
 
     async def take_over(self, seen: Run, worker_id: str, now: int) -> Run | None:
-        """Own one run, if its row is still as `seen`. None: somebody was faster, or it has ended."""
+        """Own one run, if its row is still as `seen`. None: another worker was faster, or it has ended."""
         return await self._db.write(lambda connection: run_claim.take_over(connection, seen, worker_id, now))
 
     async def commit(self, fence: Fence, after: int, batch: Batch) -> Committed:

@@ -75,7 +75,7 @@ class Janitor:
     def _look_again_now_and_then(self, before: int) -> None:
         """Go back by a day once an hour: a run may have been committed long after the time of its end.
 
-        No further: most runs are too small to be packed, and stay as they are for ever.
+        No further: most runs are too small to be packed, and stay as they are.
         """
         now = asyncio.get_running_loop().time()
         if now > self._anew_at:

@@ -38,7 +38,7 @@ return redis.call('LRANGE', KEYS[2], 0, -1)
 # ARGV  1 worker id
 # Output  number of entries given back, to the right end (they run next, the oldest first)
 #
-# One step: a list whose worker no longer stands among the workers would be seen by nobody.
+# One step: a list whose worker is no longer among the workers would never be read.
 _LEAVE = Script("""
 local n = 0
 while redis.call('LMOVE', KEYS[2], KEYS[3], 'LEFT', 'RIGHT') do n = n + 1 end
@@ -90,7 +90,7 @@ _log = get_logger(__name__)
 # was due first), every other to the left.
 #
 # jobs:tick holds "<now> <hold>": a tick that comes late, or finds a time in the future, means
-# that Redis was away, so that live workers could not renew; nobody is reaped until `hold`.
+# that Redis was away, so that live workers could not renew; no worker is reaped until `hold`.
 _TICK = Script("""
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -131,7 +131,7 @@ return n
 
 # KEYS  1 jobs:leader:<role>
 # ARGV  1 who  2 life in ms
-# Output  1 leader (new or renewed), 0 somebody else is
+# Output  1 leader (new or renewed), 0 another process is
 _LEAD = Script("""
 local leader = redis.call('GET', KEYS[1])
 if leader and leader ~= ARGV[1] then return 0 end

@@ -26,7 +26,7 @@ from app.stream.history import LogHistory
 from app.stream.hub import StreamHub
 
 ADMIN_USER = "admin"
-"""The user that the bootstrap token (`API_TOKEN`) stands for."""
+"""The user of the bootstrap token (`API_TOKEN`)."""
 
 
 RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -38,7 +38,7 @@ TokenScope = Literal["user", "admin", "stream"]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything that the routes share, one of each per process; stands in `app.state.services`."""
+    """Everything that the routes share, one of each per process; it is `app.state.services`."""
 
     settings: Settings
     db: Database

@@ -146,7 +146,7 @@ async def _create(services: Services, new: RunDraft) -> Created:
     if created.fresh:
         _log.info("run created", run_id=new.run_id, user_id=new.user_id, kind=new.kind)
         if created.run.status is RunStatus.QUEUED:
-            await _push(services, created.run, now)  # and tell nobody: nobody knows the new id yet
+            await _push(services, created.run, now)  # no signal: no client knows the new id yet
     return created
 
 

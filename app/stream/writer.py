@@ -93,7 +93,7 @@ class LogWriter:
     async def open(self) -> None:
         """Take the stream over: raise the fence, then save what the tail has and the database lacks.
 
-        The log cap goes on from what is stored: one limit for all attempts of a run.
+        The log cap continues from what is stored: one limit for all attempts of a run.
         The very first attempt has no predecessor, so there is nothing to save and the first
         append raises the fence; a later one waits here until Redis answers.
         """

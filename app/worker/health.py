@@ -64,7 +64,7 @@ class HealthServer:
     async def _serve(self, sock: socket.socket) -> None:
         try:
             await self._server.serve(sockets=[sock])
-        except Exception:  # the worker goes on; probes find that nothing answers
+        except Exception:  # the worker continues; probes find that nothing answers
             log.exception("health server broke")
 
     async def _app(self, scope: dict[str, Any], _receive: Any, send: Any) -> None:

@@ -102,7 +102,7 @@ class Wiring:
     # -- periodic work, of which one worker at a time does the most -----------------------
 
     def periodic(self) -> list[Periodic]:
-        """Return what goes on beside the runs for as long as the worker serves."""
+        """Return the work that runs beside the runs for as long as the worker serves."""
         scheduler, janitor = self._scheduler(), self._janitor()
         waiting = WaitingLines(self._pushes, self.runs, self._publisher, now_us)
         reconciler, tokens = Reconciler(self.runs, self._pushes, now_us), TokenStore(self._db)
