@@ -6,7 +6,7 @@ checked against a listing just before an upload; two processes that write the sa
 same moment may pass them by one file each.
 
 What a checkout brings down is what the last one left, as in a directory: modes and times of files are
-kept beside each object, folders without files and links in `s3_tree`.
+kept beside each object, folders without files and links in one more (`BareTree`).
 """
 
 from __future__ import annotations
