@@ -54,7 +54,7 @@ from toolbox.frames import Frames as PodFrames
 from toolbox.frames import Stream as PodStream
 
 ROOT = Path(__file__).parents[2]
-SHORT, FACTOR = 2_000, 8
+SHORT, FACTOR = 1_000, 8
 MOST_GROWTH = 3 * FACTOR
 """Linear is `FACTOR`, quadratic `FACTOR` squared."""
 LEAST_S = 0.0005
@@ -402,8 +402,8 @@ def test_memory_grows_as_the_text_does(name: str) -> None:
     read = READERS[name].read
     read("warm")
     for unit in UNITS:
-        short = peak_bytes(read, hostile(unit, "", SHORT // 4))
-        long = peak_bytes(read, hostile(unit, "", SHORT // 4 * FACTOR))
+        short = peak_bytes(read, hostile(unit, "", SHORT // 2))
+        long = peak_bytes(read, hostile(unit, "", SHORT // 2 * FACTOR))
         assert long <= MOST_GROWTH * max(short, LEAST_BYTES), f"{unit!r}: {short} to {long} bytes"
 
 
