@@ -16,9 +16,8 @@ from app.db.token_store import TokenStore
 from app.db.webhook_store import WebhookStore
 from app.plan.task_types import TaskTypes
 from app.redis.clients import RedisClients
-from app.redis.dead_letters import DeadLetters
 from app.redis.publisher import Publisher, Tail
-from app.redis.queue import Queue
+from app.redis.queue import DeadLetters, Queue
 from app.runs.backlog import Backlog
 from app.runs.open_streams import OpenStreams
 from app.storage.workspace import Workspaces

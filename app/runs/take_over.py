@@ -17,7 +17,7 @@ from app.core.events import Event, EventType
 from app.core.models import Fence, Run, RunStatus
 from app.db.run_store import Batch, Outcome, RunStore
 from app.redis.publisher import Publisher, Tail
-from app.stream.fenced_tail import FencedTail
+from app.stream.lane import FencedTail
 from tailrun.process.errors import RunFailure
 
 

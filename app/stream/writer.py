@@ -28,8 +28,7 @@ from app.db.row_codec import stored_bytes
 from app.db.run_store import Batch, Outcome, RunStore
 from app.redis.publisher import Publisher, Tail
 from app.stream.cap import LogCap
-from app.stream.fenced_tail import FencedTail
-from app.stream.lane import Lane
+from app.stream.lane import FencedTail, Lane
 from app.stream.masking import LineMasker, Masker
 from tailrun.process.lines import Level, Line, Stream
 
