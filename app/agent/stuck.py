@@ -20,7 +20,7 @@ _WINDOW = 20
 
 
 class Circle(Enum):
-    """What becomes of an agent: it works, is told that it repeats itself, or is ended."""
+    """How an agent is judged: it works, is told that it repeats itself, or is ended."""
 
     NONE = 0
     NUDGE = 1
@@ -28,7 +28,7 @@ class Circle(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """How an agent gets on; `text` is what the model is told, or why the run ends."""
 
     circle: Circle
@@ -50,12 +50,12 @@ _ERROR = _Rule(4, 6, "The last {count} calls ended with the same error.")
 _ADVICE = "Do something else, or end the task and say what is in the way."
 
 
-def judge(steps: Sequence[StepRecord]) -> Verdict:
+def judge(steps: Sequence[StepRecord]) -> Judgement:
     """Judge the calls of an agent, oldest first; a call that has not ended is left out."""
     ended = [step for step in steps[-_WINDOW:] if step.ended_at is not None]
     quick = list(takewhile(lambda step: not _took_long(step), reversed(ended)))
     if not quick:
-        return Verdict(Circle.NONE)
+        return Judgement(Circle.NONE)
     marks = [_mark(step) for step in quick]
     names = {"tool": quick[0].tool, "other": quick[1].tool if len(quick) > 1 else ""}
     found = (
@@ -67,8 +67,8 @@ def judge(steps: Sequence[StepRecord]) -> Verdict:
         for rule, count in found:
             if count >= (rule.stuck if circle is Circle.STUCK else rule.nudge):
                 said = rule.said.format(count=count, **names)
-                return Verdict(circle, said if circle is Circle.STUCK else f"{said} {_ADVICE}")
-    return Verdict(Circle.NONE)
+                return Judgement(circle, said if circle is Circle.STUCK else f"{said} {_ADVICE}")
+    return Judgement(Circle.NONE)
 
 
 def _took_long(step: StepRecord) -> bool:
