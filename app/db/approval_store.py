@@ -1,4 +1,4 @@
-"""Approvals: asked for by the owner of a run, decided once by somebody else, for exactly these arguments."""
+"""Approvals: asked for by the owner of a run, decided once by another person, for exactly these arguments."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ApprovalStore:
         """Decide about the step and the arguments of `of`; return what is kept.
 
         Raises:
-            NotFound: nobody asked for this step.
+            NotFound: this step has no request for approval.
             Conflict: it is decided (`decided`), too late (`expired`), or about other arguments
                 (`args_changed`).
         """

@@ -10,8 +10,7 @@ from app.core.agent_records import InboxMessage
 from app.core.errors import Conflict, NotFound
 from app.core.models import RunStatus
 from app.db.engine import Database
-from app.db.lenient import word
-from app.db.row_codec import RowCodec
+from app.db.row_codec import RowCodec, word
 from app.db.run_create import KEY_REUSED
 from app.db.tables import inbox, runs
 

@@ -97,7 +97,7 @@ def _show(show: Renderer, spinner: Spinner | None, event: Event) -> None:
 
 def _detached(show: Renderer, run_id: str) -> None:
     show.note("")
-    show.note("Detached; the run goes on.", "bold")
+    show.note("Detached; the run continues.", "bold")
     show.note(f"  follow it:  tailrun logs -f {run_id[:8]}")
     show.note(f"  cancel it:  tailrun cancel {run_id[:8]}")
 
