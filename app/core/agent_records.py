@@ -34,6 +34,13 @@ class MessageMode(StrEnum):
     INTERRUPT = "interrupt"
 
 
+class WaitingFor(StrEnum):
+    """What a run that is `waiting` waits for."""
+
+    APPROVAL = "approval"
+    ANSWER = "answer"
+
+
 class Decision(StrEnum):
     """What became of a question for approval."""
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, or_, select, text, update
 
 from app.core.agent_records import Approval, Decision
 from app.core.errors import Conflict, NotFound
-from app.core.models import Fence
+from app.core.models import Fence, RunStatus
+from app.db import run_change, run_wait
 from app.db.engine import Database
-from app.db.row_codec import RowCodec
+from app.db.row_codec import RowCodec, clean, from_json
+from app.db.run_change import Changed
 from app.db.run_claim import hold
-from app.db.tables import approvals
+from app.db.run_queries import owner
+from app.db.tables import IS_WAITING, OWNER, approvals, runs, steps
 
 _ROW = RowCodec(Approval, approvals)
 
@@ -21,6 +25,23 @@ _ASK = text(
     f"INSERT INTO approvals ({', '.join(_ROW.names)}) VALUES ({', '.join(f':{name}' for name in _ROW.names)})"
     " ON CONFLICT (run_id, step_id) DO NOTHING"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What is kept of a question, and what became of its run: queued, if it waited for no other."""
+
+    approval: Approval
+    changed: Changed
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An approval with the step that it is about; None where the step's row is not there."""
+
+    approval: Approval
+    tool: str | None
+    args: dict[str, Any] | None
 
 
 class ApprovalStore:
@@ -38,13 +59,15 @@ class ApprovalStore:
 
     async def decide(
         self, of: Approval, decision: Decision, now: int, *, by: str | None = None, note: str | None = None
-    ) -> Approval:
-        """Decide about the step and the arguments of `of`; return what is kept.
+    ) -> Decided:
+        """Decide about the step and the arguments of `of`; wake its run if that was all it waited for.
+
+        Push the run if `changed` has events and it is queued; the reconciler does so otherwise.
 
         Raises:
             NotFound: this step has no request for approval.
-            Conflict: it is decided (`decided`), too late (`expired`), or about other arguments
-                (`args_changed`).
+            Conflict: it is decided (`decided`), too late (`expired`), about other arguments
+                (`args_changed`), or the run has ended (`finished`).
         """
         values = {"decision": decision.value, "by": by, "decided_at": now, "note": note}
         return await self._db.write(lambda connection: _decide(connection, of, values))
@@ -56,6 +79,30 @@ class ApprovalStore:
         rows = await self._db.read_one(lambda connection: connection.execute(query).all())
         return [_ROW.read(row) for row in rows]
 
+    async def open_of(self, user_id: str | None, limit: int) -> list[Question]:
+        """Return open questions of runs that wait, of one user or (None) of all, oldest run first."""
+        of_user = text(f"{OWNER} = :owner").bindparams(owner=owner(clean(user_id or ""), RunStatus.WAITING))
+        mine = text(IS_WAITING) if user_id is None else of_user
+        since = runs.c.next_attempt_at if user_id is None else runs.c.created_at
+        waits = select(runs.c.run_id, since.label("since")).where(mine).subquery()
+        its = steps.c
+        query = (
+            select(*_ROW.columns, its.tool, its.args)
+            .select_from(waits)
+            .join(approvals, approvals.c.run_id == waits.c.run_id)
+            .outerjoin(steps, (its.run_id == waits.c.run_id) & (its.step_id == approvals.c.step_id))
+            .where(approvals.c.decision.is_(None))
+            .order_by(waits.c.since, approvals.c.run_id, approvals.c.step_id)
+            .limit(limit)
+        )
+        rows = await self._db.read_one(lambda connection: connection.execute(query).all())
+        return [_question(*row) for row in rows]
+
+
+def _question(*row: Any) -> Question:
+    *asked, tool, args = row
+    return Question(_ROW.read(asked), tool, None if args is None else from_json(args, {}, "steps.args"))
+
 
 def _ask(connection: Connection, fence: Fence, asked: Sequence[Approval]) -> None:
     hold(connection, fence)
@@ -65,7 +112,12 @@ def _ask(connection: Connection, fence: Fence, asked: Sequence[Approval]) -> Non
         connection.execute(_ASK, _ROW.write(each))
 
 
-def _decide(connection: Connection, of: Approval, values: dict[str, Any]) -> Approval:
+def _decide(connection: Connection, of: Approval, values: dict[str, Any]) -> Decided:
+    run = run_change.locked(connection, of.run_id)
+    if run.status.terminal:
+        raise Conflict(
+            f"run {run.run_id} is {run.status}: nothing of it is started any more", code="finished"
+        )
     key, now = approvals.c, values["decided_at"]
     row = (key.run_id == of.run_id) & (key.step_id == of.step_id)
     is_open = key.decision.is_(None) & (key.args_sha256 == of.args_sha256)
@@ -74,7 +126,7 @@ def _decide(connection: Connection, of: Approval, values: dict[str, Any]) -> App
         update(approvals).where(row & is_open & in_time).values(values).returning(*_ROW.columns)
     ).first()
     if decided is not None:
-        return _ROW.read(decided)
+        return Decided(_ROW.read(decided), run_wait.decided(connection, run, decided, now))
     found = connection.execute(select(*_ROW.columns).where(row)).first()
     if found is None:
         raise NotFound(f"run {of.run_id} asks for no approval of step {of.step_id}")

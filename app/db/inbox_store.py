@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, func, insert, select
 
-from app.core.agent_records import InboxMessage
-from app.core.errors import Conflict, NotFound
-from app.core.models import RunStatus
+from app.core.agent_records import InboxMessage, MessageMode
+from app.core.errors import Conflict
+from app.db import run_change, run_wait
 from app.db.engine import Database
-from app.db.row_codec import RowCodec, word
+from app.db.row_codec import RowCodec
+from app.db.run_change import Changed
 from app.db.run_create import KEY_REUSED
-from app.db.tables import inbox, runs
+from app.db.tables import inbox
 
 MOST_MESSAGES = 1000
 """Of one run: each is a part of every request that follows."""
 
 _ROW = RowCodec(InboxMessage, inbox)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A message with its number, and what became of its run: queued, if it waited for this."""
+
+    message: InboxMessage
+    changed: Changed
 
 
 class InboxStore:
@@ -26,8 +35,10 @@ class InboxStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def add(self, message: InboxMessage) -> InboxMessage:
-        """Keep a message; return it with its number, or the one that its idempotency key made before.
+    async def add(self, message: InboxMessage) -> Delivered:
+        """Keep a message, and wake its run if it waits for one; or find the one that its key made before.
+
+        Push the run if `changed` has events; the reconciler does so otherwise.
 
         Raises:
             NotFound: there is no such run.
@@ -43,16 +54,17 @@ class InboxStore:
         return [_ROW.read(row) for row in rows]
 
 
-def _add(connection: Connection, new: InboxMessage) -> InboxMessage:
+def _add(connection: Connection, new: InboxMessage) -> Delivered:
     run_id = new.run_id
-    lock = select(runs.c.status).where(runs.c.run_id == run_id).with_for_update()
-    status: str | None = connection.execute(lock).scalar()
-    if status is None:
-        raise NotFound(f"there is no run {run_id}")
+    run = run_change.locked(connection, run_id)
     if (earlier := _earlier(connection, new)) is not None:
-        return earlier
-    if word(RunStatus, status).terminal:
-        raise Conflict(f"run {run_id} is {status}: it reads no more messages", code="finished")
+        return Delivered(earlier, Changed(run, []))
+    if run.status.terminal:
+        raise Conflict(
+            f"run {run_id} is {run.status} and reads no more messages: "
+            'go on from it with a new run, POST /v1/runs {"prompt": …, "continue_of": "' + run_id + '"}',
+            code="finished",
+        )
     last = select(func.coalesce(func.max(inbox.c.k), 0)).where(inbox.c.run_id == run_id)
     numbered = replace(new, k=connection.execute(last).scalar_one() + 1)
     if numbered.k > MOST_MESSAGES:
@@ -60,7 +72,9 @@ def _add(connection: Connection, new: InboxMessage) -> InboxMessage:
             f"run {run_id} has {MOST_MESSAGES} messages already: make a new run", code="inbox_full"
         )
     connection.execute(insert(inbox).values(_ROW.write(numbered)))
-    return numbered
+    interrupts = new.mode is MessageMode.INTERRUPT
+    woken = run_wait.written(connection, run, new.by, new.created_at, interrupts=interrupts)
+    return Delivered(numbered, woken)
 
 
 def _earlier(connection: Connection, new: InboxMessage) -> InboxMessage | None:

@@ -5,6 +5,7 @@ Each locks the run's row first, so that the events it writes get the next sequen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,11 @@ from app.db.log_rows import insert_lines
 from app.db.row_codec import to_json
 from app.db.run_queries import RUN_ROW
 from app.db.tables import runs
-from app.db.webhook_store import note_end
+from app.db.webhook_store import drop_notice, note_end
 from tailrun.process.errors import ErrorCode
 from tailrun.process.lines import Level, Stream
 
-_UNSTARTED = (RunStatus.CREATED, RunStatus.QUEUED)
+_UNOWNED = (RunStatus.CREATED, RunStatus.QUEUED, RunStatus.WAITING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Changed:
 
 def start(connection: Connection, run_id: str, now: int) -> Changed:
     """Take a run from created to queued."""
-    run = _locked(connection, run_id)
+    run = locked(connection, run_id)
     if run.status.terminal:
         raise Conflict(
             f"run {run_id} is {run.status.value}: make a new run with POST /v1/runs/{run_id}/retry"
@@ -51,7 +52,7 @@ def start(connection: Connection, run_id: str, now: int) -> Changed:
     )
     insert_lines(connection, [event])
     due = run.run_at if (run.run_at or 0) > now else None
-    queued = _set(
+    queued = change(
         connection,
         run_id,
         status=RunStatus.QUEUED,
@@ -64,19 +65,21 @@ def start(connection: Connection, run_id: str, now: int) -> Changed:
 
 def request_cancel(connection: Connection, run_id: str, now: int) -> Changed:
     """Note the request; end the run at once when it has no owner."""
-    run = _locked(connection, run_id)
+    run = locked(connection, run_id)
     if run.status.terminal:
         return Changed(run, [])
     at = now if run.cancel_requested_at is None else run.cancel_requested_at
-    if run.status in _UNSTARTED:
-        error = {"code": ErrorCode.CANCELLED.value, "message": "cancelled before it was started"}
-        return _end(connection, run, RunStatus.CANCELLED, error, now, cancel_requested_at=at)
+    if run.status in _UNOWNED:
+        when = "while it waited" if run.status is RunStatus.WAITING else "before it was started"
+        error = {"code": ErrorCode.CANCELLED.value, "message": f"cancelled {when}"}
+        return end(connection, run, RunStatus.CANCELLED, error, now, cancel_requested_at=at)
     if run.cancel_requested_at is not None:
         return Changed(run, [])
-    return Changed(_set(connection, run_id, cancel_requested_at=at), [])
+    return Changed(change(connection, run_id, cancel_requested_at=at), [])
 
 
-def _locked(connection: Connection, run_id: str) -> Run:
+def locked(connection: Connection, run_id: str) -> Run:
+    """Return the run, whose row nobody else writes to for the rest of the transaction."""
     row = connection.execute(
         select(*RUN_ROW.columns).where(runs.c.run_id == run_id).with_for_update()
     ).first()
@@ -87,33 +90,38 @@ def _locked(connection: Connection, run_id: str) -> Run:
 
 def note_waiting(connection: Connection, run_id: str, text: str, now: int) -> Changed:
     """Put a line into the log of a run that is queued and due; nothing where it is not."""
-    run = _locked(connection, run_id)
+    run = locked(connection, run_id)
     if run.status is not RunStatus.QUEUED or (run.next_attempt_at or 0) > now:
         return Changed(run, [])
     level, stream = Level.WARNING, Stream.SYSTEM
     event = Event(run.last_seq + 1, EventType.LOG, now, run_id, run.attempt, level, stream, content=text)
     insert_lines(connection, [event])
-    return Changed(_set(connection, run_id, last_seq=event.seq), [event])
+    return Changed(change(connection, run_id, last_seq=event.seq), [event])
 
 
-def _end(
+def end(
     connection: Connection,
     run: Run,
     status: RunStatus,
     error: dict[str, Any],
     now: int,
+    *,
+    before: Sequence[Event] = (),
     **more: Any,
 ) -> Changed:
+    """End a locked run that nobody owns; `before` are events of the same moment, which come first."""
     event = Event(
-        run.last_seq + 1,
+        run.last_seq + len(before) + 1,
         EventType.END,
         now,
         run.run_id,
         run.attempt + 1,
         data={"status": status.value, "exit_code": None, "error": error},
     )
-    insert_lines(connection, [event])
-    ended = _set(
+    insert_lines(connection, [*before, event])
+    if run.status is RunStatus.WAITING:
+        drop_notice(connection, run.run_id)
+    ended = change(
         connection,
         run.run_id,
         status=status,
@@ -121,15 +129,17 @@ def _end(
         worker_id=None,
         ended_at=now,
         next_attempt_at=None,
+        waiting_for=None,
         exit_code=None,
         error=to_json(error),
         last_seq=event.seq,
         **more,
     )
     note_end(connection, run.run_id, run.webhook_url, now)
-    return Changed(ended, [event])
+    return Changed(ended, [*before, event])
 
 
-def _set(connection: Connection, run_id: str, **values: Any) -> Run:
+def change(connection: Connection, run_id: str, **values: Any) -> Run:
+    """Write these columns of a locked run; return it as it is then."""
     statement = update(runs).where(runs.c.run_id == run_id).values(**values).returning(*RUN_ROW.columns)
     return RUN_ROW.read(connection.execute(statement).one())

@@ -69,7 +69,7 @@ def _claim_sqlite(connection: Connection, ids: Sequence[str], values: dict[str, 
 
 def take_over(connection: Connection, seen: Run, worker_id: str, now: int) -> Run | None:
     """Make `worker_id` the owner, if the row is still as `seen`. None: another worker was faster."""
-    if seen.status.terminal:
+    if seen.status.terminal or seen.status is RunStatus.WAITING:
         return None
     was_running = seen.status is RunStatus.RUNNING
     statement = (

@@ -18,9 +18,11 @@ from typing import Any
 from sqlalchemy import Connection, TextClause, delete, select, text
 from sqlalchemy.exc import IntegrityError
 
+from app.core.agent_records import WaitingFor
 from app.core.errors import LostOwnership
 from app.core.events import Event, Written
 from app.core.models import Fence, RunStatus, StepRecord
+from app.db import run_wait
 from app.db.engine import Database
 from app.db.log_rows import block_values, insert_block, insert_from, insert_lines, line_arrays, weigh
 from app.db.row_codec import clean_or_none, to_json, to_json_or_none
@@ -42,7 +44,8 @@ _FENCE = """UPDATE runs SET last_seq = CAST(:top AS bigint),
 _FENCE_OUTCOME = """, status = CAST(:status AS text), exit_code = CAST(:exit_code AS integer),
  error = CAST(:error AS text), next_attempt_at = CAST(:next_attempt_at AS bigint),
  retries = retries + CAST(:retry AS integer), ended_at = CAST(:ended_at AS bigint),
- worker_id = CAST(:keep_worker AS text)"""
+ worker_id = CAST(:keep_worker AS text), waiting_for = CAST(:waiting_for AS text),
+ result = coalesce(CAST(:result AS text), result)"""
 _STEP_UPSERT = "ON CONFLICT (run_id, step_id) DO UPDATE SET " + ", ".join(
     f"{name} = excluded.{name}" for name in STEP_ROW.names if name not in {"run_id", "step_id"}
 )
@@ -71,7 +74,8 @@ async def commit(db: Database, fence: Fence, after: int, batch: Batch) -> Commit
     A repeat of a commit whose reply was lost succeeds and changes nothing.
     """
     values = _values(fence, after, batch)
-    transact = db.write_one if batch.cut is None else db.write
+    parks = batch.outcome is not None and batch.outcome.status is RunStatus.WAITING
+    transact = db.write if parks or batch.cut is not None else db.write_one
     try:
         row = await transact(lambda connection: _write(connection, values, batch))
     except IntegrityError as error:
@@ -87,6 +91,8 @@ def _write(connection: Connection, values: dict[str, Any], batch: Batch) -> Any:
     row = (_in_one if in_one else _in_statements)(connection, values, batch)
     if row is not None and batch.cut is not None:
         _cut(connection, batch.cut)
+    if row is not None and batch.outcome is not None and batch.outcome.status is RunStatus.WAITING:
+        run_wait.parked(connection, values["run_id"], batch.outcome.inbox_upto, values["at"])
     return row
 
 
@@ -178,6 +184,8 @@ def _outcome_values(outcome: Outcome, fence: Fence, events: Sequence[Written]) -
         "retry": int(outcome.counts_retry),
         "ended_at": at if terminal else None,
         "keep_worker": fence.worker_id if terminal else None,
+        "waiting_for": None if outcome.waiting_for is None else outcome.waiting_for.value,
+        "result": to_json_or_none(outcome.result),
     }
 
 
@@ -201,9 +209,11 @@ _ATTEMPT_SQLITE = text(_ATTEMPT.format(gate=""))
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended: a terminal status, or QUEUED for one more attempt.
+    """How an attempt ended: a terminal status, QUEUED for one more attempt, or WAITING for somebody.
 
-    `at` (microseconds) is the time of the batch's last event unless given.
+    `at` (microseconds) is the time of the batch's last event unless given. `result` is an agent's answer.
+    How a run is parked: see `app.db.run_wait`. `next_attempt_at` is then when the wait is over in any case,
+    and `inbox_upto` the last message that the attempt has seen.
     """
 
     status: RunStatus
@@ -212,6 +222,9 @@ class Outcome:
     next_attempt_at: int | None = None
     counts_retry: bool = False
     at: int | None = None
+    result: dict[str, Any] | None = None
+    waiting_for: WaitingFor | None = None
+    inbox_upto: int = 0
 
 
 @dataclass(frozen=True, slots=True)

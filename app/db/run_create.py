@@ -71,7 +71,8 @@ def create_within(connection: Connection, new: RunDraft, now: int) -> Created | 
 def backlog(connection: Connection, user_id: str, cap: int) -> int:
     """Return how many runs of the user wait or are held, counting no further than `cap`."""
     user = clean(user_id)
-    values = {"queued": owner(user, RunStatus.QUEUED), "held": owner(user, RunStatus.CREATED), "cap": cap}
+    states = {"queued": RunStatus.QUEUED, "held": RunStatus.CREATED, "waiting": RunStatus.WAITING}
+    values = {name: owner(user, status) for name, status in states.items()} | {"cap": cap}
     return connection.execute(BACKLOG, values).scalar_one()
 
 

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, Select, TextClause, func, literal, literal
 from app.core.models import Run, RunStatus, StepRecord
 from app.core.paging import PageCursor
 from app.db.row_codec import RowCodec, clean, from_json
-from app.db.tables import IS_QUEUED, IS_RUNNING, OWNER, attempts, runs, steps
+from app.db.tables import IS_QUEUED, IS_RUNNING, IS_WAITING, OWNER, attempts, runs, steps
 
 RUN_ROW = RowCodec(Run, runs)
 STEP_ROW = RowCodec(StepRecord, steps)
@@ -74,8 +74,9 @@ OLDEST_QUEUED: TextClause = text(
 
 BACKLOG: TextClause = text(
     f"""SELECT count(*) FROM (
- SELECT * FROM (SELECT 1 FROM runs WHERE {OWNER} = :queued LIMIT CAST(:cap AS integer)) AS waiting UNION ALL
- SELECT * FROM (SELECT 1 FROM runs WHERE {OWNER} = :held LIMIT CAST(:cap AS integer)) AS held
+ SELECT * FROM (SELECT 1 FROM runs WHERE {OWNER} = :queued LIMIT CAST(:cap AS integer)) AS queued UNION ALL
+ SELECT * FROM (SELECT 1 FROM runs WHERE {OWNER} = :held LIMIT CAST(:cap AS integer)) AS held UNION ALL
+ SELECT * FROM (SELECT 1 FROM runs WHERE {OWNER} = :waiting LIMIT CAST(:cap AS integer)) AS parked
  LIMIT CAST(:cap AS integer)) AS backlog"""
 )
 
@@ -139,6 +140,12 @@ def open_runs(status: RunStatus, limit: int, after_id: str) -> Select[*tuple[Any
 def running_on(worker_id: str) -> Select[*tuple[Any, ...]]:
     """Ask for the runs that a worker owns by their rows."""
     return select(*RUN_ROW.columns).where(text(IS_RUNNING), _RUN.worker_id == worker_id)
+
+
+def overdue(now: int, limit: int) -> Select[*tuple[Any, ...]]:
+    """Ask for the ids of runs whose time to wait for somebody is over."""
+    over = _RUN.next_attempt_at <= now
+    return select(_RUN.run_id).where(text(IS_WAITING), over).order_by(_RUN.next_attempt_at).limit(limit)
 
 
 def counts(states: Collection[RunStatus]) -> Select[*tuple[Any, ...]]:

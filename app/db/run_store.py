@@ -1,8 +1,8 @@
 """The runs: the one place that makes a run and changes its status.
 
 A façade over its parts: `run_create`, `run_claim` (who owns it), `run_commit` (what the owner writes),
-`run_change` (what others may do) and `run_queries` (questions about many). Every call may raise
-`StorageError`.
+`run_change` (what others may do), `run_wait` (how a run waits for somebody, and goes on) and `run_queries`
+(questions about many). Every call may raise `StorageError`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Executable, func, select
 from app.core.events import SRC, EventType
 from app.core.models import Fence, Run, RunStatus, StepRecord
 from app.core.paging import PageCursor, page
-from app.db import log_weight, run_change, run_claim, run_commit, run_create, run_queries
+from app.db import log_weight, run_change, run_claim, run_commit, run_create, run_queries, run_wait
 from app.db.engine import Database
 from app.db.log_weight import Kept
 from app.db.row_codec import from_json, word
@@ -98,6 +98,14 @@ class RunStore:
     async def note_waiting(self, run_id: str, text: str, now: int) -> Changed:
         """Say in the log of a run that is queued and due why it waits."""
         return await self._db.write(lambda connection: run_change.note_waiting(connection, run_id, text, now))
+
+    async def overdue(self, now: int, limit: int) -> list[str]:
+        """Return runs whose time to wait for somebody is over, the longest over first."""
+        return [row[0] for row in await self._select(run_queries.overdue(now, limit))]
+
+    async def stop_waiting(self, run_id: str, now: int) -> Changed:
+        """Wake, or end, a run whose time to wait is over; no events where it is not. Unknown: NotFound."""
+        return await self._db.write(lambda connection: run_wait.overdue(connection, run_id, now))
 
     async def claim(
         self, run_ids: Sequence[str], worker_id: str, now: int, *, redelivered_below: int = run_claim.EVER

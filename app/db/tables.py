@@ -29,6 +29,7 @@ metadata = MetaData()
 
 OWNER = "user_id || ' ' || status"
 IS_QUEUED, IS_RUNNING = "'' || status = 'queued'", "'' || status = 'running'"
+IS_WAITING = "'' || status = 'waiting'"
 """What an index holds, and a question has to say word by word to be answered from it.
 
 PostgreSQL chooses among the indexes that can serve a question by statistics, and those may be of a quieter
@@ -112,6 +113,7 @@ runs = Table(
     _partial_index("runs_by_backlog", "user_id", where="status = 'queued'"),  # of releases before 0006
     _partial_index("runs_by_wait", "next_attempt_at", "queued_at", where=IS_QUEUED, online=True),
     _partial_index("runs_by_worker", "worker_id", "run_id", where=IS_RUNNING, online=True),
+    _partial_index("runs_by_patience", "next_attempt_at", where=IS_WAITING, online=True),
     _partial_index("runs_by_end", "ended_at", where="ended_at IS NOT NULL"),
     Index("runs_by_user", "user_id", "created_at", "run_id"),
     Index("runs_by_owner", text(f"({OWNER})"), "created_at", "run_id", postgresql_concurrently=True),

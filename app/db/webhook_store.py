@@ -1,4 +1,6 @@
-"""Deliveries of webhooks: one row a run, written in the transaction that ends the run.
+"""Deliveries of webhooks: one row a run, written in the transaction that ends the run, or lets it wait.
+
+The row of a wait is deleted in the transaction that ends the wait: what is not told by then is no news.
 
 A delivery is sent by whoever moves its `next_at` on, on condition of the time that was seen: so two
 senders never send the same one at once, and one that dies in the middle leaves it due again soon.
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from app.db.engine import Database
 from app.db.row_codec import from_json, to_json
@@ -40,10 +42,15 @@ _WHOLE = [webhooks.c[name] for name in _COLUMNS]
 
 
 def note_end(connection: Connection, run_id: str, url: str | None, at: int) -> None:
-    """Make the delivery of a run that ends in this transaction, if it asked for one."""
+    """Make the delivery of a run that ends in this transaction, or begins to wait, if it asked for one."""
     if url is not None:
         row = {"run_id": run_id, "url": url, "created_at": at, "next_at": at, "attempts": 0, "tries": "[]"}
         connection.execute(insert(webhooks).values(row))
+
+
+def drop_notice(connection: Connection, run_id: str) -> None:
+    """Delete the delivery of a run whose wait ends in this transaction."""
+    connection.execute(delete(webhooks).where(webhooks.c.run_id == run_id))
 
 
 class WebhookStore:

@@ -41,7 +41,7 @@ class Verdict(Enum):
     TAKE = auto()
     """Take the run over and work on it."""
     DROP = auto()
-    """Nothing to do: it has ended, or a live worker has it."""
+    """Nothing to do: it has ended or waits for somebody, or a live worker has it."""
     DELAY = auto()
     """Not due yet."""
     UNKNOWN = auto()
@@ -60,7 +60,8 @@ def judge(
         return Verdict.UNKNOWN
     running = run.status is RunStatus.RUNNING
     verdict = Verdict.TAKE
-    if run.status.terminal or in_flight or (running and run.worker_id != me and owner_alive):
+    idle = run.status.terminal or run.status is RunStatus.WAITING
+    if idle or in_flight or (running and run.worker_id != me and owner_alive):
         verdict = Verdict.DROP
     elif run.cancel_requested_at is not None:
         verdict = Verdict.CANCEL

@@ -16,7 +16,7 @@ from app.core.agent_records import Approval, CallRecord, CallStatus, Decision, I
 from app.core.errors import Conflict, LostOwnership, NotFound
 from app.core.models import Fence, StepStatus
 from app.db import inbox_store
-from app.db.approval_store import ApprovalStore
+from app.db.approval_store import ApprovalStore, Decided
 from app.db.call_store import CallStore
 from app.db.engine import Database
 from app.db.inbox_store import InboxStore
@@ -193,10 +193,10 @@ async def test_messages_are_numbered_and_kept_once(
     run, fence = await running(runs)
     box = InboxStore(database)
     made = await asyncio.gather(*(box.add(message(run.run_id, f"m{n}")) for n in range(8)))
-    assert sorted(each.k for each in made) == list(range(1, 9))
+    assert sorted(each.message.k for each in made) == list(range(1, 9))
     keyed = message(run.run_id, "nul \0", idempotency_key="k")
     first, again = await asyncio.gather(box.add(keyed), box.add(replace(keyed, created_at=NOW + 5)))
-    assert (first.k, again.k) == (9, 9)
+    assert (first.message.k, again.message.k) == (9, 9)
     with pytest.raises(Conflict) as reused:
         await box.add(replace(keyed, content="other"))
     assert reused.value.code == "idempotency_key_reused"
@@ -208,7 +208,7 @@ async def test_messages_are_numbered_and_kept_once(
     with pytest.raises(Conflict) as late:
         await box.add(message(run.run_id))
     assert (full.value.code, late.value.code) == ("inbox_full", "finished")
-    assert (await box.add(keyed)).k == 9
+    assert (await box.add(keyed)).message.k == 9
     with pytest.raises(NotFound):
         await box.add(message("unknown"))
 
@@ -229,13 +229,13 @@ async def test_an_approval_is_decided_once_in_time_and_for_these_arguments(
     choices = (Decision.APPROVED, Decision.DENIED)
     tries = (asking.decide(asked, choice, NOW + 9, by=choice.value) for choice in choices)
     results = await asyncio.gather(*tries, return_exceptions=True)
-    [kept] = [each for each in results if isinstance(each, Approval)]
+    [kept] = [each.approval for each in results if isinstance(each, Decided)]
     [twice] = [each for each in results if isinstance(each, Conflict)]
     assert [error.code for error in (changed.value, late.value, twice)] == [
         *("args_changed", "expired", "decided")
     ]
     assert (kept.decided_at, kept.by) == (NOW + 9, kept.decision)
-    assert await asking.of_run(run.run_id) == [kept, expired, others[1]]
+    assert await asking.of_run(run.run_id) == [kept, expired.approval, others[1]]
     with pytest.raises(NotFound):
         await asking.decide(question(run.run_id, "c9-9"), Decision.DENIED, NOW)
 

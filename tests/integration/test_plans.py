@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Connection, text
 from support import seeded_runs
 from support.postgres_server import postgres_database
-from support.run_rows import NOW, ended, lines, model_call, new_run, running, step
+from support.run_rows import NOW, ended, lines, model_call, new_run, parked, running, step
 from support.seeded_runs import Seed, run_id
 from support.statement_cost import Cost, measured
 
@@ -157,6 +157,8 @@ async def _live(runs: Any, logs: Any, hooks: Any) -> None:
     assert await logs.tail_cursor(new.run_id, 5)
     assert not await logs.archived(new.run_id)
     await _deliver(hooks, new.run_id)
+    await runs.overdue(NOW, 50)
+    await runs.stop_waiting(new.run_id, NOW)
     held = new_run(start=False)
     await runs.create(held, NOW)
     await runs.start(held.run_id, NOW)
@@ -168,8 +170,9 @@ async def _live(runs: Any, logs: Any, hooks: Any) -> None:
 async def test_the_rows_of_an_agent(db: Database) -> None:
     """Calls of the model, with what came of them, messages and approvals."""
     calls, messages, questions = Noted(CallStore(db)), Noted(InboxStore(db)), Noted(ApprovalStore(db))
-    number = SEED.numbers()["running"][7]
+    runs, number = RunStore(db), SEED.numbers()["running"][7]
     run, fence = run_id(number), Fence(run_id(number), 1, f"w-{number % seeded_runs.WORKERS}")
+    user = (await runs.users([run]))[run]
     with measured() as costs:
         assert await calls.lose(fence, NOW) == []
         sent = model_call(run)
@@ -183,8 +186,15 @@ async def test_the_rows_of_an_agent(db: Database) -> None:
         assert await messages.after(run, 0)
         asked = Approval(run_id=run, step_id="c1-0", args_sha256="a", rule="auto", asked_at=NOW)
         await questions.ask(fence, [asked])
-        assert await questions.decide(asked, Decision.APPROVED, NOW)
+        top = (await runs.heads([run]))[run][0]
+        await runs.commit(fence, top, parked(run, top + 1))
+        for whose in (user, None):
+            assert [each.approval for each in await questions.open_of(whose, 10)] == [asked]
+        assert await runs.overdue(NOW * 2, 10) == [run]
+        assert (await questions.decide(asked, Decision.APPROVED, NOW)).changed.events
         assert await questions.of_run(run)
+        assert await questions.open_of(user, 10) == await runs.overdue(NOW * 2, 10) == []
+        assert (await runs.stop_waiting(run, NOW * 2)).events == []
     assert (calls.missing, messages.missing, questions.missing) == (set(), set(), set())
     assert_cheap(db, costs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from app.core.agent_records import CallRecord, CallStatus
+from app.core.agent_records import CallRecord, CallStatus, WaitingFor
 from app.core.events import Event, EventType
 from app.core.models import Fence, Run, RunKind, RunStatus, StepRecord, StepStatus
 from app.db.engine import Database
@@ -60,6 +60,14 @@ def model_call(run_id: str, n: int = 1, **fields: Any) -> CallRecord:
 
 def ended(run_id: str, seq: int, status: RunStatus = RunStatus.SUCCEEDED) -> Batch:
     return Batch(events=[end(run_id, seq, status)], outcome=Outcome(status, 0))
+
+
+def parked(run_id: str, seq: int, kind: WaitingFor = WaitingFor.APPROVAL, **fields: Any) -> Batch:
+    """The end of a first attempt whose run waits for somebody, until `NOW + 1000`."""
+    data = {"status": "waiting", "waiting_for": kind.value}
+    event = Event(seq, EventType.STATUS, NOW + seq, run_id, 1, data=data)
+    defaults: dict[str, Any] = {"waiting_for": kind, "next_attempt_at": NOW + 1000}
+    return Batch(events=[event], outcome=Outcome(RunStatus.WAITING, **(defaults | fields)))
 
 
 async def running(store: RunStore, worker_id: str = "w1", **fields: Any) -> tuple[Run, Fence]:
