@@ -15,9 +15,9 @@ from app.core.errors import Conflict, NotFound
 from app.core.events import Event, EventType
 from app.core.models import Run, RunStatus, StepStatus
 from app.db.log_rows import insert_lines
-from app.db.run_rows import RUN_ROW
+from app.db.row_codec import to_json
+from app.db.run_queries import RUN_ROW
 from app.db.tables import runs, steps
-from app.db.text import to_json
 from app.db.webhook_store import drop_notice, note_end
 from tailrun.process.errors import ErrorCode
 from tailrun.process.lines import Level, Stream
@@ -64,7 +64,7 @@ def start(connection: Connection, run_id: str, now: int) -> Changed:
 
 
 def request_cancel(connection: Connection, run_id: str, now: int) -> Changed:
-    """Note the request; end the run at once when nobody owns it."""
+    """Note the request; end the run at once when it has no owner."""
     run = locked(connection, run_id)
     if run.status.terminal:
         return Changed(run, [])
@@ -79,7 +79,7 @@ def request_cancel(connection: Connection, run_id: str, now: int) -> Changed:
 
 
 def locked(connection: Connection, run_id: str) -> Run:
-    """Return the run, whose row nobody else writes to for the rest of the transaction."""
+    """Return the run, its row locked for the rest of the transaction."""
     row = connection.execute(
         select(*RUN_ROW.columns).where(runs.c.run_id == run_id).with_for_update()
     ).first()
@@ -109,7 +109,7 @@ def end(
     before: Sequence[Event] = (),
     **more: Any,
 ) -> Changed:
-    """End a locked run that nobody owns; `before` are events of the same moment, which come first."""
+    """End a locked run that has no owner; `before` are events of the same moment, which come first."""
     event = Event(
         run.last_seq + len(before) + 1,
         EventType.END,

@@ -25,9 +25,9 @@ from app.core.models import Fence, RunStatus, StepRecord
 from app.db import run_wait
 from app.db.engine import Database
 from app.db.log_rows import block_values, insert_block, insert_from, insert_lines, line_arrays, weigh
-from app.db.run_rows import STEP_ROW
+from app.db.row_codec import clean_or_none, to_json, to_json_or_none
+from app.db.run_queries import STEP_ROW
 from app.db.tables import log_lines, runs
-from app.db.text import clean_or_none, to_json, to_json_or_none
 from app.db.webhook_store import note_end
 
 _STEP_TYPES: dict[str, str] = {
@@ -209,7 +209,7 @@ _ATTEMPT_SQLITE = text(_ATTEMPT.format(gate=""))
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended: a terminal status, QUEUED for one more attempt, or WAITING for somebody.
+    """How an attempt ended: a terminal status, QUEUED for one more attempt, or WAITING for an answer.
 
     `at` (microseconds) is the time of the batch's last event unless given. `result` is an agent's answer.
     How a run is parked: see `app.db.run_wait`. `next_attempt_at` is then when the wait is over in any case,

@@ -98,7 +98,7 @@ def _show(show: Renderer, spinner: Spinner | None, event: Event) -> None:
     spinner.stop()
     show.show(event)
     if event.stream in _WORDS and event.data.get("split"):
-        return  # its line goes on
+        return  # its line continues
     if event.type in _QUIET_TYPES or show.busy is not None:
         spinner.say(show.busy or str(event.data.get("status", "running")))
 
@@ -123,7 +123,7 @@ def _silent(_text: str, _style: str) -> None:
 
 def _detached(show: Renderer, run_id: str) -> None:
     show.note("")
-    show.note("Detached; the run goes on.", "bold")
+    show.note("Detached; the run continues.", "bold")
     show.note(f"  follow it:  tailrun logs -f {run_id[:8]}")
     show.note(f"  cancel it:  tailrun cancel {run_id[:8]}")
 
