@@ -1,4 +1,4 @@
-"""Runs that wait for a person: for an approval, or for the answer to a question. No worker has one, it is a row.
+"""Runs that wait for a person: an approval, or the answer to a question. No worker has one, it is a row.
 
 How an agent's loop parks a run, in this order, each step safe to repeat:
 
