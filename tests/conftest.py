@@ -89,6 +89,12 @@ def database_url(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.deep)])
+def system_url(request: pytest.FixtureRequest) -> str:
+    """The database of a whole system whose test takes long and asks little of it: PostgreSQL is deep."""
+    return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+
+
 @pytest.fixture
 def migrated_url(database_url: str) -> str:
     """The same, where it matters that the tables are there."""

@@ -22,7 +22,7 @@ MASK = "***"
 _HOLD_CHARS = 4096
 """How much of an over-long line's piece waits for the next: a secret may lie across the cut."""
 _LONGEST_CHARS = 64 * 1024
-"""What is longer in one line is no secret that can be kept back as a whole."""
+"""A longer text in one line is no secret that can be kept back as a whole."""
 _KEY_LINES = 1000
 """A private key that never ends stops hiding lines after so many."""
 
@@ -66,7 +66,7 @@ _LOOK_BY_MARK = {mark: look for look in _LOOKS for mark in look.marks}
 
 
 class Masker:
-    """What is to be hidden; immutable, shared by all runs that hide the same.
+    """The values to hide; immutable, shared by all runs that hide the same.
 
     `patterns` are regular expressions of the operator's; where one has a group, the first group is
     hidden instead of the whole match.

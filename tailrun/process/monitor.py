@@ -37,7 +37,7 @@ class RunningProgram(Protocol):
 
     @property
     def report(self) -> Mapping[str, Any]:
-        """What is known of it so far."""
+        """The state so far."""
         ...
 
     @property
