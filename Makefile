@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.ready-runtime
 DEV := $(VENV)/.ready-dev
+DEEP := $(VENV)/.ready-deep
 IMAGE ?= tailrun
 WHAT ?= run
 BENCH_queue := queues
@@ -28,7 +29,7 @@ down: $(RUNTIME) ## stop the `make up` of this folder
 test: $(DEV) ## run the tests (minutes; nothing to install besides)
 	@$(BIN)/python -m pytest -m "not deep" -n 3 --dist worksteal
 
-test-deep: $(DEV) ## run the long tests; installs the Debian packages they need when missing
+test-deep: $(DEEP) ## run the long tests; installs the Debian packages they need when missing
 	@sh scripts/debian_packages.sh
 	@$(BIN)/python -m pytest -m deep
 
@@ -73,3 +74,6 @@ $(RUNTIME): requirements.txt requirements-embedded.txt requirements-fast.txt scr
 
 $(DEV): $(RUNTIME) requirements-dev.txt
 	@sh scripts/setup.sh dev
+
+$(DEEP): $(DEV) requirements-deep.txt
+	@sh scripts/setup.sh deep

@@ -6,7 +6,7 @@ from functools import cache
 
 import typer
 
-from app.commands import config, demo, models, processes, redis, tasks
+from app.commands import config, demo, models, processes, redis
 from tailrun import cli
 from tailrun.cli import LOOK, SERVE
 from tailrun.commands.tasks import app as tasks_app
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command("redis", rich_help_panel=LOOK, context_settings=redis_words)(redis.redis)
     app.command("config", rich_help_panel=LOOK)(config.config)
     app.command("models", rich_help_panel=LOOK)(models.models)
-    tasks_app.command("check")(tasks.check)
+    tasks_app.command("check")(config.check_tasks)
     app.command("up", rich_help_panel=SERVE)(processes.up)
     app.command("down", rich_help_panel=SERVE)(processes.down)
     app.command("demo", rich_help_panel=SERVE)(demo.demo)

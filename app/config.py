@@ -332,7 +332,7 @@ class Settings(BaseSettings):
     def _in_groups(cls, flat: Mapping[str, Any]) -> dict[str, Any]:
         """Sort flat names into the groups; a name that no group has is left over, and so an error.
 
-        A mounted secret, and what `echo` has written, end in a newline that nobody means.
+        A mounted secret, and what `echo` has written, end in a newline that is not part of it.
         """
         groups: dict[str, Any] = {}
         for name, given in flat.items():

@@ -1,4 +1,4 @@
-"""The API process: wiring only. What is served stands in `app.routes`.
+"""The API process: wiring only. The routes are in `app.routes`.
 
 Owns the life of everything that the routes share (`Services`), and the server around it. A
 Redis or database that is away at start-up stops nothing: the process serves, says on
@@ -52,10 +52,9 @@ from app.plan import model_names, task_types
 from app.plan.model_names import BadModelNames, ModelNames
 from app.plan.task_types import BadTasksFile, TaskTypes
 from app.redis.clients import RedisClients
-from app.redis.dead_letters import DeadLetters
+from app.redis.lease import TICK_EVERY_S, Ticks
 from app.redis.publisher import Publisher, Tail
-from app.redis.queue import Queue
-from app.redis.ticks import TICK_EVERY_S, Ticks
+from app.redis.queue import DeadLetters, Queue
 from app.routes import (
     access,
     agents,

@@ -31,8 +31,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support.postgres_server import PostgresServer  # noqa: E402
 
 from app.core.events import Event, EventType, LineBatch  # noqa: E402
-from app.db.log_chunks import events_of, pack, unpack  # noqa: E402
-from app.db.log_rows import LINE_COLUMNS, block_values, insert_block, line_arrays, line_values  # noqa: E402
+from app.db.log_rows import (  # noqa: E402  # noqa: E402
+    LINE_COLUMNS,
+    block_values,
+    events_of,
+    insert_block,
+    line_arrays,
+    line_values,
+    pack,
+    unpack,
+)
 from app.db.migrate import migrate  # noqa: E402
 from tailrun.process.lines import Level, Line, Stream  # noqa: E402
 

@@ -9,6 +9,7 @@ requirements.txt           what runs
 requirements-embedded.txt  the embedded server alone, which has no build for some machines
 requirements-fast.txt      what makes it faster, and has no build for some machines either
 requirements-dev.txt       what runs, and what tests and checks it
+requirements-deep.txt      what the long tests need besides, alone: what it depends on is of no use there
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+ALONE = "requirements-deep.txt"
 HEADER = "# Made by `make lock` from pyproject.toml; do not edit. Input: "
 
 
@@ -31,12 +33,13 @@ def inputs(project: dict[str, Any]) -> dict[str, list[str]]:
     extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
     runtime: list[str] = [*project["project"]["dependencies"], *extras["server"], *extras["agent-cli"]]
     embedded, fast = extras["embedded"], extras["fast"]
-    dev: list[str] = project["dependency-groups"]["dev"]
+    groups: dict[str, list[str]] = project["dependency-groups"]
     return {
         "requirements.txt": runtime,
         "requirements-embedded.txt": embedded,
         "requirements-fast.txt": fast,
-        "requirements-dev.txt": [*runtime, *embedded, *fast, *dev],
+        "requirements-dev.txt": [*runtime, *embedded, *fast, *groups["dev"]],
+        ALONE: groups["deep"],
     }
 
 
@@ -52,6 +55,8 @@ def resolve(requirements: list[str], python: str, constraints: Path | None, path
     command += ["--universal", "--python-version", python, "--generate-hashes", "--only-binary", ":all:"]
     command += ["--no-annotate", "--no-header", "--no-emit-index-url", "--no-emit-find-links"]
     command += ["--output-file", str(path)]
+    if path.name == ALONE:
+        command += ["--no-deps"]
     if constraints is not None:
         command += ["--constraints", str(constraints)]
     done = subprocess.run(
@@ -81,7 +86,7 @@ def main() -> int:
             lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
             stale += [] if lines[:1] == [first] else [name]
             continue
-        constraints = None if name == "requirements.txt" else ROOT / "requirements.txt"
+        constraints = None if name in {"requirements.txt", ALONE} else ROOT / "requirements.txt"
         path.write_text(f"{first}\n{resolve(requirements, python, constraints, path)}", encoding="utf-8")
         print(
             f"{name}: {sum('==' in line for line in path.read_text(encoding='utf-8').splitlines())} packages"

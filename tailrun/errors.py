@@ -6,7 +6,7 @@ TailrunError
 └── APIError           the API said no: `status`, `code`, `message` as it sent them
     ├── Unauthorized       401  the token is missing, wrong, expired or revoked
     ├── Forbidden          403  the token's scope does not allow it
-    ├── NotFound           404  no such thing, or it is somebody else's
+    ├── NotFound           404  no such thing, or it is another user's
     ├── Conflict           409  the run is not in a state that allows it
     ├── TooLarge           413  over a size limit
     ├── Invalid            400, 405, 416, 422  the request itself is wrong
@@ -53,7 +53,7 @@ class Forbidden(APIError):
 
 
 class NotFound(APIError):
-    """No such thing, or it is somebody else's."""
+    """No such thing, or it is another user's."""
 
 
 class Conflict(APIError):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support.postgres_server import PostgresServer, postgres_database
+from support.postgres_server import MigratedDatabases, PostgresServer, postgres_database
 from support.servers import RedisServer
 
 from app.db.engine import Database
 from app.db.migrate import migrate
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of hundreds of processes compiles all of it anew
+# A shell's `&` ignores Ctrl-C, and so would every program that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("shared machine", deadline=None)  # only the outcome of an example counts
 settings.load_profile("shared machine")
 
@@ -40,19 +46,26 @@ def postgres_base_url() -> Iterator[str]:
     server.close()
 
 
-@pytest.fixture
-def postgres_url(postgres_base_url: str) -> Iterator[str]:
-    """A fresh, empty PostgreSQL database."""
-    with postgres_database(postgres_base_url) as url:
-        yield url
-
-
 @pytest.fixture(scope="session")
 def postgres_template(postgres_base_url: str) -> Iterator[str]:
-    """The name of a database that has the tables and is empty, to be copied."""
+    """The name of a PostgreSQL database that has the tables and is empty, to be copied."""
     with postgres_database(postgres_base_url) as url:
         migrate(url)
         yield url.rsplit("/", 1)[1]
+
+
+@pytest.fixture(scope="session")
+def postgres_databases(postgres_base_url: str, postgres_template: str) -> Iterator[MigratedDatabases]:
+    databases = MigratedDatabases(postgres_base_url, postgres_template)
+    yield databases
+    databases.close()
+
+
+@pytest.fixture
+def postgres_url(postgres_databases: MigratedDatabases) -> Iterator[str]:
+    """A PostgreSQL database that has the tables and is empty."""
+    with postgres_databases.lend() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -64,26 +77,31 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    """A fresh SQLite file."""
+def sqlite_url(tmp_path: Path, sqlite_template: Path) -> str:
+    """A SQLite file that has the tables and is empty."""
+    shutil.copy(sqlite_template, tmp_path / "tailrun.db")
     return f"sqlite:///{tmp_path / 'tailrun.db'}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """Each of the two databases in turn: a test that takes this runs twice."""
+    """Each of the two databases in turn, with its tables: a test that takes this runs twice."""
     return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
 
 
+@pytest.fixture
+def migrated_url(database_url: str) -> str:
+    """The same, where it matters that the tables are there."""
+    return database_url
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Each of the two databases in turn, with its tables."""
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Each of the two databases in turn, without tables."""
     if request.param == "sqlite":
-        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "tailrun.db")
-        yield f"sqlite:///{tmp_path / 'tailrun.db'}"
+        yield f"sqlite:///{tmp_path / 'empty.db'}"
         return
-    base_url, template = map(request.getfixturevalue, ("postgres_base_url", "postgres_template"))
-    with postgres_database(base_url, template) as url:
+    with postgres_database(request.getfixturevalue("postgres_base_url")) as url:
         yield url
 
 
@@ -102,6 +120,22 @@ def slack(request: pytest.FixtureRequest) -> float:
     `make test` may share a slow machine with others, so there it only tells "soon" from "never"; the
     promise itself is held by `make test-deep`.
     """
+    return request.param
+
+
+@pytest.fixture(
+    params=[pytest.param(1, id="briefly"), pytest.param(5, id="at length", marks=pytest.mark.deep)]
+)
+def effort(request: pytest.FixtureRequest) -> int:
+    """What a test multiplies with how often it tries: few times in `make test`, many in `make test-deep`."""
+    return request.param
+
+
+@pytest.fixture(
+    params=[turn if turn < 4 else pytest.param(turn, marks=pytest.mark.deep) for turn in range(20)]
+)
+def again(request: pytest.FixtureRequest) -> int:
+    """The turn of a test that is done four times in `make test`, and twenty times in `make test-deep`."""
     return request.param
 
 

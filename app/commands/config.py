@@ -1,9 +1,13 @@
-"""`tailrun config`, and how every process command reads its settings."""
+"""`tailrun config`, `tailrun tasks check`, and how every process command reads its settings."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from tailrun.commands.connection import CliError
 
@@ -53,3 +57,20 @@ def shown(value: object) -> str:
 
 def _hidden(found: re.Match[str]) -> str:
     return "***@" if found.group().endswith("@") else "?***"
+
+
+def check_tasks(
+    file: Annotated[
+        Path | None, typer.Argument(help="A tasks.yaml; left out: TASKS_FILE.", show_default=False)
+    ] = None,
+) -> None:
+    """Look for mistakes in a tasks.yaml; each is shown with its line."""
+    from app.plan.task_types import SHIPPED, BadTasksFile, load  # noqa: PLC0415 - `--help` needs neither
+
+    path = file or settings().tasks.file
+    try:
+        types = load(path).types
+    except BadTasksFile as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from error
+    print(f"{path or SHIPPED}: {len(types)} task types: {', '.join(types)}")

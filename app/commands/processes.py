@@ -51,7 +51,7 @@ def up(
             say(f"Stopping: runs get up to {chosen.worker.drain_s:g} s to end (Ctrl-C again: at once).")
     except DataFolderRefused as error:
         raise CliError(str(error)) from error
-    say("Stopped. Everything is in the data folder; the next `up` goes on from there.")
+    say("Stopped. Everything is in the data folder; the next `up` continues from there.")
 
 
 def _forget_redis_of_env() -> None:

@@ -1,7 +1,7 @@
 """What a peer may send before anybody knows who it is: bounds on uvicorn's HTTP protocol.
 
 uvicorn's parser joins a line for as long as it grows, and no clock runs while a request is on its
-way, so that one stranger can fill the memory, or hold descriptors for ever. Here bytes and lines
+way, so that one client can fill the memory, or hold descriptors without end. Here bytes and lines
 that are not body are counted as they come, and a clock runs for the head, for a body that stalls,
 and for what follows an answer that came before the body's end.
 
@@ -99,11 +99,11 @@ class BoundedHttp(HttpToolsProtocol):
                 431,
                 f"A header may have {MAX_LINE_BYTES} bytes, and all of them {MAX_HEADER_BYTES} together.",
             )
-        if not self._in_body:  # a trailer is nobody's business
+        if not self._in_body:  # trailers are not passed on
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Hand the request over; its body may take its time, but not stand still."""
+        """Hand the request over; its body may be slow, but has to make progress."""
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
         self._body_seen = 0

@@ -1,8 +1,8 @@
 """The time that processes compare: Redis TIME, counted on here by the monotonic clock.
 
 Due times, leases, expiries and retention are written by one process and judged by another, and the
-clocks of their machines may differ by an hour. So nobody asks their own: whatever brings Redis TIME
-along (a claim, a tick, a look at whether Redis is there) tells this clock, and in between it goes on
+clocks of their machines may differ by an hour. So no process asks its own: whatever brings Redis TIME
+along (a claim, a tick, a look at whether Redis is there) tells this clock, and in between it runs on
 by itself, also while Redis is away. Only a process that has never reached Redis goes by its machine's
 time. What a person alone looks at (the time in a log line of ours) may stay the machine's.
 """

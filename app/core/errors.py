@@ -53,7 +53,7 @@ class Forbidden(TailrunError):
 
 
 class NotFound(TailrunError):
-    """No such thing, or it is somebody else's."""
+    """No such thing, or it is another user's."""
 
     status, code = 404, "not_found"
 

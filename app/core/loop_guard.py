@@ -1,6 +1,6 @@
 """Ends a process whose event loop has not answered for a while, whatever it is that holds it up.
 
-No Python code can do that: an expression of `re` or a call into C may hold the GIL for ever, and then
+No Python code can do that: an expression of `re` or a call into C may hold the GIL without end, and then
 neither a thread of ours runs nor a handler of SIGTERM. The timer of `faulthandler` waits without the GIL.
 Where the loop does not set it anew in time, it writes `Timeout (…)!` to stderr and where each thread is
 (files, lines and functions; no values, which may be users'), and ends the process with exit code 1.

@@ -29,7 +29,7 @@ class RunStatus(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether the run has ended for ever."""
+        """Whether the run has ended."""
         return self in _TERMINAL
 
 
@@ -57,7 +57,7 @@ class Priority(StrEnum):
 class StepStatus(StrEnum):
     """State of one step of a run; those of an agent have four more.
 
-    `proposed`: the model asked for it, and nothing has begun. `waiting`: somebody has to approve it.
+    `proposed`: the model asked for it, and nothing has begun. `waiting`: it has to be approved.
     `refused`: it never runs. `interrupted`: its worker ended, and it is not started again.
     """
 
@@ -73,7 +73,7 @@ class StepStatus(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Whether a later attempt takes this record as it stands."""
+        """Whether a later attempt takes this record unchanged."""
         return self not in _UNFINISHED
 
 
@@ -166,7 +166,7 @@ DEFINITION_FIELDS = tuple(field.name for field in fields(RunDefinition))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run(RunDefinition):
-    """A run as its row stands, a column for each field. Only `app.db` makes or changes one.
+    """A run as its row has it, a column for each field. Only `app.db` makes or changes one.
 
     Of an agent: `result` is its answer; `spent_u` (millionths of a US dollar, of the calls whose price is
     known) and `spent_tokens` count what its model calls took, and what those on their way have reserved.
@@ -241,7 +241,7 @@ class Job:
         )
 
     def encode(self) -> bytes:
-        """Return the entry as it stands in Redis."""
+        """Return the entry as it is in Redis."""
         return orjson.dumps(
             {
                 "run_id": self.run_id,

@@ -1,7 +1,7 @@
 """Work that is done again and again beside everything else: one way to do it, for API and worker.
 
 A `Periodic` owns what every such loop needs and none may get wrong: its interval with jitter, who of
-many processes does the work, a store that is away, an error that nobody expected, and the end.
+many processes does the work, a store that is away, an unexpected error, and the end.
 
 Leadership saves work, and nothing rests on it: a leader that was frozen may overlap its successor.
 """
@@ -88,7 +88,7 @@ class Periodic:
     """Does `work` every `every_s` seconds, the first time at once, for as long as it is started.
 
     `lead` given, only one of the processes that give it does the work of this `name`: it stays the leader
-    while a round goes on, however long, and a round is cancelled when another process leads. `on_idle`
+    while a round runs, however long, and a round is cancelled when another process leads. `on_idle`
     is called in each round that is left to another process.
 
     A `StorageError` only means that a server is away: logged when it begins and then ever more seldom,
@@ -116,7 +116,7 @@ class Periodic:
         self._away = self._broken = 0
 
     def start(self) -> None:
-        """Begin; what has begun goes on."""
+        """Begin; work that has begun continues."""
         if self._task is None:
             self._task = asyncio.create_task(self.run(), name=self.name)
 
@@ -128,7 +128,7 @@ class Periodic:
             await asyncio.wait((task,))
 
     def soon(self) -> None:
-        """Do the next round now, or right after the one that goes on."""
+        """Do the next round now, or right after the one that runs."""
         self._early.set()
 
     async def run(self) -> None:
@@ -202,7 +202,7 @@ class Periodic:
         self._broken += 1
         PERIODIC_ERRORS.labels(self.name).inc()
         _log.error(
-            "periodic work broke, it goes on after a pause",
+            "periodic work failed, it continues after a pause",
             work=self.name,
             pause_s=round(pause_s),
             exc_info=error,
@@ -211,7 +211,7 @@ class Periodic:
 
     def _log_back(self) -> None:
         if self._away or self._broken:
-            _log.info("periodic work goes on", work=self.name, failed=self._away + self._broken)
+            _log.info("periodic work continues", work=self.name, failed=self._away + self._broken)
         self._away = self._broken = 0
 
 

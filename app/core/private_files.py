@@ -1,4 +1,4 @@
-"""Folders and files that nobody but this user reads, whatever the umask is.
+"""Folders and files that only this user reads, whatever the umask is.
 
 What runs print, their files, their secrets and the database lie below DATA_DIR: the folder is 0700
 and the database 0600 from the moment they exist. A database of an earlier release is tightened,
@@ -31,7 +31,7 @@ def private_folder(path: Path) -> None:
 
 
 def is_open_to_others(path: Path) -> bool:
-    """Whether others get at a folder of this user's; one that is somebody else's is theirs to close."""
+    """Whether others get at a folder of this user's; one of another user is theirs to close."""
     with contextlib.suppress(FileNotFoundError):
         about = path.stat()
         return about.st_uid == os.geteuid() and bool(about.st_mode & _OTHERS)

@@ -51,7 +51,7 @@ _EXCEPTHOOK_ARGUMENTS = 3
 def configure_logging(settings: OwnLogSettings, process: str) -> None:
     """Send structlog and the standard library's logging to stderr in one shape.
 
-    `process` (`api`, `worker`, `up` …) stands in every line. Colours only on a terminal.
+    `process` (`api`, `worker`, `up` …) is in every line. Colours only on a terminal.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -94,7 +94,7 @@ def log_retired_settings() -> None:
 
 
 def log_the_unexpected() -> None:
-    """Have Python's warnings, and exceptions that nobody catches, be lines of the log like all others."""
+    """Have Python's warnings, and exceptions that are not caught, be lines of the log like all others."""
     warnings.showwarning = _warned
     sys.excepthook = threading.excepthook = sys.unraisablehook = _uncaught
 
@@ -110,7 +110,7 @@ def _warned(
 
 
 def _uncaught(*what: Any) -> None:
-    """Log an exception that nobody was there to catch, in the shape of every other line."""
+    """Log an exception that was not caught, in the shape of every other line."""
     error = what[1] if len(what) == _EXCEPTHOOK_ARGUMENTS else what[0].exc_value
     get_logger(__name__).critical("uncaught exception", exc_info=error or True)
 
@@ -158,7 +158,7 @@ class _TextLine:
     """One readable line: `22:31:07.864 info     api     run created  run_id=… user_id=…`.
 
     Only a traceback takes further lines, which are indented; line ends inside of values are escaped.
-    So what somebody sends cannot pass for a line of ours.
+    So text of a client cannot pass for a line of ours.
     """
 
     _colours: ClassVar[dict[str, str]] = {"warning": "33", "error": "31", "critical": "31"}
@@ -228,7 +228,7 @@ LOG_BYTES = Counter("tailrun_log_bytes", "Bytes (UTF-8) of the lines that runs p
 LOG_GAPS = Counter("tailrun_log_gaps", "Gaps in runs' logs: events that are lost.")
 SLOTS_BUSY = Gauge("tailrun_worker_slots_busy", "Runs that this worker has in flight, agents not counted.")
 AGENTS = Gauge("tailrun_agents", "Agents that this worker has in flight.")
-ATTEMPTS = Counter("tailrun_attempts", "Attempts that ended, by how the run stood then.", ["status"])
+ATTEMPTS = Counter("tailrun_attempts", "Attempts that ended, by the run's status then.", ["status"])
 FAILURES = Counter("tailrun_failures", "Attempts that failed, by error code.", ["code"])
 RETRIES = Counter("tailrun_retries", "Attempts given back for another try after a failure.")
 REDELIVERIES = Counter("tailrun_redeliveries", "Runs taken over from a worker that died.")
@@ -293,7 +293,7 @@ OF_WORKER = (
 
 
 def leave_out(metrics: Sequence[MetricWrapperBase]) -> None:
-    """Export nothing of these from this process: a metric that nobody sets would say 0.
+    """Export nothing of these from this process: a metric that is not set would be 0.
 
     An alert on a series that is missing never fires while other processes export it as 0.
     """

@@ -1,4 +1,4 @@
-"""Approvals: asked for by the owner of a run, decided once by somebody else, for exactly these arguments."""
+"""Approvals: asked for by the owner of a run, decided once by another person, for exactly these arguments."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from app.core.errors import Conflict, NotFound
 from app.core.models import Fence, RunStatus
 from app.db import run_change, run_wait
 from app.db.engine import Database
-from app.db.lenient import from_json
-from app.db.row_codec import RowCodec
+from app.db.row_codec import RowCodec, clean, from_json
 from app.db.run_change import Changed
 from app.db.run_claim import hold
 from app.db.run_queries import owner
 from app.db.tables import IS_WAITING, OWNER, approvals, runs, steps
-from app.db.text import clean
 
 _ROW = RowCodec(Approval, approvals)
 
@@ -67,7 +65,7 @@ class ApprovalStore:
         Push the run if `changed` has events and it is queued; the reconciler does so otherwise.
 
         Raises:
-            NotFound: nobody asked for this step.
+            NotFound: this step has no request for approval.
             Conflict: it is decided (`decided`), too late (`expired`), about other arguments
                 (`args_changed`), or the run has ended (`finished`).
         """

@@ -21,7 +21,7 @@ from app.core.models import Fence, StepRecord
 from app.db.engine import Database
 from app.db.row_codec import RowCodec
 from app.db.run_claim import hold
-from app.db.run_rows import STEP_ROW
+from app.db.run_queries import STEP_ROW
 from app.db.tables import model_calls, runs, steps
 
 CALL_ROW = RowCodec(CallRecord, model_calls)

@@ -27,8 +27,8 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 15.0
 """How long one PostgreSQL statement may take before the server counts as away."""
 IDLE_S = 5.0
-"""How long a PostgreSQL transaction may stand still: then its process is frozen or cut off, and the server
-rolls it back, so that its locks hold up nobody else."""
+"""How long a PostgreSQL transaction may be idle: then its process is frozen or cut off, and the server
+rolls it back, so that its locks delay no other process."""
 LOCK_S = 10.0
 """How long a statement waits for a lock. Longer than `IDLE_S`: who waits for a frozen
 process gets through."""

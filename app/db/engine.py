@@ -179,7 +179,7 @@ _SQLITE_AWAY = frozenset(
 )
 _PRIMARY_CODE = 0xFF  # SQLite's extended codes keep the primary one in their low byte
 _POSTGRES_AWAY = ("08", "25006", "25P03", "28", "3D", "40", "53", "55P03", "57", "58")
-"""SQLSTATE classes: connection, standby, a transaction that stood still, log-in, no such database, deadlock,
+"""SQLSTATE classes: connection, standby, a transaction that was idle, log-in, no such database, deadlock,
 full, lock, shutdown, I/O."""
 
 

@@ -1,8 +1,8 @@
-"""What becomes of the log of a run that has ended: packed into chunks, and deleted when it is old.
+"""The log of a run that has ended: packed into chunks, and deleted when it is old.
 
 Each step is one small transaction that leaves a log which is whole and readable, so that the
 process may be killed at any point and another one may go on. Steps lock the run's row and look first,
-so two at once do no harm either. A run that goes on is never touched.
+so two at once do no harm either. A run that has not ended is never touched.
 
 `app.db.log_store` draws where a log goes. Packing goes from the front, chunk by chunk. Expiry deletes from
 the back, so that the marker shows with the first deletion, and what is in front of it still follows
@@ -22,10 +22,9 @@ from app.core.events import Event, EventType
 from app.core.models import RunStatus
 from app.db import log_store
 from app.db.engine import Database
-from app.db.lenient import word
-from app.db.log_chunks import CHUNK_BYTES, CHUNK_EVENTS, Chunk, pack
-from app.db.log_rows import WHOLE_LINE, insert_lines, to_event
+from app.db.log_rows import CHUNK_BYTES, CHUNK_EVENTS, WHOLE_LINE, Chunk, insert_lines, pack, to_event
 from app.db.log_store import EXPIRED, PACKED, is_expired, marker_data
+from app.db.row_codec import word
 from app.db.tables import log_chunks, log_lines, runs
 
 _ROWS_AT_ONCE = 2000

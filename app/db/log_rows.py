@@ -1,31 +1,122 @@
-"""Between `Event` and a row of `log_lines`, and the one way to insert many rows fast.
+"""How events are stored: a row of `log_lines` each; after the run's end up to 200 in a row of `log_chunks`.
 
-PostgreSQL takes one array per column and unnests them (measured: several times faster than a row
-per VALUES). SQLite takes one tuple per row, but a batch of lines as one statement that reads them
+Many rows at once. PostgreSQL takes one array per column and unnests them (measured: several times faster
+than a row per VALUES). SQLite takes one tuple per row, but a batch of lines as one statement that reads them
 from a JSON array: it releases the GIL once, where `executemany` does for every row and then waits
 for a busy event loop to release it in turn (measured: 55 µs a row).
 
-The fast way into PostgreSQL is many plain lines as one text (`insert_block`).
-A loud program's commit is thousands of lines that differ in their content, and hardly in anything
-else. As an array per column they cost asyncpg four to five times as much, and the server a fifth
-more (measured: 8.7 against 1.8 µs of the client's and 7.2 against 5.9 µs of the server's time a line,
-1,000 lines of 200 bytes a statement). So their contents travel joined by line feeds, which none of
-them holds, the rest as numbers, and `seq` is counted by the server.
+Many plain lines into PostgreSQL are one text (`insert_block`). A loud program's commit is thousands of lines
+that differ in their content, and hardly in anything else. As an array per column they cost asyncpg four to
+five times as much, and the server a fifth more (measured: 8.7 against 1.8 µs of the client's and 7.2
+against 5.9 µs of the server's time a line, 1,000 lines of 200 bytes a statement). So their contents travel
+joined by line feeds, which none of them holds, the rest as numbers, and `seq` is counted by the server.
+
+A chunk's body is JSON, a list per column (alike values are together, times and numbers as differences),
+compressed with zstd. docs/decisions/0006-log-storage.md has the figures. `format` names the layout:
+a new one gets a new number, and the old ones stay readable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import orjson
+import zstandard
 from sqlalchemy import Connection, text
 
+from app.core.errors import StorageError
 from app.core.events import Event, EventType, LineBatch, Written
-from app.db.lenient import from_json, word, word_or
+from app.core.log_filter import BlockSummary, folded
+from app.db.row_codec import clean, clean_or_none, from_json, stored_bytes, to_json, word, word_or
 from app.db.tables import log_lines
-from app.db.text import clean, clean_or_none, stored_bytes, to_json
 from tailrun.process.lines import Level, Stream
+
+CHUNK_EVENTS = 200
+CHUNK_BYTES = 1_000_000
+"""A chunk takes no further event once its contents are over this."""
+
+_FORMAT = 1
+_ZSTD_LEVEL = 1
+_LEVELS = {level.value: level for level in Level}
+_STREAMS = {stream.value: stream for stream in Stream}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A row of `log_chunks`."""
+
+    run_id: str
+    summary: BlockSummary
+    body: bytes
+
+    def values(self) -> dict[str, Any]:
+        """Return the row by column."""
+        return {"run_id": self.run_id, **asdict(self.summary), "format": _FORMAT, "body": self.body}
+
+
+def pack(events: Sequence[Event]) -> Chunk:
+    """Make a chunk of `events`: of one run, in order, at least one."""
+    columns = {
+        "seq": _differences([event.seq for event in events]),
+        "type": [event.type.value for event in events],
+        "ts": _differences([event.ts for event in events]),
+        "attempt": [event.attempt for event in events],
+        "level": [event.level and event.level.value for event in events],
+        "stream": [event.stream and event.stream.value for event in events],
+        "step": [event.step for event in events],
+        "content": [event.content for event in events],
+        "data": [event.data or None for event in events],
+    }
+    body = zstandard.compress(orjson.dumps(columns), _ZSTD_LEVEL)
+    return Chunk(events[0].run_id, BlockSummary.of(events), body)
+
+
+def unpack(run_id: str, layout: int, body: bytes) -> bytes:
+    """Return the columns of a chunk, for `may_hold` and `events_of`.
+
+    `StorageError` when a newer release wrote it.
+    """
+    if layout != _FORMAT:
+        raise StorageError(f"{run_id}: its log is stored in format {layout}, which a newer release reads")
+    return zstandard.decompress(body)
+
+
+def may_hold(columns: bytes, q: str) -> bool:
+    """Whether a content may hold `q`: ten times faster than to look at each."""
+    return folded(orjson.dumps(q)[1:-1].decode()) in columns.lower()
+
+
+def events_of(run_id: str, columns: bytes) -> list[Event]:
+    """Return the events of a chunk."""
+    return list(_events(run_id, orjson.loads(columns)))
+
+
+def _events(run_id: str, columns: dict[str, list[Any]]) -> Iterator[Event]:
+    names = ("type", "attempt", "level", "stream", "step", "content", "data")
+    numbers = zip(accumulate(columns["seq"]), accumulate(columns["ts"]), strict=True)
+    rest = zip(*(columns[name] for name in names), strict=True)
+    for (seq, ts), (kind, attempt, level, stream, step, content, data) in zip(numbers, rest, strict=True):
+        yield Event(
+            seq=seq,
+            type=word(EventType, kind),
+            ts=ts,
+            run_id=run_id,
+            attempt=attempt,
+            level=None if level is None else _LEVELS[level],
+            stream=None if stream is None else _STREAMS[stream],
+            step=step,
+            content=content,
+            data=data or {},
+        )
+
+
+def _differences(numbers: list[int]) -> list[int]:
+    """Return the first number, then what each adds to the one before."""
+    return [numbers[0], *(later - earlier for earlier, later in pairwise(numbers))]
+
 
 LINE_COLUMNS = ("run_id", "seq", "type", "ts", "attempt", "level", "stream", "step", "content", "data")
 WHOLE_LINE = [log_lines.c[name] for name in LINE_COLUMNS]
@@ -164,7 +255,7 @@ def weigh(events: Sequence[Written]) -> tuple[int, int]:
     return lines, size
 
 
-_LEVELS, _STREAMS = tuple(Level), tuple(Stream)
+_LEVEL_CODES, _STREAM_CODES = tuple(Level), tuple(Stream)
 _FEW = 16
 """Below so many lines it is not worth a second shape of the statement."""
 
@@ -175,8 +266,8 @@ def _array(words: Sequence[str]) -> str:
 
 def insert_block(source: str) -> str:
     """Return the INSERT of `block_values`, made only when `source` has a row."""
-    level = f"{_array(_LEVELS)}[1 + l.code / {len(_STREAMS)}]"
-    stream = f"{_array(_STREAMS)}[1 + l.code % {len(_STREAMS)}]"
+    level = f"{_array(_LEVEL_CODES)}[1 + l.code / {len(_STREAM_CODES)}]"
+    stream = f"{_array(_STREAM_CODES)}[1 + l.code % {len(_STREAM_CODES)}]"
     return f"""INSERT INTO log_lines (run_id, seq, type, ts, attempt, level, stream, step, content)
  SELECT CAST(:block_run_id AS text), CAST(:block_first AS bigint) + l.nth - 1, 'log', l.ts,
  CAST(:block_attempt AS integer), {level}, {stream}, CAST(:block_step AS text), l.content
@@ -237,6 +328,6 @@ def _codes(batches: Sequence[LineBatch]) -> list[int]:
         for line in batch.lines:
             if line.level is not level or line.stream is not stream:
                 level, stream = line.level, line.stream
-                code = _LEVELS.index(level) * len(_STREAMS) + _STREAMS.index(stream)
+                code = _LEVEL_CODES.index(level) * len(_STREAM_CODES) + _STREAM_CODES.index(stream)
             codes.append(code)
     return codes

@@ -33,10 +33,9 @@ from sqlalchemy import ColumnElement, Select, Subquery, collate, func, or_, sele
 from app.core.events import NEVER_FILTERED, Event, EventType
 from app.core.log_filter import EVERYTHING, LogFilter, folded
 from app.db.engine import Database
-from app.db.log_chunks import CHUNK_EVENTS, events_of, may_hold, unpack
-from app.db.log_rows import WHOLE_LINE, to_event
+from app.db.log_rows import CHUNK_EVENTS, WHOLE_LINE, events_of, may_hold, to_event, unpack
+from app.db.row_codec import clean_or_none
 from app.db.tables import log_chunks, log_lines
-from app.db.text import clean_or_none
 
 _LINE, _CHUNK = log_lines.c, log_chunks.c
 _ALWAYS = sorted(kind.value for kind in NEVER_FILTERED)

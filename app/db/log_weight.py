@@ -15,8 +15,8 @@ from sqlalchemy import Connection, LargeBinary, case, cast, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from app.core.events import Event, EventType, Written
+from app.db.row_codec import stored_bytes, to_json
 from app.db.tables import log_lines
-from app.db.text import stored_bytes, to_json
 
 ROW_BYTES = 100
 """What an event weighs beside its step, content and data.

@@ -2,7 +2,7 @@
 
 The names of secrets are open, so that a project can be shown by a process without the key.
 
-What is secret in a row: encrypted with `PROJECTS_KEY`, and bound to the row it stands in.
+What is secret in a row: encrypted with `PROJECTS_KEY`, and bound to its row.
 
 Fernet (AES-128-CBC and HMAC-SHA256), with several keys for a change of keys: the first one seals,
 each of them opens. The row's id is sealed in, so that a text moved to another row opens nothing.
@@ -20,9 +20,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.core.errors import Unavailable
 from app.db.engine import Database
-from app.db.lenient import from_json
+from app.db.row_codec import from_json, to_json
 from app.db.tables import projects
-from app.db.text import to_json
 from app.plan.projects import ProjectConfig, check_project
 
 
@@ -107,7 +106,7 @@ class ProjectStore:
         if row is None:
             insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
             statement = insert(projects).values(id=project_id, **values).on_conflict_do_nothing()
-            if not connection.execute(statement).rowcount:  # somebody else made it just now
+            if not connection.execute(statement).rowcount:  # another request made it just now
                 return self._put(connection, project_id, change, now)
         else:
             connection.execute(update(projects).where(projects.c.id == project_id).values(**values))
@@ -205,7 +204,7 @@ class Seal:
         Raises:
             Unavailable: code `no_projects_key`, or `wrong_projects_key` where no key fits.
         """
-        from cryptography.fernet import InvalidToken  # noqa: PLC0415 - dear to import, rarely needed
+        from cryptography.fernet import InvalidToken  # noqa: PLC0415 - slow to import, rarely needed
 
         try:
             body = cast("dict[str, Any]", orjson.loads(self._fernet().decrypt(sealed)))

@@ -15,9 +15,9 @@ from app.core.errors import Conflict, NotFound
 from app.core.events import Event, EventType
 from app.core.models import Run, RunStatus, StepStatus
 from app.db.log_rows import insert_lines
-from app.db.run_rows import RUN_ROW
+from app.db.row_codec import to_json
+from app.db.run_queries import RUN_ROW
 from app.db.tables import runs, steps
-from app.db.text import to_json
 from app.db.webhook_store import drop_notice, note_end
 from tailrun.process.errors import ErrorCode
 from tailrun.process.lines import Level, Stream
@@ -64,7 +64,7 @@ def start(connection: Connection, run_id: str, now: int) -> Changed:
 
 
 def request_cancel(connection: Connection, run_id: str, now: int) -> Changed:
-    """Note the request; end the run at once when nobody owns it."""
+    """Note the request; end the run at once when it has no owner."""
     run = locked(connection, run_id)
     if run.status.terminal:
         return Changed(run, [])

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, insert, select, text, update
 from app.core.errors import LostOwnership
 from app.core.models import Fence, Run, RunStatus
 from app.db.engine import Database
-from app.db.run_rows import RUN_ROW, RUN_SQL
+from app.db.run_queries import RUN_ROW, RUN_SQL
 from app.db.tables import attempts, runs
 
 EVER = 2**31 - 1
@@ -68,7 +68,7 @@ def _claim_sqlite(connection: Connection, ids: Sequence[str], values: dict[str, 
 
 
 def take_over(connection: Connection, seen: Run, worker_id: str, now: int) -> Run | None:
-    """Make `worker_id` the owner, if the row is still as `seen`. None: somebody was faster."""
+    """Make `worker_id` the owner, if the row is still as `seen`. None: another worker was faster."""
     if seen.status.terminal or seen.status is RunStatus.WAITING:
         return None
     was_running = seen.status is RunStatus.RUNNING

@@ -25,9 +25,9 @@ from app.core.models import Fence, RunStatus, StepRecord
 from app.db import run_wait
 from app.db.engine import Database
 from app.db.log_rows import block_values, insert_block, insert_from, insert_lines, line_arrays, weigh
-from app.db.run_rows import STEP_ROW
+from app.db.row_codec import clean_or_none, to_json, to_json_or_none
+from app.db.run_queries import STEP_ROW
 from app.db.tables import log_lines, runs
-from app.db.text import clean_or_none, to_json, to_json_or_none
 from app.db.webhook_store import note_end
 
 _STEP_TYPES: dict[str, str] = {

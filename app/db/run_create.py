@@ -14,10 +14,9 @@ from app.core.events import Event, EventType
 from app.core.models import Run, RunDefinition, RunStatus
 from app.db.engine import Database
 from app.db.log_rows import insert_from, insert_lines, line_arrays
-from app.db.run_queries import BACKLOG, owner
-from app.db.run_rows import RUN_ROW
+from app.db.row_codec import clean, clean_or_none
+from app.db.run_queries import BACKLOG, RUN_ROW, owner
 from app.db.tables import runs
-from app.db.text import clean, clean_or_none
 
 KEY_REUSED = "this Idempotency-Key was used for another request: use a new key"
 

@@ -1,25 +1,63 @@
-"""The questions about many runs, each of which reads no more rows than it answers with.
+"""The columns of runs and steps, and the questions about many runs.
 
-PostgreSQL chooses an index by its statistics, and after a burst these are of another time: then "the runs
-that failed" may be looked for among all runs, because there were none. So a question here leaves one way
-only. It compares whole rows of an index' columns and asks for the index' own order, which no other index
-has, or says an expression that one index holds (`tables.OWNER` and its neighbours). Decision record 0024
-has the figures; `tests/integration/test_plans.py` reads the rows that each statement touches.
+The columns are the fields of `Run` and `StepRecord`, listed nowhere else.
+
+Each question reads no more rows than it answers with. PostgreSQL chooses an index by its statistics, and
+after a burst these are of another time: then "the runs that failed" may be looked for among all runs,
+because there were none. So a question here allows one plan only: it compares whole rows of an index'
+columns and asks for the index' own order, which no other index has, or uses an expression that one index
+holds (`tables.OWNER` and its neighbours). Decision record 0024 has the figures;
+`tests/integration/test_plans.py` reads the rows that each statement touches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, TextClause, func, literal_column, select, text, tuple_
+from sqlalchemy import ColumnElement, Select, TextClause, func, literal, literal_column, select, text, tuple_
 
-from app.core.models import RunStatus
+from app.core.models import Run, RunStatus, StepRecord
 from app.core.paging import PageCursor
-from app.db.run_rows import RUN_ROW, WITHOUT_SPEC
-from app.db.tables import IS_QUEUED, IS_RUNNING, IS_WAITING, OWNER, runs
-from app.db.text import clean
+from app.db.row_codec import RowCodec, clean, from_json
+from app.db.tables import IS_QUEUED, IS_RUNNING, IS_WAITING, OWNER, attempts, runs, steps
+
+RUN_ROW = RowCodec(Run, runs)
+STEP_ROW = RowCodec(StepRecord, steps)
+
+RUN_SQL = ", ".join(RUN_ROW.names)
+WITHOUT_SPEC: list[ColumnElement[Any]] = [
+    literal("{}").label(column.name) if column.name in {"spec", "agent"} else column
+    for column in RUN_ROW.columns
+]
+"""For lists: a spec may hold megabytes, and an agent's instructions are long."""
+
+
+ATTEMPT_ENDS = (attempts.c.started_at, attempts.c.ended_at, attempts.c.outcome, attempts.c.error)
+"""What `count_waits` reads, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How often a run was given back, and for how many seconds it then waited in all."""
+
+    times: int = 0
+    seconds: float = 0.0
+
+
+def count_waits(rows: Sequence[Any], codes: Collection[str]) -> Waits:
+    """Add up the rests behind attempts that were given back for an error of `codes`; rows in order."""
+    rests = [
+        max(0, later[0] - earlier[1])
+        for earlier, later in pairwise(rows)
+        if earlier[1] is not None
+        and earlier[2] == "queued"
+        and from_json(earlier[3], {}, "attempts.error").get("code") in codes
+    ]
+    return Waits(len(rests), sum(rests) / 1_000_000)
+
 
 _RUN = runs.c
 _FIRST = -(2**63)

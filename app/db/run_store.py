@@ -18,13 +18,12 @@ from app.core.models import Fence, Run, RunStatus, StepRecord
 from app.core.paging import PageCursor, page
 from app.db import log_weight, run_change, run_claim, run_commit, run_create, run_queries, run_wait
 from app.db.engine import Database
-from app.db.lenient import from_json, word
 from app.db.log_weight import Kept
+from app.db.row_codec import from_json, word
 from app.db.run_change import Changed
 from app.db.run_commit import Batch, Committed, Cut, Outcome
 from app.db.run_create import Created, RunDraft
-from app.db.run_queries import OpenRun
-from app.db.run_rows import ATTEMPT_ENDS, RUN_ROW, STEP_ROW, WITHOUT_SPEC, Waits, count_waits
+from app.db.run_queries import ATTEMPT_ENDS, RUN_ROW, STEP_ROW, WITHOUT_SPEC, OpenRun, Waits, count_waits
 from app.db.tables import attempts, log_lines, runs, steps
 
 __all__ = [
@@ -63,7 +62,7 @@ class RunStore:
         self._db = db
 
     async def create(self, new: RunDraft, now: int) -> Created:
-        """Make a run; Conflict when its idempotency key stands for another request."""
+        """Make a run; Conflict when its idempotency key belongs to another request."""
         return await run_create.create(self._db, new, now)
 
     async def earlier(self, new: RunDraft) -> Created | None:
@@ -93,7 +92,7 @@ class RunStore:
         return await self._db.write(lambda connection: run_change.start(connection, run_id, now))
 
     async def request_cancel(self, run_id: str, now: int) -> Changed:
-        """Ask for the end: at once when nobody owns the run, else a timestamp. Unknown: NotFound."""
+        """Ask for the end: at once when the run has no owner, else a timestamp. Unknown: NotFound."""
         return await self._db.write(lambda connection: run_change.request_cancel(connection, run_id, now))
 
     async def note_waiting(self, run_id: str, text: str, now: int) -> Changed:
@@ -120,7 +119,7 @@ class RunStore:
         return await run_claim.claim(self._db, run_ids, worker_id, now, redelivered_below)
 
     async def take_over(self, seen: Run, worker_id: str, now: int) -> Run | None:
-        """Own one run, if its row is still as `seen`. None: somebody was faster, or it has ended."""
+        """Own one run, if its row is still as `seen`. None: another worker was faster, or it has ended."""
         return await self._db.write(lambda connection: run_claim.take_over(connection, seen, worker_id, now))
 
     async def commit(self, fence: Fence, after: int, batch: Batch) -> Committed:

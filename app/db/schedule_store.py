@@ -18,11 +18,9 @@ from app.core.models import DEFINITION_FIELDS, Priority, Run, RunKind
 from app.core.paging import PageCursor, page
 from app.db import run_create
 from app.db.engine import Database
-from app.db.lenient import from_json
-from app.db.row_codec import RowCodec
+from app.db.row_codec import RowCodec, clean, from_json, to_json
 from app.db.run_create import RunDraft
 from app.db.tables import schedules
-from app.db.text import clean, to_json
 
 MOST_PER_USER = 1000
 BACKLOG_FULL = "skipped: so many of your runs wait or are held already (USER_BACKLOG_MAX)"
@@ -30,7 +28,7 @@ BACKLOG_FULL = "skipped: so many of your runs wait or are held already (USER_BAC
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A schedule as its row stands. `run`: the `RunDefinition` of its runs; times in microseconds.
+    """A schedule as its row has it. `run`: the `RunDefinition` of its runs; times in microseconds.
 
     `next_at` is None once the expression names no further time. `last_error` says why the last
     tick made no run.
@@ -74,7 +72,7 @@ class ScheduleStore:
         self._db = db
 
     async def create(self, schedule: Schedule) -> Schedule:
-        """Keep a schedule, and return it; one whose id is there already is left as it stands.
+        """Keep a schedule, and return it; one whose id is there already is left unchanged.
 
         Raises:
             Conflict: its user has too many, or the id's schedule is another one.
@@ -120,8 +118,8 @@ class ScheduleStore:
     async def fire(self, seen: Schedule, next_at: int | None, now: int, *, backlog_max: int) -> Run | None:
         """Make the run of the tick that was seen, and move on to `next_at`.
 
-        None: somebody was faster, the schedule is gone, or its user's backlog is full
-        (`last_error` says so).
+        None: another process was faster, the schedule is gone, or its user's backlog is full
+        (`last_error` has it).
         """
         return await self._db.write(lambda connection: _fire(connection, seen, next_at, now, backlog_max))
 

@@ -1,7 +1,7 @@
 """The tables as SQLAlchemy sees them; `migrations/` makes them (a test holds the two together).
 
 Ids are text, times are microseconds since the epoch, JSON is text that orjson wrote.
-`log_lines` has no foreign key: its writers lock the run's row first, and a check per line is dear.
+`log_lines` has no foreign key: its writers lock the run's row first, and a check per line is expensive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-from app.db.text import clean
+from app.db.row_codec import clean
 
 metadata = MetaData()
 
@@ -106,7 +106,7 @@ runs = Table(
     Column("spent_u", BigInteger, nullable=False, server_default="0"),
     Column("spent_tokens", BigInteger, nullable=False, server_default="0"),
     Column("waiting_for", SafeText),
-    # `log_lines`, `log_size`, `last_seq` and `truncated` stand in no index and in no condition of one, for
+    # `log_lines`, `log_size`, `last_seq` and `truncated` are in no index and in no condition of one, for
     # each log batch changes them; nor do `spent_u` and `spent_tokens`, which each model call changes.
     # PostgreSQL leaves all indexes alone only as long as none has what changes.
     Index("runs_by_status", "status", "run_id"),

@@ -75,7 +75,7 @@ class TokenStore:
     ) -> tuple[str, Token]:
         """Make a token; return its secret, which is shown this once, and its row.
 
-        A `secret` of the caller's (the bootstrap token) that is there already is left as it stands. A `key`
+        A `secret` of the caller's (the bootstrap token) that is there already is left unchanged. A `key`
         makes one token however often it comes: again, it returns that token with an empty secret, for its own
         is not kept.
 

@@ -15,16 +15,15 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, update
 
 from app.db.engine import Database
-from app.db.lenient import from_json
+from app.db.row_codec import from_json, to_json
 from app.db.tables import webhooks
-from app.db.text import to_json
 
 KEPT_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A delivery as its row stands; times in microseconds. `next_at` None: delivered, or given up.
+    """A delivery as its row has it; times in microseconds. `next_at` None: delivered, or given up.
 
     `tries` are the last ones: `{"at", "status", "error", "ms"}`.
     """
@@ -71,13 +70,13 @@ class WebhookStore:
         return await self._select(query.limit(limit))
 
     async def take(self, seen: Delivery, until: int) -> bool:
-        """Have the delivery to oneself `until` then; False if somebody else was faster."""
+        """Reserve the delivery `until` then; False if another worker was faster."""
         return await self._change(seen.run_id, seen.next_at, next_at=until)
 
     async def settle(
         self, taken: Delivery, until: int, tried: dict[str, Any], *, next_at: int | None, delivered: bool
     ) -> bool:
-        """Write down what became of a try that was taken `until`; False if somebody else has it by now."""
+        """Write the outcome of a try that was taken `until`; False if another worker has it by now."""
         return await self._change(
             taken.run_id,
             until,

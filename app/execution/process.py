@@ -19,8 +19,14 @@ from app.core.models import ResourceRequest
 from app.core.private_files import private_folder
 from app.execution.environment import Folders, ShortNames, build_env, search_path, source_file
 from app.execution.executor import ToolResult, ToolRun
-from app.execution.guard_client import GuardClient, Request, kill_orphans
-from app.execution.limits import NO_LIMITS, LimitWatch, ProgramLimits
+from app.execution.guard_client import (
+    NO_LIMITS,
+    GuardClient,
+    LimitWatch,
+    ProgramLimits,
+    Request,
+    kill_orphans,
+)
 from app.storage.workspace import FileInfo
 from tailrun.process import errors, guard
 from tailrun.process.aio import run_to_completion

@@ -21,7 +21,7 @@ from app.core.errors import StorageError
 from app.core.models import ResourceRequest
 from app.execution.executor import CannotRun, ToolResult, ToolRun
 from app.k8s.client import Cluster, ClusterAway, ClusterError
-from app.k8s.context import JobContext
+from app.k8s.launcher import JobContext
 from app.k8s.login import NoCluster, find
 from app.k8s.monitor import JobMonitor
 from app.k8s.profile import Profiles

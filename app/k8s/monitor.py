@@ -21,10 +21,9 @@ from app.core.errors import LostOwnership, StorageError
 from app.execution.executor import ToolResult, ToolRun
 from app.k8s import spec
 from app.k8s.client import Absent, ClusterAway, ClusterError
-from app.k8s.context import JobContext, Stages
 from app.k8s.follower import PodLogFollower
 from app.k8s.frames import Cursor, Exit, FrameReader, Gap, Item, News, RawLines
-from app.k8s.launcher import JobLauncher
+from app.k8s.launcher import JobContext, JobLauncher, Stages
 from app.k8s.pod_state import PodVerdict, State, finished, judge, silent_node
 from app.storage.staging import StagingFailure, UploadRefused
 from tailrun.process.aio import run_to_completion

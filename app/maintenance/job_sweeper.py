@@ -1,8 +1,8 @@
 """Removes Jobs of tools whose run has ended, under one leader: what a worker left that died in between.
 
 A Job is deleted by the worker that commits its result. Whatever goes wrong before that (the worker
-dies behind the commit, a run is cancelled while nobody owns it) ends here: a Job whose run is over
-has nobody to work for. Jobs of runs that nobody knows are left to their own time limits.
+dies behind the commit, a run is cancelled while it has no owner) ends here: a Job whose run is over
+is deleted. Jobs of unknown runs are left to their own time limits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Jobs(Protocol):
         ...
 
     async def sweep(self, older_than_s: float) -> None:
-        """Forget staged files that nobody came for."""
+        """Delete staged files that were never fetched."""
         ...
 
 

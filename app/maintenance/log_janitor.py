@@ -18,8 +18,8 @@ from app.config import LogSettings
 from app.core.errors import StorageError, TailrunError
 from app.core.events import Event
 from app.core.telemetry import LOG_UPKEEP
-from app.db.log_chunks import CHUNK_EVENTS
 from app.db.log_retention import EndedRun, LogUpkeep
+from app.db.log_rows import CHUNK_EVENTS
 from app.db.log_store import PACKED, LogStore, is_expired
 from app.storage.log_archive import ARCHIVE_NAME, archive_bytes
 from app.storage.workspace import Workspaces
@@ -75,7 +75,7 @@ class Janitor:
     def _look_again_now_and_then(self, before: int) -> None:
         """Go back by a day once an hour: a run may have been committed long after the time of its end.
 
-        No further: most runs are too small to be packed, and stay as they are for ever.
+        No further: most runs are too small to be packed, and stay as they are.
         """
         now = asyncio.get_running_loop().time()
         if now > self._anew_at:

@@ -1,7 +1,7 @@
 """Makes the runs of schedules when their time has come, by the clock of Redis.
 
 One worker does it at a time; that saves work, and nothing rests on it: the database lets each
-tick make one run (`app.db.schedule_store`). Ticks that nobody was there for are one run, made
+tick make one run (`app.db.schedule_store`). Ticks that no worker was there for are one run, made
 late; the next tick is the first one after now.
 """
 

@@ -37,7 +37,7 @@ class WaitingLines:
         self._told: set[str] = set()
 
     async def look(self) -> None:
-        """Tell the next runs, if nobody takes them."""
+        """Tell the next runs, if no worker can take them."""
         why = (await self._queue.depth()).idle()
         if not why:
             self._told.clear()

@@ -91,7 +91,7 @@ class Webhooks:
         busy = Counter(self._sending.values())
         for delivery in await self._store.due(self._clock(), _LOOK_AT) if room > 0 else ():
             host = _host(delivery.url)
-            if busy[host] >= _A_HOST:  # a receiver that does not answer keeps nobody else's waiting
+            if busy[host] >= _A_HOST:  # a receiver that does not answer delays no other one's
                 continue
             until = self._clock() + self._taken_us
             if await self._store.take(delivery, until):
@@ -187,7 +187,7 @@ def payload(run: Run, since: int) -> bytes:
 
 
 def _host(url: str) -> str:
-    """Return who is asked; nobody for what is no address, which the sender finds as well."""
+    """Return the host that is asked; "" for what is no address, which the sender finds as well."""
     try:
         return urlsplit(url).netloc
     except ValueError:

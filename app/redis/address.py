@@ -75,7 +75,7 @@ class RedisAddress:
 
     @classmethod
     def of(cls, settings: RedisSettings, url: str | None = None) -> RedisAddress:
-        """Read the settings; `BadAddress` names the one that is wrong. `url` stands in for REDIS_URL."""
+        """Read the settings; `BadAddress` names the one that is wrong. `url` replaces REDIS_URL."""
         address = cls.parse(url or settings.effective_url)
         secret = settings.sentinel_password
         return replace(
@@ -145,7 +145,7 @@ def _options(query: str) -> dict[str, str]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := sorted(options.keys() - {"db"}):
         raise BadAddress(
-            f"REDIS_URL has parameters that mean nothing here: {', '.join(unknown)}. Files for TLS stand in "
+            f"REDIS_URL has parameters that mean nothing here: {', '.join(unknown)}. Files for TLS are in "
             "REDIS_CA_FILE, REDIS_CERT_FILE and REDIS_KEY_FILE"
         )
     return options
@@ -243,7 +243,7 @@ class Sentinels:
         """Take note that the server which the first sentinel named is no master."""
         self._order.append(self._order.pop(0))
 
-    def nobody(self, said: list[str]) -> str:
+    def no_master(self, said: list[str]) -> str:
         """Say that no sentinel was of help, and what each said."""
         return f"no sentinel names the master of {self.service!r} ({'; '.join(said)})"
 

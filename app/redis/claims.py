@@ -1,7 +1,7 @@
 """The worker's side of the queue: claim, ack, delay, bury, give back.
 
 What a worker takes moves to `jobs:processing:<worker_id>` in the same command and stays
-there until the outcome stands in the database, so that a crash loses nothing. Every script
+there until the outcome is committed in the database, so that a crash loses nothing. Every script
 here may be repeated after a lost reply: it acts only while the entry is still held.
 """
 
@@ -24,7 +24,7 @@ DEAD_LIMIT = 10_000
 # ARGV  1 most to claim  2 worker id  3 lease in ms  4… entries to ack
 # Output  {now in µs, {entries claimed}}
 #
-# What ends first has mostly come first and stands at the right end, so LREM looks from there.
+# What ends first has mostly come first and is at the right end, so LREM looks from there.
 _CLAIM = Script("""
 local t = redis.call('TIME')
 for i = 4, #ARGV do redis.call('LREM', KEYS[2], -1, ARGV[i]) end
@@ -79,7 +79,7 @@ return 1
 """)
 
 _LACK_S = 10
-"""How long what a worker has said of its lack holds; it says so every second."""
+"""How long a worker's report of what it lacks is valid; it reports every second."""
 
 
 @dataclass(frozen=True, slots=True)

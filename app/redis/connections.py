@@ -134,4 +134,4 @@ async def _ask_for_master(sentinels: Sentinels) -> Server:
             said.append(f"{sentinel.shown} does not know it")
         finally:
             await connection.disconnect(nowait=True)
-    raise ConnectionFailed(sentinels.nobody(said))
+    raise ConnectionFailed(sentinels.no_master(said))

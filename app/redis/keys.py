@@ -5,7 +5,7 @@ Redis Cluster, which the scripts need.
 
 How a Lua script is run: by its hash, and by its text where the server does not know it yet.
 
-Scripts travel with the code that calls them (each stands over its method, with its KEYS,
+Scripts travel with the code that calls them (each is above its method, with its KEYS,
 ARGV and output), so that two versions of Tailrun can share one Redis during an upgrade.
 """
 

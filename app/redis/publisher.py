@@ -65,7 +65,7 @@ return ARGV[1]
 
 @dataclass(frozen=True, slots=True)
 class PublishRefused:
-    """The fence that stood in the way; None: there was none, ask the database."""
+    """The fence that refused it; None: there was none, ask the database."""
 
     fence: int | None
 

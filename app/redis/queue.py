@@ -1,7 +1,9 @@
-"""The queue as everybody sees it: push a run, look at the depth.
+"""The queue from outside of the workers: push a run, look at the depth, read and drop dead letters.
 
-What only a worker does (claim, ack, give back) is in `claims`; the clockwork in `ticks`; the
-dead letters in `dead`.
+Claim, ack and requeue, which only a worker does, are in `claims`; the tick is in `lease`.
+
+A dead letter is an entry that was given up, with the reason; workers write it (`claims`). It is addressed by
+its run, or by an id made from its content, which every letter has: also that of an entry without a run.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -255,3 +258,74 @@ def delayed_job(run: Run, due_us: int) -> Job:
 def due_ms(due_us: int) -> int:
     """Return a due time as `jobs:delayed` holds it, rounded up: no entry comes before its row is due."""
     return -(-due_us // 1000)
+
+
+_PAGE = 500
+_ID_CHARS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter: its id, its raw text, and what it says (`reason`, `error`, `entry`, `raw`, `at`)."""
+
+    letter_id: str
+    raw: bytes
+    body: dict[str, Any]
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that it names; anybody may have written it, so ask the row."""
+        run_id = self.body.get("run_id")
+        return run_id if isinstance(run_id, str) else None
+
+    def is_named(self, name: str) -> bool:
+        """Whether `name` is the letter's id or its run's."""
+        return name in {self.letter_id, self.run_id}
+
+
+class DeadLetters:
+    """`jobs:dead`, newest first. Every method raises `RedisDown` while Redis is away."""
+
+    def __init__(self, clients: RedisClients) -> None:
+        self._redis: Any = clients.commands
+        self._key = clients.keys.dead()
+
+    async def page(self, offset: int, limit: int) -> list[Letter]:
+        """Return up to `limit` letters from the `offset`-th on."""
+        with guard():
+            raws = await self._redis.lrange(self._key, offset, offset + limit - 1)
+        return [read_letter(raw) for raw in raws]
+
+    async def all(self) -> AsyncIterator[Letter]:
+        """Yield every letter; one that is added or dropped meanwhile may come twice or not at all."""
+        offset = 0
+        while letters := await self.page(offset, _PAGE):
+            for letter in letters:
+                yield letter
+            offset += len(letters)
+
+    async def named(self, name: str) -> list[Letter]:
+        """Return the letters of a run, or the one with this id."""
+        return [letter async for letter in self.all() if letter.is_named(name)]
+
+    async def remove(self, letters: Sequence[Letter]) -> int:
+        """Drop letters; return how many were still there."""
+        if not letters:
+            return 0
+        with guard():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for letter in letters:
+                    pipe.lrem(self._key, 0, letter.raw)
+                return sum(await pipe.execute())
+
+
+def read_letter(raw: bytes) -> Letter:
+    """Read a letter; one that is unreadable itself is shown as such."""
+    letter_id = sha256(raw).hexdigest()[:_ID_CHARS]
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        body = None
+    if not isinstance(body, dict):
+        body = {"run_id": None, "reason": "unreadable", "raw": raw.decode(errors="replace")}
+    return Letter(letter_id, raw, body)

@@ -1,4 +1,4 @@
-"""The one pub/sub connection of a process, shared by all runs that somebody watches.
+"""The one pub/sub connection of a process, shared by all runs that have readers.
 
 Owns what is subscribed and brings it back after a loss, at once and then with backoff. It
 works on the bare connection of redis-py, not on its `PubSub`, which reconnects silently.
@@ -34,7 +34,7 @@ _ERRORS = (redis.RedisError, OSError, TimeoutError)
 
 
 class NoSubscriptions:
-    """Stands in where there is no pub/sub: whoever asked has to look by itself."""
+    """Used where there is no pub/sub: its callers have to poll."""
 
     connected = False
 
@@ -63,11 +63,11 @@ class Subscriptions:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands, as far as is known."""
+        """Whether the connection is open, as far as is known."""
         return self._connection is not None
 
     def add(self, channel: str, on_message: OnMessage, on_confirmed: OnConfirmed) -> None:
-        """Subscribe; `on_confirmed` is called once it stands, and again after each reconnect."""
+        """Subscribe; `on_confirmed` is called once it is in force, and again after each reconnect."""
         self._wanted[channel.encode()] = (on_message, on_confirmed)
         self._start()
 
@@ -91,7 +91,7 @@ class Subscriptions:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="subscriptions")
 
     async def _run(self) -> None:
-        """Keep a connection while somebody wants a channel."""
+        """Keep a connection while a channel is wanted."""
         backoff = _BACKOFF_S[0]
         while self._wanted:
             started = asyncio.get_running_loop().time()
@@ -103,7 +103,7 @@ class Subscriptions:
                 say = _log.warning if self._told_up else _log.debug
                 say("subscription lost, trying again", error=str(error))
                 self._told_up = False
-            except Exception:  # noqa: BLE001 - logged and counted; the task goes on
+            except Exception:  # noqa: BLE001 - logged and counted; the task continues
                 PERIODIC_ERRORS.labels("subscriptions").inc()
                 _log.exception("subscription broke, trying again")
             else:

@@ -111,7 +111,7 @@ def _words(args: tuple[Any, ...]) -> list[str]:
 
 
 async def _sent(request: Awaitable[Any]) -> Any:
-    """Await a reply for at most 3 s (the library itself would wait for ever)."""
+    """Await a reply for at most 3 s (the library itself has no limit)."""
     from upstash_redis.errors import UpstashError  # noqa: PLC0415 - an optional extra
 
     try:

@@ -1,6 +1,6 @@
 """Around every request: its id, its line in the log, its time, and an answer whatever happens.
 
-The line has the path without its query, for a stream token may stand there; uvicorn's own
+The line has the path without its query, for a stream token may be in it; uvicorn's own
 access log is off for the same reason.
 
 HEAD is answered wherever GET is: probes, `curl -I` and link checkers ask so.
@@ -109,7 +109,7 @@ class _AccessRecord:
         await self._send(message)
 
     async def fail(self, error: Exception, receive: Receive) -> None:
-        """Answer what nobody expected, if nothing was yet: 503 while something is missing, or 500."""
+        """Answer an unexpected error, if nothing was yet: 503 while something is missing, or 500."""
         missing = await self._missing()
         if missing:
             _log.warning("request failed, not ready", missing="; ".join(missing.values()))

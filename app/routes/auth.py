@@ -1,7 +1,7 @@
 """What every route asks for before it does anything: who is calling, and which run they mean.
 
 Owns authentication (bearer tokens, stream tokens) and the look-up of a run in a path, so
-that no route can forget either. A run that is unknown, malformed or somebody else's is the
+that no route can forget either. A run that is unknown, malformed or another user's is the
 same 404. Works for HTTP and WebSocket alike.
 
 `AUTH=off`: callers of this machine need no token. Who may be such a caller, and who may not.
@@ -85,7 +85,7 @@ async def stream_user(conn: HTTPConnection, token: str | None, services: Service
         raise Unauthorized("Send `Authorization: Bearer <token>`, or a stream token as `?access_token=`.")
     principal = await _principal(query, services)
     if principal.scope != "stream":
-        raise Unauthorized("Only a stream token may stand in a URL; POST …/stream-token makes one.")
+        raise Unauthorized("Only a stream token may be in a URL; POST …/stream-token makes one.")
     return principal
 
 
@@ -123,7 +123,7 @@ Admin = Annotated[Principal, Depends(admin)]
 
 
 async def admin_calls(conn: HTTPConnection, services: Services) -> bool:
-    """Whether an admin is calling where nobody needs a token; no if that can't be found out just now."""
+    """Whether an admin is calling where no token is needed; no if that can't be found out just now."""
     try:
         return (await _Bearer(current_user)(conn)).admin
     except (Forbidden, Unauthorized, StorageError):
@@ -173,7 +173,7 @@ QueriedRun = Annotated[Run, Depends(queried_run)]
 
 _AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9.-]{1,253}))(?::\d{1,5})?")
 _OWN_PAGES = frozenset({"same-origin", "none"})
-"""What `Sec-Fetch-Site` says of our own pages, and of addresses that somebody typed."""
+"""What `Sec-Fetch-Site` says of our own pages, and of addresses that a person typed."""
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _OPEN_PATH = "/healthz"

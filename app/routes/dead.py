@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Query, Response
 
 from app.core.errors import NotFound, StorageError, TailrunError, TooManyRequests, Unprocessable
 from app.core.models import Run
-from app.redis.dead_letters import Letter
+from app.redis.queue import Letter
 from app.routes.auth import CurrentServices, CurrentUser, OwnRun
 from app.routes.body import IdempotencyKey, PageLimit, documents, json_body, made_before
 from app.routes.logs import last_events

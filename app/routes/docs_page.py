@@ -50,7 +50,7 @@ _LIMITS = {
     "maxProperties": "at most {} names",
     "pattern": "matches {}",
 }
-_SAYS_NOTHING = "Successful Response"  # what FastAPI writes where nobody described the answer
+_SAYS_NOTHING = "Successful Response"  # what FastAPI writes where the answer is not described
 _AUTH = {"bearer": '-H "Authorization: Bearer $TOKEN"', "staging": '-H "Tailrun-Staging-Token: $TOKEN"'}
 
 
@@ -156,7 +156,7 @@ def _groups(document: dict[str, Any]) -> list[tuple[str, list[Operation]]]:
     found: dict[str, list[Operation]] = {name: [] for name in _ORDER}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            # An alias has the tag of what it is, and then its own: it stands where it is looked for.
+            # An alias has the tag of what it is, and then its own: it is listed where it is looked for.
             group = (operation.get("tags") or ["other"])[-1]
             found.setdefault(group, []).append(_operation(method.upper(), path, operation))
     found["stream"] += _websockets()
@@ -283,7 +283,7 @@ def _limits(schema: dict[str, Any]) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """Escape a text, and show what stands in backquotes as code."""
+    """Escape a text, and show what is in backquotes as code."""
     parts = [escape(part) for part in text.split("`")]
     if len(parts) % 2 == 0:  # one is left open
         return escape(text)

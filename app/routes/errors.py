@@ -1,6 +1,6 @@
 """Every error that leaves the API over HTTP: `{"error": {"code", "message"}}`.
 
-Details of what nobody expected stay in the log, under the request id that the answer names.
+Details of unexpected errors stay in the log, under the request id that the answer names.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def _http(request: Request, error: HTTPException) -> Response:
 
 
 def _instead(path: str) -> str:
-    """Say what somebody who meets a 405 here most often wants."""
+    """Say what a client that meets a 405 here most often wants."""
     match path.split("/"):
         case ["", "v1", "runs"] | ["", "v1", "runs", _]:
             return " A run is ended with POST /v1/runs/{run_id}/cancel; its record stays."

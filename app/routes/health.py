@@ -1,4 +1,4 @@
-"""Whether this process lives, whether it can serve, and its figures. Nobody needs a token here."""
+"""Whether this process lives, whether it can serve, and its figures. No token is needed here."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ async def last_lines(logs: LogHistory, run_id: str, count: int) -> list[str]:
 
 
 async def _tail(logs: LogHistory, run_id: str, count: int) -> AsyncIterator[Event]:
-    """Yield at least the last `count` events, in which stand the last `count` lines."""
+    """Yield at least the last `count` events, among them the last `count` lines."""
     after: int | None = await logs.tail_cursor(run_id, count) if count else None
     while after is not None:
         page = await logs.page(run_id, after, MAX_PAGE)

@@ -54,7 +54,7 @@ class _Part:
     async def look(self) -> dict[RunStatus, int]:
         known = self._known
         if known is None or sum(known.values()) <= EXACT_UP_TO:
-            return await asyncio.shield(self._begun())  # who asks may have no patience; the count goes on
+            return await asyncio.shield(self._begun())  # the caller may give up; the count continues
         if self._clock() >= self._again_at:
             self._begun()
         return known

@@ -2,7 +2,7 @@
 
 ASGI can only end a response, and ending waits until the peer has read what is buffered. A
 reader that does not read would keep its connection, its memory and the server's shutdown
-for ever. `serve` passes these classes to uvicorn; `abort` finds the way back in the scope. A peer that
+without end. `serve` passes these classes to uvicorn; `abort` finds the way back in the scope. A peer that
 reads slowly is told from one that does not by `taken`: how much it has acknowledged by now.
 """
 
@@ -98,7 +98,7 @@ def _taken(transport: asyncio.Transport) -> int:
 
 def _with_abort(app: Any, transport: asyncio.Transport) -> Any:
     def cut() -> None:
-        # Without lingering the kernel lets go of its send buffer as well, and resets the connection.
+        # Without lingering the kernel drops its send buffer as well, and resets the connection.
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.fileno() >= 0 and sock.family != getattr(socket, "AF_UNIX", None):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

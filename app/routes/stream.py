@@ -1,7 +1,7 @@
 """Following a run over HTTP: `curl -N`, EventSource, ndjson or bare text; and downloading it.
 
 Everything that can be refused (token, run, parameters, the limit) is refused before the
-stream opens, with a status that says so.
+stream opens, with the status of that.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ if Server.handle_exit is AppStatus.handle_exit and AppStatus.original_handler is
 class StreamResponse(EventSourceResponse):
     """Sends what the reader has; the reader is open exactly while this is sent.
 
-    A stream that ends before its reader has finished ends cleanly, for a follower goes on with its
+    A stream that ends before its reader has finished ends cleanly, for a follower continues with its
     last id; a download (`whole`) is cut, or a part would pass for all of it.
     """
 
@@ -134,7 +134,7 @@ class StreamResponse(EventSourceResponse):
 class Watchdog:
     """Calls `on_idle` after `idle_s` without a send, `on_stalled` once nothing is taken for `stalled_s`.
 
-    `taken` says how many bytes the peer has taken so far: a send may take long while it goes on.
+    `taken` says how many bytes the peer has taken so far: a send may take long while that grows.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Cancelling a run, in whatever state it is: used over HTTP and by `STOP` on a WebSocket.
 
 The request is a timestamp in the row, which the owner re-reads; the signal only makes it
-faster. A run whose owner is dead has nobody to obey, so it is ended here, in the database.
+faster. A run whose owner is dead is ended here, in the database.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _log = get_logger(__name__)
 
 
 async def request_cancel(services: Services, run_id: str) -> Run:
-    """Ask a run to end; return it as it stands then. A finished run is left as it is.
+    """Ask a run to end; return it as it is then. A finished run is left as it is.
 
-    Without Redis the request still stands: the owner reads it with its next write.
+    Without Redis the request is still valid: the owner reads it with its next write.
     """
     seen = await services.runs.get(run_id)
     changed = await services.runs.request_cancel(run_id, now_us())
@@ -40,7 +40,7 @@ async def request_cancel(services: Services, run_id: str) -> Run:
             return run
         return await _end_orphan(services, run)
     except StorageError as error:
-        _log.warning("cancel stands in the row only", run_id=run_id, error=str(error))
+        _log.warning("cancel is in the row only", run_id=run_id, error=str(error))
         return run
 
 

@@ -37,7 +37,7 @@ class Place:
 
 
 class OpenStreams:
-    """The places of a process. `checking` goes on for as long as it serves."""
+    """The places of a process. `checking` runs for as long as it serves."""
 
     def __init__(
         self, hub: StreamHub, tokens: TokenStore, now_us: Callable[[], int], *, channel: str, per_user: int

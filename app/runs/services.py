@@ -19,9 +19,8 @@ from app.db.webhook_store import WebhookStore
 from app.plan.model_names import ModelNames
 from app.plan.task_types import TaskTypes
 from app.redis.clients import RedisClients
-from app.redis.dead_letters import DeadLetters
 from app.redis.publisher import Publisher, Tail
-from app.redis.queue import Queue
+from app.redis.queue import DeadLetters, Queue
 from app.runs.backlog import Backlog
 from app.runs.open_streams import OpenStreams
 from app.storage.workspace import Workspaces
@@ -29,7 +28,7 @@ from app.stream.history import LogHistory
 from app.stream.hub import StreamHub
 
 ADMIN_USER = "admin"
-"""The user that the bootstrap token (`API_TOKEN`) stands for."""
+"""The user of the bootstrap token (`API_TOKEN`)."""
 
 
 RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -41,7 +40,7 @@ TokenScope = Literal["user", "admin", "stream"]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything that the routes share, one of each per process; stands in `app.state.services`."""
+    """Everything that the routes share, one of each per process; it is `app.state.services`."""
 
     settings: Settings
     db: Database

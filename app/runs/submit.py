@@ -149,7 +149,7 @@ async def _create(services: Services, new: RunDraft) -> Created:
     if created.fresh:
         _log.info("run created", run_id=new.run_id, user_id=new.user_id, kind=new.kind)
         if created.run.status is RunStatus.QUEUED:
-            await _push(services, created.run, now)  # and tell nobody: nobody knows the new id yet
+            await _push(services, created.run, now)  # no signal: no client knows the new id yet
     return created
 
 
@@ -232,7 +232,7 @@ async def _earlier(services: Services, user: Principal, body: RunFields) -> str 
 
 
 async def _check_task(services: Services, body: RunFields) -> None:
-    """Hold a task to what is declared; its project must be here, unless somebody else keeps projects."""
+    """Hold a task to its declaration; its project must be here, unless an external service keeps them."""
     services.task_types.check(str(body.type), body.command, body.params or {})
     project = body.project or DEFAULT
     if not services.settings.projects.url and not await services.projects.exists(project):

@@ -1,4 +1,4 @@
-"""What becomes of an entry, decided by the run's row alone, and the end of a run that nobody works on.
+"""What is done with an entry, decided by the run's row alone, and the end of a run that has no worker.
 
 A take-over has one order: (1) the row, attempt + 1; (2) the fence; (3) the tail's uncommitted lines into
 the database; (4) the next `seq`. (1) is `RunStore.take_over`, (2) to (4) are `FencedTail.inherit`. A worker
@@ -17,15 +17,15 @@ from app.core.events import Event, EventType
 from app.core.models import Fence, Run, RunStatus
 from app.db.run_store import Batch, Outcome, RunStore
 from app.redis.publisher import Publisher, Tail
-from app.stream.fenced_tail import FencedTail
+from app.stream.lane import FencedTail
 from tailrun.process.errors import RunFailure
 
 
 def alone_from(max_redeliveries: int) -> int:
     """Return from how many redeliveries on a run has no other beside it: the last two run alone.
 
-    All that were in flight when a worker died are suspected alike. Alone, an innocent run has nobody
-    beside it who could kill its worker, and a guilty one takes nobody with it.
+    All that were in flight when a worker died are suspected alike. Alone, an innocent run has no
+    other beside it that could kill its worker, and a guilty one takes no other with it.
     """
     return max(1, max_redeliveries - 1)
 
@@ -47,7 +47,7 @@ class Verdict(Enum):
     UNKNOWN = auto()
     """No such run: a dead letter."""
     CANCEL = auto()
-    """Somebody asked to cancel it while nobody had it: take it over and end it."""
+    """A cancel came while it had no owner: take it over and end it."""
     POISON = auto()
     """Redelivered too often: take it over, end it, keep its entry as a dead letter."""
 
@@ -84,7 +84,7 @@ class OrphanEnd:
         The owner's name has no lease, so whoever finds the run after a crash in here may take it over.
 
         Raises:
-            LostOwnership: somebody did so already.
+            LostOwnership: another process did so already.
             StorageError: Redis or the database is away; the run is left to the next one.
         """
         run = await self._runs.take_over(seen, f"end-{uuid.uuid4()}", now)

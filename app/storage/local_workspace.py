@@ -175,7 +175,7 @@ class LocalWorkspace:
     # Blocking from here on.
 
     def _write(self, content: bytes, path: str, executable: bool | None) -> FileInfo:
-        """Write what is in memory in one trip to a thread: of a small file it is the dearest part."""
+        """Write what is in memory in one trip to a thread: of a small file it is the most expensive part."""
         budget = self._budget()
         if len(content) > (room := budget.room(path)):
             raise budget.too_large(path, room)

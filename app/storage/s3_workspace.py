@@ -6,7 +6,7 @@ checked against a listing just before an upload; two processes that write the sa
 same moment may pass them by one file each.
 
 What a checkout brings down is what the last one left, as in a directory: modes and times of files are
-kept beside each object, folders without files and links in `s3_tree`.
+kept beside each object, folders without files and links in one more (`BareTree`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from typing import IO
 from app.core.errors import NotFound, StorageError
 from app.core.names import is_normal, normalise, normalise_prefix, private_key, run_key
 from app.storage.s3_bucket import Bucket, Object, ObjectContent
-from app.storage.s3_transfer import Transfer
-from app.storage.s3_tree import BareTree, read_tree, write_tree
+from app.storage.s3_transfer import BareTree, Transfer, read_tree, write_tree
 from app.storage.scratch import Scratch, purge
 from app.storage.threads import Threads, each
 from app.storage.workspace import (

@@ -55,7 +55,7 @@ class LogCap:
 
     @classmethod
     def resumed(cls, limit: int, kept: Kept) -> LogCap:
-        """Return a cap that goes on from what earlier attempts left."""
+        """Return a cap that continues from what earlier attempts left."""
         cap = cls(limit)
         if kept.cut is not None:
             at = kept.cut

@@ -135,7 +135,7 @@ class Backfill:
             return None
 
     def _lost(self, run_id: str, after: int, beyond: Entry) -> list[Entry]:
-        """Return a `gap` up to `beyond` once the hole has stood long enough; [] before."""
+        """Return a `gap` up to `beyond` once the hole is old enough; [] before."""
         now = _now()
         if len(self._holes) > 1000:  # noqa: PLR2004 - a bound, nothing is tuned by it
             self._holes.clear()

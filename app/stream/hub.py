@@ -29,6 +29,7 @@ _POLL_EVERY_S = 0.5
 """The same where there is no pub/sub, for every feed: the comparison brings the lines then."""
 _KEEP_FEED_S = 2.0
 _RETRY_AFTER_S = 2
+_LINGER_S = 0.02
 
 
 class StreamHub:
@@ -43,9 +44,7 @@ class StreamHub:
         *,
         draining: asyncio.Event,
         limit: int = 2_000,
-        ring_lines: int = 20_000,
-        ring_bytes: int = 4_000_000,
-        linger_s: float = 0.02,
+        feed_limits: FeedLimits | None = None,
     ) -> None:
         self._keys = clients.keys
         self.subscriptions = Subscriptions(clients) if clients.subscribes else NoSubscriptions()
@@ -57,7 +56,7 @@ class StreamHub:
         )
         self._silent_s = _COMPARE_EVERY_S if clients.subscribes else 0.0
         self._backfill = Backfill(tail, history, heads)
-        self._limits = FeedLimits(ring_lines, ring_bytes, linger_s)
+        self._limits = feed_limits or FeedLimits(linger_s=_LINGER_S)
         self._limit = limit
         STREAM_LIMIT.set(limit)
         self._draining = draining

@@ -2,7 +2,7 @@
 
 `app.stream.secret_values` says which values are secret, `app.stream.secret_values` in which guises each is
 found, `app.stream.known_values` where they are in a line. Here that becomes `***`, also where a
-line was cut or a key goes on over several lines.
+line was cut or a key has several lines.
 
 Output without secrets must stay cheap: a whole batch is searched for the few literals that a
 match needs before any line is looked at.
@@ -233,7 +233,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def _keys(text: str) -> tuple[list[Span], bool]:
-    """Find the private keys of a line, and whether the last one goes on in the next."""
+    """Find the private keys of a line, and whether the last one continues in the next."""
     spans, at = list[Span](), 0
     while begin := _KEY.search(text, at):
         end = _KEY_END.search(text, begin.end())

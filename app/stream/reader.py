@@ -1,6 +1,6 @@
 """Those who read a run's stream: a cursor each, and nothing else.
 
-`LiveReader` follows a run that goes on: from history while it is below the ring, then from
+`LiveReader` follows a run that has not ended: from history while it is below the ring, then from
 the ring, then it waits. `Replay` reads what is there and ends. Both hand out payloads, one
 `next()` at a time, so that a slow reader holds one payload and delays no other.
 """
@@ -157,7 +157,7 @@ class LiveReader:
 
 
 class Replay:
-    """Reads up to `until` and ends: a finished run, or what is there of one that goes on."""
+    """Reads up to `until` and ends: a finished run, or what is there of one that has not ended."""
 
     def __init__(self, run_id: str, backfill: Backfill, after: int, until: int, encode: Encode) -> None:
         self.cursor = after

@@ -257,7 +257,7 @@ _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
 class Form(NamedTuple):
-    """A text to look for; `alone`: only where no letter or digit goes on before or behind it."""
+    """A text to look for; `alone`: only where no letter or digit is before or behind it."""
 
     text: str
     alone: bool = False

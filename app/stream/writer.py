@@ -24,12 +24,11 @@ from app.core.errors import LogBroken, LostOwnership, StorageError
 from app.core.events import SRC, Event, EventType, LineBatch, Written, with_usage
 from app.core.models import Fence, Run, StepRecord
 from app.core.telemetry import LOG_BYTES, LOG_COMMIT_SECONDS, LOG_GAPS, LOG_LINES
+from app.db.row_codec import stored_bytes
 from app.db.run_store import Batch, Outcome, RunStore
-from app.db.text import stored_bytes
 from app.redis.publisher import Publisher, Tail
 from app.stream.cap import LogCap
-from app.stream.fenced_tail import FencedTail
-from app.stream.lane import Lane
+from app.stream.lane import FencedTail, Lane
 from app.stream.masking import LineMasker, Masker
 from tailrun.process.lines import Level, Line, Stream
 
@@ -93,7 +92,7 @@ class LogWriter:
     async def open(self) -> None:
         """Take the stream over: raise the fence, then save what the tail has and the database lacks.
 
-        The log cap goes on from what is stored: one limit for all attempts of a run.
+        The log cap continues from what is stored: one limit for all attempts of a run.
         The very first attempt has no predecessor, so there is nothing to save and the first
         append raises the fence; a later one waits here until Redis answers.
         """

@@ -64,7 +64,7 @@ class HealthServer:
     async def _serve(self, sock: socket.socket) -> None:
         try:
             await self._server.serve(sockets=[sock])
-        except Exception:  # the worker goes on; probes find that nothing answers
+        except Exception:  # the worker continues; probes find that nothing answers
             log.exception("health server broke")
 
     async def _app(self, scope: dict[str, Any], _receive: Any, send: Any) -> None:
@@ -85,7 +85,7 @@ class HealthServer:
 
 
 class _Quiet(uvicorn.Server):
-    """Leaves signals to the worker, and sleeps while nobody asks: uvicorn itself wakes ten times a second."""
+    """Leaves signals to the worker, and sleeps without requests: uvicorn itself wakes ten times a second."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""The life of one attempt: open the stream, work, write the end, let go of the entry.
+"""The life of one attempt: open the stream, work, write the end, release the entry.
 
 Whatever happens inside, an attempt ends in exactly one of these ways: it succeeded, failed
 for good, failed and comes back, was given back because the worker goes, or was lost to
@@ -335,7 +335,7 @@ def succeeded(exit_code: int | None, result: dict[str, Any] | None = None) -> Ou
 
 
 def requeued() -> Outcome:
-    """The worker is going away; the run goes on elsewhere, and nothing is counted."""
+    """The worker is stopping; the run continues elsewhere, and nothing is counted."""
     return Outcome(RunStatus.QUEUED)
 
 

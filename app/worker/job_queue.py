@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 class JobQueue:
-    """Claims runs for one worker and lets go of them again."""
+    """Claims runs for one worker and releases them again."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class JobQueue:
         return await self._admit(claim)
 
     async def say_lack(self, text: str) -> None:
-        """Say why nothing is claimed; with Redis away there is nobody to tell."""
+        """Say why nothing is claimed; with Redis away it can't be told."""
         with contextlib.suppress(StorageError):
             await self._claims.say_lack(text)
 
@@ -110,7 +110,7 @@ class JobQueue:
         return await self._settle_all(entries, claim.now, claimed)
 
     async def _settle_all(self, entries: dict[str, bytes], now: int, claimed: list[Attempt]) -> list[Attempt]:
-        """Add to what is `claimed` from the rest, until one stands there that runs alone."""
+        """Add to what is `claimed` from the rest, until it holds one that runs alone."""
         while entries:
             run_id, entry = next(iter(entries.items()))
             try:
@@ -174,7 +174,7 @@ class JobQueue:
         self, seen: Run, verdict: Verdict, entry: bytes, now: int, beside: int
     ) -> Attempt | None:
         run = await self._runs.take_over(seen, self._me, now)
-        if run is None:  # somebody was faster, or the row moved on: look again
+        if run is None:  # another worker was faster, or the row has changed: look again
             return await self._settle(seen.run_id, entry, now, beside)
         if seen.status is RunStatus.RUNNING:
             REDELIVERIES.inc()
@@ -189,7 +189,7 @@ class JobQueue:
     # -- let go -------------------------------------------------------------------------
 
     def ack(self, entry: bytes) -> None:
-        """Let go of an entry whose run needs it no more; sent with the next claim, or soon."""
+        """Release an entry whose run needs it no more; sent with the next claim, or soon."""
         self._acks.append(entry)
         if self._waiting and self._flushing is None:
             self._flushing = asyncio.create_task(self._flush())

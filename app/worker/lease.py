@@ -3,7 +3,7 @@
 A thread with its own event loop and its own connection, so that a step that burns CPU on the worker's
 loop cannot starve it. It also watches that loop: one that has not answered for 30 s is wedged, its
 worker does nothing but keep others from its runs, so the process ends. Where something holds
-the GIL this thread stands still too, the lease runs out, and `app.core.loop_guard` ends the process.
+the GIL this thread is blocked too, the lease runs out, and `app.core.loop_guard` ends the process.
 It ends as well when this thread breaks (no memory is left, say): a worker without a lease would
 go on with runs that others take.
 """
@@ -73,7 +73,7 @@ class Lease(threading.Thread):
             os._exit(EXIT_BROKEN)
 
     def stop(self) -> None:
-        """Leave `jobs:workers`, give back what is held and end; call it when no run goes on."""
+        """Leave `jobs:workers`, give back what is held and end; call it when no run is left."""
         self._leaves = True
         with contextlib.suppress(RuntimeError):  # its loop is closed: it has ended
             self._mine.call_soon_threadsafe(self._done.set)

@@ -3,7 +3,7 @@
 While Redis renews the lease, the list there is compared with what is really in flight: an
 entry of ours that is missing is asked in the database, one that we do not know (the reply
 to a claim was lost) is given back. While Redis is away, the database is asked every second;
-if neither answers for the length of a lease, somebody else may own the runs by now, so
+if neither answers for the length of a lease, another worker may own the runs by now, so
 they are stopped.
 """
 
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 class Watch:
     """What ownership needs to know: seconds of a lease, its age, how to tell the guards we live.
 
-    `adopt` starts work on a run that is ours by its row though nobody here knows it.
+    `adopt` starts work on a run that is ours by its row and unknown here.
     """
 
     lease_s: float

@@ -1,6 +1,6 @@
 """Where a worker gets a project's configuration from, once per attempt at a task.
 
-Its own database, or with `PROJECTS_URL` a service of somebody else's, which answers
+Its own database, or with `PROJECTS_URL` an external service, which answers
 `GET {PROJECTS_URL}/projects/{id}` with `{"db_conn", "paths", "env"}` (and `secrets`, if it likes).
 
 Which values must never leave in a line or a record: Tailrun's own, and those of runs and projects.
@@ -60,7 +60,7 @@ class ProjectSource:
         self._http = httpx2.AsyncClient(headers=headers, timeout=TIMEOUT_S) if self._url else None
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         if self._http is not None:
             await self._http.aclose()
 

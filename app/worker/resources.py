@@ -18,7 +18,7 @@ import structlog
 from app.config import Settings
 from app.core.telemetry import LACKS
 from app.execution.executor import CannotRun, Executor
-from app.execution.limits import ProgramLimits
+from app.execution.guard_client import ProgramLimits
 from app.execution.process import LocalExecutor
 from app.storage.factory import open_staging
 from app.storage.staging import StagingUnset

@@ -106,7 +106,7 @@ class Slots:
     # -- work ---------------------------------------------------------------------------
 
     async def adopt(self, run: Run) -> None:
-        """Work on a run that the database says is ours though nobody here knows it; not beside one alone."""
+        """Work on a run that is ours in the database and unknown here; not beside one that runs alone."""
         if self._in_flight.closed:
             return
         claimed = await self._queue.adopt(run, self._bench.clock())
@@ -148,7 +148,7 @@ class Slots:
     async def drain(self) -> None:
         """Let runs finish for `DRAIN_S`, then stop them and give them back.
 
-        Where programs outlive their worker there is nothing to wait for: the next one goes on with them.
+        Where programs outlive their worker there is nothing to wait for: the next one continues with them.
         """
         settings = self._bench.settings
         if not self._bench.executor.reattaches:

@@ -31,10 +31,10 @@ from app.maintenance.webhooks import open_webhooks
 from app.plan.task_types import load
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
+from app.redis.lease import TICK_EVERY_S, Ticks
 from app.redis.publisher import Publisher, Tail
 from app.redis.queue import Queue
 from app.redis.subscriber import Signals
-from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.runs.readiness import StoreCheck
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
@@ -112,7 +112,7 @@ class Wiring:
     # -- periodic work, of which one worker at a time does the most -----------------------
 
     def periodic(self) -> list[Periodic]:
-        """Return what goes on beside the runs for as long as the worker serves."""
+        """Return the work that runs beside the runs for as long as the worker serves."""
         scheduler, janitor = self._scheduler(), self._janitor()
         waiting = WaitingLines(self._pushes, self.runs, self._publisher, now_us)
         overdue = OverdueWaits(self._pushes, self.runs, self._publisher, now_us)

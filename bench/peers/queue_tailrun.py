@@ -22,9 +22,8 @@ from app.config import WorkerSettings
 from app.core.models import Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
-from app.redis.lease import LeaseClient
+from app.redis.lease import TICK_EVERY_S, LeaseClient, Ticks
 from app.redis.queue import Queue, run_id_of
-from app.redis.ticks import TICK_EVERY_S, Ticks
 from app.worker.lease import Lease
 
 ROLE, URL = sys.argv[1:3]

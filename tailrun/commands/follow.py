@@ -123,7 +123,7 @@ def _silent(_text: str, _style: str) -> None:
 
 def _detached(show: Renderer, run_id: str) -> None:
     show.note("")
-    show.note("Detached; the run goes on.", "bold")
+    show.note("Detached; the run continues.", "bold")
     show.note(f"  follow it:  tailrun logs -f {run_id[:8]}")
     show.note(f"  cancel it:  tailrun cancel {run_id[:8]}")
 

@@ -250,7 +250,7 @@ def what(
 
 
 _SUFFIX = 6
-"""Characters from which on what stands behind a dot is no suffix of a file's name."""
+"""From this many characters on the text behind a dot is no suffix of a file's name."""
 
 
 def _sentence(prompt: str) -> str:

@@ -6,10 +6,12 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -349,6 +351,8 @@ def test_a_schedule_brings_its_files_along(up: Up) -> None:
     assert "uploaded nightly.py as nightly.py" in created.stderr
     job.unlink()
     schedule_id = created.stdout.strip()
+    with closing(sqlite3.connect(up.data / "tailrun.db", timeout=60)) as db, db:
+        db.execute("UPDATE schedules SET next_at = 1")  # rather than to wait for the full minute
     with Client(f"http://127.0.0.1:{up.port}", up.token) as client:
 
         def last() -> str | None:

@@ -13,8 +13,8 @@ from app.core.events import Event, EventType, LineBatch
 from app.core.models import Fence, RunStatus, StepStatus
 from app.db.engine import Database
 from app.db.log_store import LogStore
+from app.db.row_codec import clean_or_none
 from app.db.run_store import Batch, Cut, Outcome, RunStore
-from app.db.text import clean_or_none
 from tailrun.process.lines import Level, Line, Stream
 
 

@@ -20,8 +20,7 @@ from support.stack import wait_for
 from app.core.models import StepStatus
 from app.db import migrate as migration
 from app.db.engine import Database
-from app.db.migrate import is_current, migrate
-from app.db.online_indexes import online_indexes
+from app.db.migrate import is_current, migrate, online_indexes
 from app.db.run_store import RunStore
 from app.db.tables import metadata
 
@@ -34,17 +33,17 @@ migrate(sys.argv[1])
 """
 
 
-def test_migrating_twice_is_the_same_as_once(database_url: str) -> None:
-    assert not is_current(database_url)
-    migrate(database_url)
-    assert is_current(database_url)
-    migrate(database_url)
-    assert is_current(database_url)
+def test_migrating_twice_is_the_same_as_once(empty_url: str) -> None:
+    assert not is_current(empty_url)
+    migrate(empty_url)
+    assert is_current(empty_url)
+    migrate(empty_url)
+    assert is_current(empty_url)
 
 
-async def test_migrate_works_inside_of_an_event_loop(database_url: str) -> None:
-    migrate(database_url)
-    assert is_current(database_url)
+async def test_migrate_works_inside_of_an_event_loop(empty_url: str) -> None:
+    migrate(empty_url)
+    assert is_current(empty_url)
 
 
 def _is_comparable(_item: object, name: str | None, *_of: object) -> bool:
@@ -61,9 +60,9 @@ async def test_the_migrations_make_the_tables_of_the_code(database: Database) ->
     assert await database.read(differences) == []
 
 
-def test_processes_that_start_together_migrate_once(database_url: str) -> None:
+def test_processes_that_start_together_migrate_once(empty_url: str) -> None:
     """All of them wait at the same line, then go."""
-    command = [sys.executable, "-W", "error", "-c", MIGRATE, database_url]
+    command = [sys.executable, "-W", "error", "-c", MIGRATE, empty_url]
     pipe = subprocess.PIPE
     started = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) for _ in range(4)]
     for process in started:
@@ -75,7 +74,7 @@ def test_processes_that_start_together_migrate_once(database_url: str) -> None:
         process.stdin = None
     results = [(process.communicate(timeout=60)[1], process.returncode) for process in started]
     assert results == [(b"", 0)] * 4
-    assert is_current(database_url)
+    assert is_current(empty_url)
 
 
 def test_an_index_whose_build_was_interrupted_is_built_again(postgres_url: str) -> None:
@@ -139,15 +138,15 @@ def _write_as_0007(connection: Connection, run_id: str) -> None:
         connection.execute(text(statement), {"id": run_id})
 
 
-async def test_rows_from_before_the_agent_are_read(database_url: str) -> None:
+async def test_rows_from_before_the_agent_are_read(empty_url: str) -> None:
     """What was there before the upgrade, and what a process of the old release writes after it."""
-    begin = "BEGIN IMMEDIATE" if database_url.startswith("sqlite") else ""
-    before = partial(migration._run, database_url, begin=begin)
+    begin = "BEGIN IMMEDIATE" if empty_url.startswith("sqlite") else ""
+    before = partial(migration._run, empty_url, begin=begin)
     before(lambda connection: command.upgrade(migration._config(connection), "0007"))
     before(lambda connection: _write_as_0007(connection, "old"))
-    assert not is_current(database_url)
-    migrate(database_url)
-    db = Database(database_url)
+    assert not is_current(empty_url)
+    migrate(empty_url)
+    db = Database(empty_url)
     await db.write(lambda connection: _write_as_0007(connection, "between"))
     for run_id in ("old", "between"):
         run = await RunStore(db).get(run_id)

@@ -11,7 +11,7 @@ import pytest
 from local_tools import wait_for
 from support.agent_context import open_place
 
-from app.execution.limits import ProgramLimits
+from app.execution.guard_client import ProgramLimits
 from app.execution.process import LocalExecutor
 from app.storage.scratch import Scratch
 from tailrun.process.errors import ErrorCode

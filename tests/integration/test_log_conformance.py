@@ -16,8 +16,8 @@ from app.core.events import Event
 from app.core.log_filter import LogFilter
 from app.db import log_store
 from app.db.engine import Database
-from app.db.log_chunks import unpack
 from app.db.log_retention import LogUpkeep
+from app.db.log_rows import unpack
 from app.db.log_store import PACKED, LogStore
 from tailrun.process.lines import Level, Stream
 
@@ -53,7 +53,7 @@ def loop() -> Iterator[asyncio.Runner]:
 
 
 def test_any_log_reads_the_same_before_while_and_after_packing(
-    migrated_url: str, loop: asyncio.Runner
+    migrated_url: str, loop: asyncio.Runner, effort: int
 ) -> None:
     """After each transaction of the janitor, too: it may be killed, or be read, at any of them."""
     database = Database(migrated_url)
@@ -67,7 +67,7 @@ def test_any_log_reads_the_same_before_while_and_after_packing(
             assert await answers(logs, run.run_id, asked) == before
         assert await answers(logs, run.run_id, asked) == before
 
-    @settings(max_examples=25, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=6 * effort, database=None, suppress_health_check=list(HealthCheck))
     @given(any_log, questions)
     def property_holds(events: list[Event], asked: list[dict[str, Any]]) -> None:
         loop.run(hold(events, asked))

@@ -11,7 +11,7 @@ from support.stream_fixtures import until
 
 from app.core.periodic import Lead, Periodic, going_on
 from app.redis.clients import RedisClients
-from app.redis.ticks import Ticks
+from app.redis.lease import Ticks
 
 NAMES = ("a", "b", "c")
 

@@ -129,9 +129,9 @@ def test_what_to_retry_must_be_said(api: Api, body: dict[str, Any]) -> None:
     assert error_of(api.admin.post("/v1/dead/retry", json=body))[0] == 422
 
 
-def test_two_retries_at_the_same_time_make_one_run(api: Api, redis_server: RedisServer) -> None:
-    """20 times, 4 at once, by either route."""
-    for _ in range(20):
+def test_two_retries_at_the_same_time_make_one_run(api: Api, redis_server: RedisServer, effort: int) -> None:
+    """Again and again, 4 at once, by either route."""
+    for _ in range(4 * effort):
         run_id = dead_run(api, redis_server, api.admin)
         clients = [api.admin for _ in range(4)]
 

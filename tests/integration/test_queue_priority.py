@@ -15,8 +15,8 @@ from app.db.run_store import RunStore
 from app.maintenance.reconciler import Reconciler
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
+from app.redis.lease import Ticks
 from app.redis.queue import Queue
-from app.redis.ticks import Ticks
 
 LEASE_S = 5.0
 

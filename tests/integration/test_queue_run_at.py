@@ -17,8 +17,8 @@ from app.core.models import RunStatus
 from app.db.engine import Database
 from app.db.run_store import RunStore
 from app.redis.clients import RedisClients
+from app.redis.lease import Ticks
 from app.redis.queue import Queue
-from app.redis.ticks import Ticks
 
 PROMPT = {"prompt": "x", "planner": "smoke"}
 HOUR_US = 3_600_000_000

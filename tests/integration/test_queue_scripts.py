@@ -13,10 +13,8 @@ from support.servers import RedisServer
 from app.core.models import Job, Priority
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients, RedisDown
-from app.redis.dead_letters import DeadLetters
-from app.redis.lease import LeaseClient
-from app.redis.queue import Queue
-from app.redis.ticks import Ticks
+from app.redis.lease import LeaseClient, Ticks
+from app.redis.queue import DeadLetters, Queue
 
 LEASE_S = 5.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.servers import RedisServer
@@ -15,6 +16,7 @@ from app.core.events import Event, EventType
 from app.core.models import RunStatus
 from app.redis.clients import RedisClients
 from app.redis.publisher import Tail
+from app.stream.feed import FeedLimits
 from app.stream.hub import StreamHub
 
 RUN = "11111111-1111-4111-8111-111111111111"
@@ -23,7 +25,7 @@ RUN = "11111111-1111-4111-8111-111111111111"
 class Site:
     """One API process's share: its connections and its hub."""
 
-    def __init__(self, url: str, committed: Committed, **options: float) -> None:
+    def __init__(self, url: str, committed: Committed, **options: Any) -> None:
         self.clients = RedisClients(url)
         self.draining = asyncio.Event()
         self.hub = StreamHub(
@@ -32,7 +34,7 @@ class Site:
             committed.history,
             committed.heads,
             draining=self.draining,
-            **options,  # pyright: ignore[reportArgumentType]
+            **options,
         )
 
     async def watch(self, run_id: str = RUN, after: int = 0) -> list[int]:
@@ -142,7 +144,7 @@ async def test_a_lost_last_message_hangs_nobody(site: Site, writer: Writer, comm
 
 async def test_a_cursor_behind_the_ring_pages(redis_server: RedisServer, committed: Committed) -> None:
     """Viewers whom the ring has left behind read on from history."""
-    site = Site(redis_server.url, committed, ring_lines=10, ring_bytes=2_000)
+    site = Site(redis_server.url, committed, feed_limits=FeedLimits(10, 2_000, 0.02))
     try:
         writer = await Writer(site.clients, committed, RUN).open()
         with site.hub.follow(RUN, 0, seqs) as slow:

@@ -238,17 +238,16 @@ async def test_a_client_that_vanishes_leaves_nothing(run: LiveRun, stores: Store
 async def test_a_client_who_does_not_read_is_cut(
     tmp_path: Path, redis_server: RedisServer, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A WebSocket whose client never reads while 20 MB flow is let go; another gets all of it."""
+    """A WebSocket whose client never reads while 8 MB flow is let go; another gets all of it."""
     monkeypatch.setattr("app.routes.websocket.SEND_TIMEOUT_S", 3)
     with serving(settings_for(tmp_path / "data", redis_server.url, sqlite_url)) as api:
         async with stores_of(api) as stores:
             run = await stores.live_run()
-            async with connect(
-                url(stores, run.path), additional_headers=BEARER, **PATIENT, compression=None, max_queue=1
-            ) as stalled:
+            options = PATIENT | {"sock": api.narrow_socket(), "compression": None, "max_queue": 1}
+            async with connect(url(stores, run.path), additional_headers=BEARER, **options) as stalled:
                 reading = asyncio.create_task(stores.http.get(run.path + "?format=ndjson"))
                 await until(lambda: hub_of(api).readers == 2)
-                for _ in range(200):
+                for _ in range(80):
                     await run.lines(50, size=2_000)
                     await run.commit()
                 await run.end()

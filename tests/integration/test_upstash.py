@@ -21,9 +21,8 @@ from app.core.events import EventType
 from app.core.models import Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients, RedisDown
-from app.redis.dead_letters import DeadLetters
 from app.redis.publisher import Publisher, PublishRefused, Tail
-from app.redis.queue import Queue
+from app.redis.queue import DeadLetters, Queue
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""API and worker processes that are forked from one that has imported them already.
+"""Processes of API, worker and command line, forked from one that has imported them already.
 
 A start from nothing costs one to two seconds of CPU, nearly all of it imports, and hundreds of tests
 start processes. Each of these is a process of its own, with its own session, environment and log; it
@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_PRELOADED = ("app.main", "app.worker.main")
+_PRELOADED = ("app.main", "app.worker.main", "app.cli", "tailrun.client", "tailrun.commands.follow")
 
 
 class ForkedProcess:
@@ -74,8 +74,8 @@ class _Parent:
             )
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def start(self, code: str, env: dict[str, str], log: Path) -> ForkedProcess:
-        request = json.dumps({"code": code, "env": env, "log": str(log), "cwd": str(Path.cwd())})
+    def start(self, code: str, env: dict[str, str], out: Path, err: Path, cwd: Path) -> ForkedProcess:
+        request = json.dumps({"code": code, "env": env, "out": str(out), "err": str(err), "cwd": str(cwd)})
         with self._asking, self._started:
             self._socket.sendall(request.encode() + b"\n")
             assert self._started.wait_for(lambda: self._replies, 60), "the process that forks did not answer"
@@ -101,10 +101,12 @@ def _parent(of: int) -> _Parent:
     return _Parent()
 
 
-def start_forked(code: str, env: dict[str, str], log: Path) -> ForkedProcess:
-    """Run `code` as the main program of a new process, which appends its output to `log`."""
-    log.touch()
-    return _parent(os.getpid()).start(code, env, log)
+def start_forked(
+    code: str, env: dict[str, str], out: Path, *, err: Path | None = None, cwd: Path | None = None
+) -> ForkedProcess:
+    """Run `code` as the main program of a new process, which appends to `out` and `err` (else `out` too)."""
+    out.touch()
+    return _parent(os.getpid()).start(code, env, out, err or out, cwd or Path.cwd())
 
 
 # -- the process that forks --------------------------------------------------------------------
@@ -176,12 +178,13 @@ class _Forker:
         self._connection.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
-        out = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         nothing = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((nothing, 0), (out, 1), (out, 2)):
+        out, err = (
+            os.open(request[name], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) for name in ("out", "err")
+        )
+        for source, target in ((nothing, 0), (out, 1), (err, 2)):
             os.dup2(source, target)
-        os.close(out)
-        os.close(nothing)
+            os.close(source)
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])

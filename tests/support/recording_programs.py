@@ -14,10 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_PROGRAM = """#!{python}
-import json, os, pathlib, sys
+_PROGRAM = """#!/bin/sh
+# Questions about rights are half of all calls, and a shell starts twenty times as fast.
+if [ "$1 $2" = "auth can-i" ] && ! [ -e '{folder}/rights' ]; then
+    call='["kubectl", ["auth", "can-i", "%s", "%s", "%s", "%s"], ""]'
+    printf "$call\\n" "$3" "$4" "$5" "$6" >>'{folder}/calls'
+    exit
+fi
+exec '{python}' -IS '{folder}/program.py' "${{0##*/}}" "$@"
+"""
+_ANSWERS = """import json, os, pathlib, sys
 here = pathlib.Path({folder!r})
-name, args = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+name, args = sys.argv[1], sys.argv[2:]
 reads = "-" in args or "/dev/stdin" in args
 stdin = sys.stdin.read() if reads else ""
 with (here / "calls").open("a") as calls:
@@ -97,14 +105,17 @@ class Recorder:
         self._bin.mkdir(parents=True)
         for name in names:
             program = self._bin / name
-            program.write_text(_PROGRAM.format(python=sys.executable, folder=str(folder)))
+            program.write_text(_PROGRAM.format(python=sys.executable, folder=folder))
             program.chmod(0o755)
+        (folder / "program.py").write_text(_ANSWERS.format(folder=str(folder)))
         self._scenario: dict[str, Any] = {"answers": {}, "manifests": manifests}
         self._write()
 
     def answer(self, part: str, code: int = 0, text: str = "") -> None:
         """A call whose line holds `part` prints `text` and ends with `code`."""
         self._scenario["answers"][part] = (code, text)
+        if "can-i" in part:
+            (self.folder / "rights").touch()
         self._write()
 
     def _write(self) -> None:

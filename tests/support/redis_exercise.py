@@ -17,13 +17,11 @@ from app.core.events import Event, EventType
 from app.core.models import Job
 from app.redis.claims import Claims
 from app.redis.clients import RedisClients
-from app.redis.dead_letters import DeadLetters
 from app.redis.keys import Script
-from app.redis.lease import LeaseClient
+from app.redis.lease import LeaseClient, Ticks
 from app.redis.publisher import Publisher, Tail
-from app.redis.queue import Queue
+from app.redis.queue import DeadLetters, Queue
 from app.redis.subscriber import Signals, Subscriptions
-from app.redis.ticks import Ticks
 from support.servers import RedisServer
 
 EVENT = Event(seq=1, type=EventType.LOG, ts=1, run_id="r1", attempt=1, data={"content": "hello"})

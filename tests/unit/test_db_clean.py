@@ -6,7 +6,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.db.text import clean, stored_bytes, to_json
+from app.db.row_codec import clean, stored_bytes, to_json
 
 anything = st.text(st.characters(categories=None, exclude_categories=()))
 json_values = st.recursive(

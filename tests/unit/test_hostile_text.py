@@ -27,7 +27,7 @@ from app.core.errors import TailrunError
 from app.core.events import Event, EventType
 from app.core.log_filter import LogFilter
 from app.core.names import check_env, normalise, run_key
-from app.db.text import clean, to_json
+from app.db.row_codec import clean, to_json
 from app.k8s.frames import Cursor, FrameReader, RawLines
 from app.k8s.profile import amount, image_pattern
 from app.plan.cron import check_steps, next_tick
@@ -54,7 +54,7 @@ from toolbox.frames import Frames as PodFrames
 from toolbox.frames import Stream as PodStream
 
 ROOT = Path(__file__).parents[2]
-SHORT, FACTOR = 2_000, 8
+SHORT, FACTOR = 1_000, 8
 MOST_GROWTH = 3 * FACTOR
 """Linear is `FACTOR`, quadratic `FACTOR` squared."""
 LEAST_S = 0.0005
@@ -263,7 +263,7 @@ READERS = {
     "plans": Reader(
         plans, tuple(f"app/plan/fenced_plans.py:{name}" for name in ("_OPEN", "_ANY_OPEN", "_LONG_NUMBER"))
     ),
-    "log line": Reader(log_line, ("app/db/text.py:_SURROGATE",)),
+    "log line": Reader(log_line, ("app/db/row_codec.py:_SURROGATE",)),
     "terminal": Reader(terminal, ("tailrun/ansi.py:_SEQUENCE", "tailrun/ansi.py:_COLOUR")),
     "file names": Reader(
         file_names,
@@ -403,8 +403,8 @@ def test_memory_grows_as_the_text_does(name: str) -> None:
     read = READERS[name].read
     read("warm")
     for unit in UNITS:
-        short = peak_bytes(read, hostile(unit, "", SHORT // 4))
-        long = peak_bytes(read, hostile(unit, "", SHORT // 4 * FACTOR))
+        short = peak_bytes(read, hostile(unit, "", SHORT // 2))
+        long = peak_bytes(read, hostile(unit, "", SHORT // 2 * FACTOR))
         assert long <= MOST_GROWTH * max(short, LEAST_BYTES), f"{unit!r}: {short} to {long} bytes"
 
 

@@ -20,7 +20,7 @@ from app.core.agent_records import (
 from app.core.models import DEFINITION_FIELDS, Priority, Run, RunKind, RunStatus, StepRecord, StepStatus
 from app.db.row_codec import RowCodec
 from app.db.run_create import RunDraft
-from app.db.run_rows import RUN_ROW, STEP_ROW
+from app.db.run_queries import RUN_ROW, STEP_ROW
 from app.db.tables import approvals, inbox, model_calls, runs, steps
 from app.plan.run_fields import RunFields
 from app.routes.schemas import RunView

@@ -13,8 +13,8 @@ from support.ended_runs import TEXT, any_log
 from app.core.errors import StorageError
 from app.core.events import NEVER_FILTERED, Event, EventType
 from app.core.log_filter import BlockSummary, LogFilter
-from app.db.log_chunks import events_of, may_hold, pack, unpack
-from app.db.text import clean, clean_or_none, to_json
+from app.db.log_rows import events_of, may_hold, pack, unpack
+from app.db.row_codec import clean, clean_or_none, to_json
 from tailrun.process.lines import Level, Stream
 
 filters = st.builds(

@@ -1,7 +1,7 @@
 """Indexes that keep each question short, however many runs wait or have ended.
 
 Expands only: indexes change nothing for a release that does not know them. On PostgreSQL they are built
-beside the traffic, after this transaction: see `app.db.online_indexes`.
+beside the traffic, after this transaction: see `app.db.migrate`.
 """
 
 from __future__ import annotations
