@@ -12,6 +12,7 @@ import binascii
 import ipaddress
 import os
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,24 +20,13 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 _KEY_BYTES = 32
 
 RETIRED = (
-    "HTTP_BODY_TIMEOUT_S",
-    "HTTP_HEAD_TIMEOUT_S",
-    "LOG_LINGER_S",
-    "PROJECTS_TIMEOUT_S",
-    "STREAM_LINGER_S",
-    "STREAM_SEND_TIMEOUT_S",
-    "WEBHOOK_RETRY_BASE_S",
-    "WEBHOOK_RETRY_MAX_S",
+    *("HTTP_BODY_TIMEOUT_S", "HTTP_HEAD_TIMEOUT_S", "LOG_LINGER_S", "PROJECTS_TIMEOUT_S"),
+    *("STREAM_LINGER_S", "STREAM_SEND_TIMEOUT_S", "WEBHOOK_RETRY_BASE_S", "WEBHOOK_RETRY_MAX_S"),
 )
 """Settings of earlier versions that are constants now: set, they are named in one warning at the start."""
 
@@ -184,6 +174,7 @@ class WorkerSettings(_Group):
 
     up_workers: int = _setting("UP_WORKERS", 1, ge=0, le=64)
     concurrency: int = _setting("WORKER_CONCURRENCY", 10, ge=1, le=1000)
+    agents: int = _setting("WORKER_AGENTS", 100, ge=1, le=10_000)
     host: str = _setting("WORKER_HOST", "127.0.0.1")
     port: int = _setting("WORKER_PORT", 9090, ge=0, le=65535)
     lease_s: float = _setting("LEASE_S", 5, ge=4)
@@ -278,10 +269,24 @@ class LlmSettings(_Group):
     idle_s: float = _setting("LLM_IDLE_S", 60, gt=0)
     timeout_s: float = _setting("LLM_TIMEOUT_S", 900, gt=0)
     retries: int = _setting("LLM_RETRIES", 5, ge=0, le=20)
+    lost_max: int = _setting("LLM_LOST_MAX", 2, ge=0)
+    pause_max_s: float = _setting("LLM_PAUSE_MAX_S", 3600, ge=0)
     concurrency: int = _setting("LLM_CONCURRENCY", 64, ge=1, le=10_000)
     prices_file: Path | None = _setting("LLM_PRICES_FILE", None)
     ca_file: Path | None = _setting("LLM_CA_FILE", None)
     proxy: SecretStr | None = _setting("LLM_PROXY", None)
+
+
+class AgentSettings(_Group):
+    """What an agent run may take at most, and what it is told."""
+
+    max_calls: int = _setting("AGENT_MAX_CALLS", 50, ge=0)
+    max_tool_calls: int = _setting("AGENT_MAX_TOOL_CALLS", 200, ge=0)
+    budget_usd: Decimal | None = _setting("AGENT_BUDGET_USD", None, ge=0)
+    budget_tokens: int = _setting("AGENT_BUDGET_TOKENS", 2_000_000, ge=0)
+    approve: str = _setting("AGENT_APPROVE", "auto")
+    wait_s: float = _setting("AGENT_WAIT_S", 86_400, gt=0)
+    tool_result_bytes: int = _setting("AGENT_TOOL_RESULT_BYTES", 30_000, ge=1_000, le=1_000_000)
 
 
 class Settings(BaseSettings):
@@ -308,6 +313,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     own_log: OwnLogSettings = OwnLogSettings()
     llm: LlmSettings = LlmSettings()
+    agent: AgentSettings = AgentSettings()
 
     @classmethod
     def settings_customise_sources(

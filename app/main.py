@@ -39,20 +39,25 @@ from app.core.telemetry import (
     log_retired_settings,
     log_the_unexpected,
 )
+from app.db.approval_store import ApprovalStore
 from app.db.engine import Database
+from app.db.inbox_store import InboxStore
 from app.db.log_store import LogStore
 from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
 from app.db.webhook_store import WebhookStore
-from app.plan.task_types import BadTasksFile, TaskTypes, load
+from app.plan import model_names, task_types
+from app.plan.model_names import BadModelNames, ModelNames
+from app.plan.task_types import BadTasksFile, TaskTypes
 from app.redis.clients import RedisClients
 from app.redis.lease import TICK_EVERY_S, Ticks
 from app.redis.publisher import Publisher, Tail
 from app.redis.queue import DeadLetters, Queue
 from app.routes import (
     access,
+    agents,
     dead,
     docs_page,
     errors,
@@ -90,6 +95,7 @@ _log = get_logger(__name__)
 _ROUTES = (
     execute,
     runs,
+    agents,
     schedules,
     logs,
     stream,
@@ -131,7 +137,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.task_types = load(settings.tasks.file)
+    app.state.task_types = task_types.load(settings.tasks.file)
+    app.state.models = model_names.load(settings.llm)
     errors.install(app)
     for module in _ROUTES:
         app.include_router(module.router)
@@ -185,6 +192,9 @@ def serve(settings: Settings, *, ready: Callable[[str], None] | None = None) -> 
     except BadTasksFile as error:
         for problem in error.problems:
             _log.error(problem)
+        return 1
+    except BadModelNames as error:
+        _log.error(str(error))
         return 1
     host = settings.api.host
     ports = {"PORT": settings.api.port, "STAGING_PORT": own_staging_port(settings.api)}
@@ -283,7 +293,7 @@ class Server(uvicorn.Server):
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async with AsyncExitStack() as stack:
-        services = _open(app.state.settings, app.state.task_types, stack)
+        services = _open(app.state.settings, app.state.task_types, app.state.models, stack)
         app.state.services = services
         app.state.run_counts = RunCounts(services.runs.counts)
         stack.push_async_callback(app.state.run_counts.close)
@@ -304,7 +314,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         services.draining.set()
 
 
-def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> Services:
+def _open(settings: Settings, types: TaskTypes, models: ModelNames, stack: AsyncExitStack) -> Services:
     """Make the services; `stack` closes them, the last one first."""
     db = Database(settings.data.effective_database_url)
     stack.push_async_callback(db.close)
@@ -332,7 +342,10 @@ def _open(settings: Settings, task_types: TaskTypes, stack: AsyncExitStack) -> S
         schedules=ScheduleStore(db),
         webhooks=WebhookStore(db),
         projects=ProjectStore(db, settings.projects.keys),
-        task_types=task_types,
+        task_types=types,
+        models=models,
+        approvals=ApprovalStore(db),
+        inbox=InboxStore(db),
         logs=history,
         tokens=tokens,
         redis=redis,

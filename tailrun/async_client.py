@@ -83,7 +83,7 @@ class AsyncClient:
     ) -> Json:
         """Make a run of exactly one of `prompt`, `steps`, `argv`; hold it if not `start`.
 
-        `fields` are the others of the request: `labels`, `timeout_s`, `env`, `workspace_from` …
+        `fields` are the others of the request: `labels`, `timeout_s`, `env`, `agent`, `continue_of` …
         """
         body = {"prompt": prompt, "steps": steps, "argv": argv, "start": start, **fields}
         return await self._json(calls.create(body, idempotency_key))
@@ -121,6 +121,31 @@ class AsyncClient:
     async def steps(self, run_id: str) -> Items:
         """Get the records of a run's steps."""
         return await self._items(calls.steps(run_id))
+
+    # Agents
+
+    async def models(self) -> Items:
+        """List the language models that a run may name, the default one first."""
+        return await self._items(calls.models())
+
+    async def approvals(self, run_id: str | None = None, *, all_users: bool = False) -> Items:
+        """List what a run asks for, decided or not; without a run, all that waits for your decision."""
+        return await self._items(calls.approvals(run_id, all_users=all_users))
+
+    async def decide(
+        self, run_id: str, step: str, *, approve: bool, args_sha256: str, note: str | None = None
+    ) -> Json:
+        """Approve or deny a step for exactly the arguments that you looked at (`args_sha256`)."""
+        decision = "approved" if approve else "denied"
+        body = {"decision": decision, "args_sha256": args_sha256, "note": note}
+        return await self._json(calls.decide(run_id, step, body))
+
+    async def say(
+        self, run_id: str, content: str, *, interrupt: bool = False, idempotency_key: str | None = None
+    ) -> Json:
+        """Write to an agent, or answer its question; `interrupt`: denies what waits for an approval."""
+        mode = "interrupt" if interrupt else "next"
+        return await self._json(calls.say(run_id, content, mode, idempotency_key))
 
     # Logs
 

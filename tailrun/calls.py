@@ -56,6 +56,29 @@ def runs(status: str | None, limit: int | None, cursor: str | None, *, all_users
     return Call("GET", "/v1/runs", _params(status=status, limit=limit, cursor=cursor, all=everyone))
 
 
+def approvals(run_id: str | None, *, all_users: bool) -> Call:
+    """List what a run asks for, or (None) all that waits for a decision."""
+    if run_id is not None:
+        return Call("GET", _run(run_id, "/approvals"))
+    return Call("GET", "/v1/approvals", _params(all="1" if all_users else None))
+
+
+def decide(run_id: str, step: str, body: dict[str, Any]) -> Call:
+    """Approve or deny a step."""
+    return Call("POST", _run(run_id, f"/approvals/{quote(step, safe='')}"), json=_some(**body))
+
+
+def say(run_id: str, content: str, mode: str, idempotency_key: str | None) -> Call:
+    """Write to an agent."""
+    body = {"content": content, "mode": mode}
+    return Call("POST", _run(run_id, "/messages"), json=body, headers=_once(idempotency_key))
+
+
+def models() -> Call:
+    """List the language models that a run may name."""
+    return Call("GET", "/v1/models")
+
+
 def steps(run_id: str) -> Call:
     """List the records of a run's steps."""
     return Call("GET", _run(run_id, "/steps"))

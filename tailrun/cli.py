@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 import typer
 
 from tailrun import VERSION
-from tailrun.commands import admin, dead, files, run, runs, schedules, tasks
+from tailrun.commands import admin, agents, dead, files, run, runs, schedules, tasks
 from tailrun.commands.entry import call
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RUNS, LOOK, SERVE = "Runs", "Queue and access", "Processes"
+RUNS, AGENTS, LOOK, SERVE = "Runs", "Agents", "Queue and access", "Processes"
 
 
 def _print_version(asked: bool) -> None:
@@ -48,6 +48,10 @@ app.command("ls", rich_help_panel=RUNS)(runs.ls)
 app.command("show", rich_help_panel=RUNS)(runs.show)
 app.command("cancel", rich_help_panel=RUNS)(runs.cancel)
 app.command("retry", rich_help_panel=RUNS)(runs.retry)
+app.command("say", rich_help_panel=AGENTS)(agents.say)
+app.command("approvals", rich_help_panel=AGENTS)(agents.approvals)
+app.command("approve", rich_help_panel=AGENTS)(agents.approve)
+app.command("deny", rich_help_panel=AGENTS)(agents.deny)
 app.add_typer(files.app, name="files", rich_help_panel=RUNS)
 app.add_typer(tasks.app, name="tasks", rich_help_panel=RUNS)
 

@@ -2,7 +2,8 @@
 
     prompt, model calls, tool calls, messages ──> turns of the next request
 
-Only answered calls count; one that was lost or failed left nothing that the model has said. Each
+Only answered calls count; one that was lost or failed left nothing that the model has said, and no
+server takes an empty reply back. Each
 call of a tool has exactly one result, directly behind its reply and in its order, whatever became
 of it: servers refuse a conversation that lacks one, or has two, for good. What the user wrote
 meanwhile comes behind the results, before the call that saw it first (`inbox_upto`), and stays there.
@@ -25,6 +26,7 @@ INTERRUPTED = (
     "It may have had part of its effect; look before you repeat it.)"
 )
 SKIPPED = "(not run)"
+CUT = "(Your reply was cut at its length limit. Say it shorter, or write it into a file in pieces.)"
 
 
 class ToolStatus(StrEnum):
@@ -77,12 +79,14 @@ def conversation(
     turns: list[Turn] = [UserTurn(prompt)]
     seen = 0
     for call in sorted(calls, key=lambda call: call.n):
-        if call.status is not CallStatus.ANSWERED or call.reply is None:
+        if call.status is not CallStatus.ANSWERED or call.reply is None or call.reply.empty:
             continue
         turns += [UserTurn(each.content) for each in messages if seen < each.k <= call.inbox_upto]
         seen = max(seen, call.inbox_upto)
         turns.append(call.reply)
         turns += _results(call.n, call.reply, found)
+        if call.reply.finish is Finish.LENGTH and not call.reply.calls:
+            turns.append(UserTurn(CUT))
     turns += [UserTurn(each.content) for each in messages if each.k > seen]
     return tuple(turns)
 

@@ -1,8 +1,9 @@
 """The planner: what a run asks for → the steps that do it.
 
-There is no language model here. A run brings its plan along: as `steps`, as an `argv`, or
-as a fenced block in its prompt. A bare prompt is refused, unless it asks for the smoke plan, which
-shows every part at work: its first line states that the prompt was not carried out.
+There is no language model here: `app.agent.loop` carries out what asks for one. Another run brings its
+plan along: as `steps`, as an `argv`, or as a fenced block in its prompt. A bare prompt is refused, unless it
+asks for the smoke plan, which shows every part at work: its first line states that the prompt was not
+carried out.
 """
 
 from __future__ import annotations
@@ -14,8 +15,17 @@ import orjson
 
 from app.agent.tools.task import TaskProgram
 from app.core.errors import Unprocessable
-from app.core.models import Run, Step
-from app.plan.fenced_plans import MAX_BLOCKS, NO_MODEL, SMOKE, Fenced, NotAPlan, fenced_blocks, read_block
+from app.core.models import Run, RunKind, Step
+from app.plan.fenced_plans import (
+    AGENT,
+    MAX_BLOCKS,
+    NO_MODEL,
+    SMOKE,
+    Fenced,
+    NotAPlan,
+    fenced_blocks,
+    read_block,
+)
 from app.plan.steps import TASK, argv_step, parse_steps
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
@@ -60,12 +70,20 @@ def plan(run: Run, task: TaskProgram | None = None) -> Plan:
             return Plan(_checked(steps), "steps")
         case {"argv": argv}:
             return Plan([argv_step(_argv(argv))], "argv")
+        case {"planner": str(planner)} if planner not in (SMOKE, AGENT):
+            text = f"this worker has no planner {planner[:50]!r}; one of a newer release can take the run"
+            raise RunFailure(ErrorCode.EXECUTOR_UNAVAILABLE, text, away=True)
         case {"prompt": str(prompt), **rest}:
             return _from_prompt(prompt, smoke=rest.get("planner") == SMOKE)
         case {"type": _} if task is not None:
             return _typed(task)
         case _:
             raise _invalid("the run has neither steps nor argv nor a prompt")
+
+
+def is_agent(run: Run) -> bool:
+    """Whether a model carries out the run's prompt."""
+    return run.kind is RunKind.PROMPT and run.spec.get("planner") == AGENT
 
 
 def _typed(program: TaskProgram) -> Plan:

@@ -1,7 +1,8 @@
-"""The supervisor: a plan's steps, one after the other, each with its own record.
+"""The supervisor: steps, one after the other, each with its own record: those of a plan, or an agent's.
 
 It promises that a finished step is never run again, whichever worker continues the run:
-a step's record is committed before the next step starts.
+a step's record is committed before the next step starts. An agent's program starts only when it is
+committed that it does, for a program that was killed looks like one that never began.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from app.agent.output import ToolOutput
 from app.agent.planner import Plan
 from app.agent.step_lines import ended, exit_nonzero, started
 from app.agent.tools.program import RunLog, ToolOutcome
-from app.agent.tools.router import ToolRouter
+from app.agent.tools.router import ToolRouter, runs_program
 from app.core.errors import LostOwnership
 from app.core.events import EventType
 from app.core.models import Run, Step, StepRecord, StepStatus
@@ -27,6 +29,7 @@ MAX_ARTIFACTS = 100
 
 _STATUS = {ErrorCode.TIMEOUT: StepStatus.TIMED_OUT, ErrorCode.CANCELLED: StepStatus.CANCELLED}
 
+_NOT_BEGUN = frozenset({StepStatus.PROPOSED, StepStatus.WAITING})
 _NEVER_TOLERATED = frozenset({ErrorCode.CANCELLED, ErrorCode.EXECUTOR_UNAVAILABLE})
 
 
@@ -57,7 +60,7 @@ async def supervise(
     if not done:
         for level, note in plan.notes:
             await log.say(level, note)
-    supervision = _Supervision(run, len(plan.steps), log, tools, stop, clock)
+    supervision = Supervision(run, len(plan.steps), log, tools, stop, clock)
     for idx, step in enumerate(plan.steps):
         earlier = done.get(step.id)
         if earlier is None or not await supervision.is_final(step, earlier):
@@ -66,15 +69,20 @@ async def supervise(
 
 
 @dataclass(slots=True)
-class _Supervision:
-    """One attempt at the steps of a run. `unsaved`: a finished step may not be committed yet."""
+class Supervision:
+    """One attempt at the steps of a run. `unsaved`: a finished step may not be committed yet.
+
+    `of` is how many steps there are, where that is known. `output`, through which its lines go then, keeps
+    what the model of an agent is told of its steps.
+    """
 
     run: Run
-    of: int
+    of: int | None
     log: RunLog
     tools: ToolRouter
     stop: StopToken
     clock: Callable[[], int]
+    output: ToolOutput | None = None
     unsaved: bool = False
 
     async def is_final(self, step: Step, earlier: StepRecord) -> bool:
@@ -93,30 +101,40 @@ class _Supervision:
         await self.log.say(Level.WARNING, again, step.id)
         return False
 
-    async def perform(self, idx: int, step: Step, earlier: StepRecord | None = None) -> None:
-        """Bring one step to its end, and its record; `earlier` is what an earlier attempt left of it."""
+    def go_on(self) -> None:
+        """Raise what it means, if the run was asked to stop."""
         if self.stop.reason is not None:
             raise self._interruption(self.stop.reason)
-        if self.unsaved:
+
+    async def perform(self, idx: int, step: Step, earlier: StepRecord | None = None) -> StepRecord:
+        """Bring one step to its end, and its record, which is returned.
+
+        `earlier` is what there is of it: an earlier attempt's, or what a model has proposed.
+        """
+        self.go_on()
+        ahead = self.output is not None and runs_program(step)
+        if self.unsaved and not ahead:
             await self.log.flush()
         again = await self._again(step, earlier)
         record = await self._begin(idx, step, again, earlier)
+        if ahead:
+            await self.log.flush()
         outcome, failure = await self._call(step, again)
         tolerated = failure is not None and self._tolerates(step, failure)
         await self._report(step, outcome)
-        await self._finish(record, step, outcome, failure, tolerated=tolerated)
+        ended = await self._finish(record, step, outcome, failure, tolerated=tolerated)
         if self.tools.unsettled:
             await self.log.flush()
             await self.tools.settle()
-        if failure is None:
-            return
-        if not tolerated:
+        if failure is not None and not tolerated:
             raise failure
-        await self.log.say(Level.WARNING, f"{step.id} failed; it may, so the run continues", step.id)
+        if failure is not None and self.output is None:
+            await self.log.say(Level.WARNING, f"{step.id} failed; it may, so the run continues", step.id)
+        return ended
 
     async def _again(self, step: Step, earlier: StepRecord | None) -> Resume:
         """Return which run of the step this is: an interrupted one that outlived its worker continues."""
-        if earlier is None or not self.tools.reattaches(step):
+        if earlier is None or earlier.status in _NOT_BEGUN or not self.tools.reattaches(step):
             return Resume()
         before = int((earlier.result or {}).get("step_run", 1))
         if earlier.status.finished:
@@ -134,8 +152,14 @@ class _Supervision:
             attempt=self.run.attempt,
             started_at=earlier.started_at if earlier and again.resumed else self.clock(),
             result={"step_run": again.step_run} if self.tools.reattaches(step) else None,
+            call=earlier.call if earlier else None,
+            call_id=earlier.call_id if earlier else None,
+            policy=earlier.policy if earlier else None,
         )
-        data: dict[str, Any] = {"tool": step.tool, "status": record.status, "n": idx + 1, "of": self.of}
+        if self.output is not None:
+            self.output.begin()
+        data: dict[str, Any] = {"tool": step.tool, "status": record.status, "n": idx + 1}
+        data |= {"of": self.of} if record.call is None else {"call": record.call}
         content = started(step)
         if again.resumed:
             data["resumed"], content = True, f"{content} (re-attached)"
@@ -205,22 +229,22 @@ class _Supervision:
         failure: RunFailure | None,
         *,
         tolerated: bool,
-    ) -> None:
+    ) -> StepRecord:
         status = _STATUS.get(failure.code, StepStatus.FAILED) if failure else StepStatus.SUCCEEDED
         now = self.clock()
         duration_s = max(0, now - record.started_at) / 1_000_000
         error = _error(failure, self.run.retry_on, tolerated=tolerated) if failure else None
         result = {**(outcome.result or {}), **(record.result or {})} or None
-        await self.log.save_step(
-            replace(
-                record,
-                status=status,
-                ended_at=now,
-                exit_code=outcome.exit_code,
-                result=result,
-                error=error,
-            ),
+        ended_record = replace(
+            record,
+            status=status,
+            ended_at=now,
+            exit_code=outcome.exit_code,
+            result=result,
+            error=error,
+            for_model=self.output.told(outcome, failure) if self.output else None,
         )
+        await self.log.save_step(ended_record)
         await self.log.event(
             EventType.STEP,
             level=_level(failure, tolerated=tolerated),
@@ -231,10 +255,12 @@ class _Supervision:
                 "status": status,
                 "exit_code": outcome.exit_code,
                 "duration_s": round(duration_s, 3),
+                **({} if record.call is None else {"call": record.call}),
                 **({"stages": outcome.stages} if outcome.stages else {}),
             },
         )
         self.unsaved = True
+        return ended_record
 
 
 def _level(failure: RunFailure | None, *, tolerated: bool) -> Level:

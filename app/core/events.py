@@ -28,6 +28,9 @@ class EventType(StrEnum):
     USAGE = "usage"
     ARTIFACT = "artifact"
     APPROVAL = "approval"
+    MODEL = "model"
+    MESSAGE = "message"
+    PLAN = "plan"
     TRUNCATED = "truncated"
     GAP = "gap"
     END = "end"
@@ -173,7 +176,12 @@ def seq_of(raw: bytes) -> int:
 
 
 def with_usage(used: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:
-    """Return an attempt's CPU and wall time with a step's added; of memory the largest counts."""
+    """Return an attempt's CPU and wall time with a step's added; of memory the largest counts.
+
+    What a call of a model took is kept with the call, and is not counted here.
+    """
+    if "cpu_s" not in step:
+        return used
     return {
         "cpu_s": round(used.get("cpu_s", 0) + step.get("cpu_s", 0), 3),
         "wall_s": round(used.get("wall_s", 0) + step.get("wall_s", 0), 3),

@@ -16,7 +16,7 @@ from app.core.events import NEVER_FILTERED, Event, EventType
 from tailrun.process.lines import Level, Stream
 
 LEVEL_BITS = {Level.DEBUG: 1, Level.INFO: 2, Level.WARNING: 4, Level.ERROR: 8}
-STREAM_BITS = {Stream.STDOUT: 1, Stream.STDERR: 2, Stream.SYSTEM: 4}
+STREAM_BITS = {stream: 1 << n for n, stream in enumerate(Stream)}
 """Stored with every block: never give a bit another meaning."""
 
 

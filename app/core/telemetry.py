@@ -226,7 +226,8 @@ HTTP_SECONDS = Histogram(
 LOG_LINES = Counter("tailrun_log_lines", "Lines that runs printed, by pipe.", ["stream"])
 LOG_BYTES = Counter("tailrun_log_bytes", "Bytes (UTF-8) of the lines that runs printed.")
 LOG_GAPS = Counter("tailrun_log_gaps", "Gaps in runs' logs: events that are lost.")
-SLOTS_BUSY = Gauge("tailrun_worker_slots_busy", "Runs that this worker has in flight.")
+SLOTS_BUSY = Gauge("tailrun_worker_slots_busy", "Runs that this worker has in flight, agents not counted.")
+AGENTS = Gauge("tailrun_agents", "Agents that this worker has in flight.")
 ATTEMPTS = Counter("tailrun_attempts", "Attempts that ended, by the run's status then.", ["status"])
 FAILURES = Counter("tailrun_failures", "Attempts that failed, by error code.", ["code"])
 RETRIES = Counter("tailrun_retries", "Attempts given back for another try after a failure.")
@@ -238,6 +239,9 @@ RECONCILED_AT = Gauge(
 SCHEDULED = Counter("tailrun_scheduled_runs", "Runs that this worker made for schedules.")
 WEBHOOKS = Counter(
     "tailrun_webhooks", "Tries to deliver a webhook, by outcome: delivered, retried, gave_up.", ["outcome"]
+)
+APPROVALS = Counter(
+    "tailrun_approvals", "Steps of agents that were decided: approved, denied, expired.", ["decision"]
 )
 DEAD_LETTERS = Counter("tailrun_dead_letters", "Entries put into jobs:dead, by reason.", ["reason"])
 RUN_WAIT_SECONDS = Histogram(
@@ -272,7 +276,18 @@ TOOL_STAGE_SECONDS = Histogram(
 
 OF_API = (RUNS, QUEUE_DEPTH, QUEUE_OLDEST_AGE, WORKERS, WATCHERS, STREAM_LIMIT, READY, HTTP_SECONDS)
 OF_WORKER = (
-    *(SLOTS_BUSY, ATTEMPTS, FAILURES, RETRIES, LACKS, RECONCILED_AT, SCHEDULED, WEBHOOKS, RUN_WAIT_SECONDS),
+    *(
+        SLOTS_BUSY,
+        AGENTS,
+        ATTEMPTS,
+        FAILURES,
+        RETRIES,
+        LACKS,
+        RECONCILED_AT,
+        SCHEDULED,
+        WEBHOOKS,
+        RUN_WAIT_SECONDS,
+    ),
     *(RUN_SECONDS, LOG_COMMIT_SECONDS, WORKSPACE_BYTES, LOG_UPKEEP, TOOL_STAGE_SECONDS),
 )
 

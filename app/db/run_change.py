@@ -13,11 +13,11 @@ from sqlalchemy import Connection, select, update
 
 from app.core.errors import Conflict, NotFound
 from app.core.events import Event, EventType
-from app.core.models import Run, RunStatus
+from app.core.models import Run, RunStatus, StepStatus
 from app.db.log_rows import insert_lines
 from app.db.row_codec import to_json
 from app.db.run_queries import RUN_ROW
-from app.db.tables import runs
+from app.db.tables import runs, steps
 from app.db.webhook_store import drop_notice, note_end
 from tailrun.process.errors import ErrorCode
 from tailrun.process.lines import Level, Stream
@@ -121,6 +121,7 @@ def end(
     insert_lines(connection, [*before, event])
     if run.status is RunStatus.WAITING:
         drop_notice(connection, run.run_id)
+        _cancel_steps(connection, run.run_id, now)
     ended = change(
         connection,
         run.run_id,
@@ -137,6 +138,13 @@ def end(
     )
     note_end(connection, run.run_id, run.webhook_url, now)
     return Changed(ended, [*before, event])
+
+
+def _cancel_steps(connection: Connection, run_id: str, now: int) -> None:
+    """Mark the steps that have not begun, and never will."""
+    not_begun = steps.c.status.in_([StepStatus.PROPOSED.value, StepStatus.WAITING.value])
+    cancelled = {"status": StepStatus.CANCELLED.value, "ended_at": now}
+    connection.execute(update(steps).where((steps.c.run_id == run_id) & not_begun).values(cancelled))
 
 
 def change(connection: Connection, run_id: str, **values: Any) -> Run:

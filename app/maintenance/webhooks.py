@@ -36,7 +36,7 @@ from app.config import WebhookSettings
 from app.core.address_ranges import is_public
 from app.core.clock import format_ts, now_us
 from app.core.errors import StorageError
-from app.core.models import Run
+from app.core.models import Run, RunStatus
 from app.core.periodic import Backoff, Lead, Periodic
 from app.core.telemetry import WEBHOOKS
 from app.db.engine import Database
@@ -112,10 +112,10 @@ class Webhooks:
     async def _deliver(self, delivery: Delivery, until: int) -> None:
         try:
             run = await self._runs.get(delivery.run_id)
-            if run is None:
-                return
+            if run is None or not (run.status.terminal or run.status is RunStatus.WAITING):
+                return  # its wait is over, and the delivery of it deleted
             at, began = self._clock(), time.monotonic()
-            sent = await self._sender.send(delivery.url, message_id(run.run_id), payload(run))
+            sent = await self._sender.send(delivery.url, message_id(run), payload(run, delivery.created_at))
             took_ms = round((time.monotonic() - began) * 1000)
             tried = {"at": at, "status": sent.status, "error": sent.error, "ms": took_ms}
             await self._settle(delivery, until, sent, tried)
@@ -159,13 +159,13 @@ def open_webhooks(
     )
 
 
-def message_id(run_id: str) -> str:
-    """Return the `webhook-id`, the same for every try: a run has one end."""
-    return f"msg_{run_id}"
+def message_id(run: Run) -> str:
+    """Return the `webhook-id`, the same for every try: a run has one end, and one wait after an attempt."""
+    return f"msg_{run.run_id}" if run.status.terminal else f"msg_{run.run_id}_{run.attempt}"
 
 
-def payload(run: Run) -> bytes:
-    """Return the body: which run ended, when, and how."""
+def payload(run: Run, since: int) -> bytes:
+    """Return the body: which run ended, when, and how; or what it waits for, and since when."""
     moments = ("created_at", "started_at", "ended_at")
     data: dict[str, Any] = {
         "run_id": run.run_id,
@@ -175,13 +175,15 @@ def payload(run: Run) -> bytes:
         "type": run.type,
         "labels": run.labels,
         "status": run.status,
+        "waiting_for": run.waiting_for,
         "exit_code": run.exit_code,
         "error": run.error,
         "attempt": run.attempt,
         "log_lines": run.log_lines,
         **{name: _moment(getattr(run, name)) for name in moments},
     }
-    return orjson.dumps({"type": f"run.{run.status}", "timestamp": _moment(run.ended_at), "data": data})
+    at = since if run.ended_at is None else run.ended_at
+    return orjson.dumps({"type": f"run.{run.status}", "timestamp": format_ts(at), "data": data})
 
 
 def _host(url: str) -> str:

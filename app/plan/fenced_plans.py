@@ -23,6 +23,8 @@ MAX_VALUES = 10_000
 MAX_BLOCKS = 10
 SMOKE = "smoke"
 """The planner of a prompt without steps, for those who ask for it."""
+AGENT = "agent"
+"""The planner of a prompt that a language model carries out."""
 NO_MODEL = (
     "No model carries out a prompt here: send steps, an argv or a typed task, put the steps into the prompt "
     'as a ```yaml block, or ask for "planner": "smoke" (files, shell and logs at work, and not the prompt).'

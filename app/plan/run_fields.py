@@ -6,13 +6,14 @@ import re
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidation
 
 from app.core.clock import parse_ts
 from app.core.errors import Unprocessable
 from app.core.names import check_env
 from app.plan.explain import quote
-from app.plan.steps import StepIn
+from app.plan.steps import IMAGE, TOOLS, StepIn
 from tailrun.process.errors import ErrorCode
 
 MAX_PROMPT = 100_000
@@ -22,6 +23,12 @@ MAX_ARGV_BYTES = 100_000
 
 
 MAX_ENV_BYTES = 32_000
+
+
+MAX_INSTRUCTIONS = 32_000
+
+
+MAX_SCHEMA_BYTES = 16_000
 
 
 RETRY_CODES = [code.value for code in ErrorCode if code not in {ErrorCode.CANCELLED, ErrorCode.WORKER_LOST}]
@@ -71,6 +78,21 @@ def _env(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _tools(value: list[str]) -> list[str]:
+    for name in value:
+        if name not in TOOLS:
+            raise ValueError(f"must hold names of tools ({', '.join(TOOLS)}), not {quote(name)}")
+    return list(dict.fromkeys(value))
+
+
+def _result_schema(value: dict[str, Any]) -> dict[str, Any]:
+    if value.get("type") != "object":
+        raise ValueError('must be the schema of an object: "type": "object"')
+    if len(orjson.dumps(value)) > MAX_SCHEMA_BYTES:
+        raise ValueError(f"must be at most {MAX_SCHEMA_BYTES} bytes long")
+    return value
+
+
 def _retry_on(value: list[str]) -> list[str]:
     for code in value:
         if code not in RETRY_CODES:
@@ -98,6 +120,58 @@ Text = Annotated[str, AfterValidator(_no_nul)]
 Name = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
+class BudgetIn(Body):
+    """What an agent may spend at most: 0 is nothing, left out is as much as the deployment allows."""
+
+    usd: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="US dollars, of calls whose price is known; at most `AGENT_BUDGET_USD`.",
+    )
+    tokens: int | None = Field(
+        default=None, ge=0, description="Tokens, in and out; at most `AGENT_BUDGET_TOKENS`."
+    )
+    calls: int | None = Field(
+        default=None, ge=0, description="Calls of the model; at most `AGENT_MAX_CALLS`."
+    )
+    tool_calls: int | None = Field(
+        default=None, ge=0, description="Calls of tools; at most `AGENT_MAX_TOOL_CALLS`."
+    )
+
+
+class AgentIn(Body):
+    """How a language model carries out the prompt. A tool's program gets `image` and `network`."""
+
+    model: Name | None = Field(default=None, description="One of GET /v1/models; left out: the default one.")
+    instructions: Annotated[Text, Field(max_length=MAX_INSTRUCTIONS)] | None = Field(
+        default=None, description="What the model is told beside the prompt, with more weight."
+    )
+    tools: Annotated[list[str], Field(max_length=50), AfterValidator(_tools)] | None = Field(
+        default=None,
+        description="The tools that it may call; left out: all. None: it can only answer.",
+        examples=[["file_read", "file_list"]],
+    )
+    approve: Annotated[list[str], Field(max_length=50), AfterValidator(_tools)] | None = Field(
+        default=None,
+        description="Tools whose calls need an approval; left out: as the deployment says.",
+        examples=[["shell", "code"]],
+    )
+    on_expiry: Literal["deny", "fail"] = Field(
+        default="deny",
+        description="A step that was not approved in time: `deny`, the agent continues without it, or "
+        "`fail`, the run fails (`approval_expired`).",
+    )
+    budget: BudgetIn | None = None
+    result_schema: Annotated[dict[str, Any], AfterValidator(_result_schema)] | None = Field(
+        default=None, description="JSON Schema of an object: what the result has to be like."
+    )
+    image: str | None = Field(
+        default=None, min_length=1, max_length=500, pattern=IMAGE, description="As of a step."
+    )
+    network: Literal["none", "internet"] | None = Field(default=None, description="As of a step.")
+
+
 class RunFields(Body):
     """What a run is made of: exactly one of `prompt`, `steps`, `type` and `argv`."""
 
@@ -105,10 +179,19 @@ class RunFields(Body):
         default=None,
         description="What to do, in words; or a fenced block of steps in YAML or JSON.",
     )
-    planner: Literal["smoke"] | None = Field(
+    planner: Literal["smoke", "agent"] | None = Field(
         default=None,
-        description="With a prompt that holds no steps: `smoke` runs a small plan that shows files, "
-        "shell and logs at work. Left out, such a prompt is refused (`no_model`).",
+        description="With a prompt: `agent` has a language model carry it out, which is what happens to a "
+        "prompt without steps anyway; without a model it is refused (`no_model`). `smoke` runs a small plan "
+        "that shows files, shell and logs at work.",
+    )
+    agent: AgentIn | None = Field(
+        default=None, description="With a prompt that a language model carries out."
+    )
+    continue_of: str | None = Field(
+        default=None,
+        description="With a prompt: an ended run of yours that a model carried out. The new one follows "
+        "it, and begins with its files.",
     )
     steps: Annotated[list[StepIn], SkipValidation] | None = Field(
         default=None, description="What to do, step by step."

@@ -36,6 +36,8 @@ MAX_ARGUMENT = 100_000
 MAX_TIMEOUT_S = 604_800
 QUANTITY = r"^[0-9]{1,12}(\.[0-9]{1,9})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 """A Kubernetes quantity, of those that make sense here."""
+IMAGE = r"^[\w./:@-]+$"
+"""The name of a container image."""
 
 
 def _text(value: str) -> str:
@@ -177,7 +179,7 @@ class _ProgramStep(_StepIn):
         None,
         min_length=1,
         max_length=500,
-        pattern=r"^[\w./:@-]+$",
+        pattern=IMAGE,
         description="The container image, one of those that the deployment allows (Kubernetes only).",
         examples=["python:3.13-slim"],
     )

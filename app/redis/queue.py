@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -117,13 +117,17 @@ class Queue:
                     pushed += await _PUSH_MANY(self._redis, keys, (_MARK_TTL_S, command, *entries))
         return pushed
 
-    async def push_run(self, run: Run, now: int) -> None:
-        """Push the entry of a queued run, or delay it until `next_attempt_at`. Safe to repeat."""
+    async def push_run(self, run: Run, now: int, *, front: bool = False) -> None:
+        """Push the entry of a queued run, or delay it until `next_attempt_at`. Safe to repeat.
+
+        `front`: it is taken next, whatever its priority.
+        """
         due = run.next_attempt_at
         if due is not None and due > now:
             await self.push_delayed(delayed_job(run, due), due)
         else:
-            await self.push(Job.of(run, now), run.attempt)
+            job = Job.of(run, now)
+            await self.push(replace(job, priority=Priority.HIGH) if front else job, run.attempt)
 
     async def push_delayed(self, job: Job, due_us: int) -> None:
         """Let an entry become pending at `due_us`."""

@@ -49,7 +49,7 @@ async def execute(
         raise Unprocessable(f"action {got}; it is one of {', '.join(ACTIONS)}.", code="unknown_action")
     if action == "create":
         fields = check(ExecuteCreate, body)
-        if fields.prompt is not None and is_bare(fields.prompt):
+        if services.models.default is None and fields.prompt is not None and is_bare(fields.prompt):
             fields.planner = SMOKE  # this route has always taken such prompts
         made = await submit(services, user, fields, start=False, idempotency_key=idempotency_key)
         return answer(_view(made.run), 201 if made.fresh else 200)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from app.core.agent_records import WaitingFor
 from app.core.events import EventType
 from app.core.models import Priority, RunKind, RunStatus, StepStatus
 from app.plan.run_fields import (
@@ -95,6 +96,13 @@ class RunError(BaseModel):
     step: str | None = None
 
 
+class RunUsage(BaseModel):
+    """What the model calls of a run took, with what those on their way have reserved."""
+
+    tokens: int
+    cost_usd: float | None = Field(description="Of the calls whose price is known; null: of none.")
+
+
 class RunView(BaseModel):
     """A run. Times are RFC 3339 with microseconds, in UTC."""
 
@@ -129,6 +137,9 @@ class RunView(BaseModel):
     retry_on: list[str] | None
     run_at: str | None
     webhook_url: str | None
+    waiting_for: WaitingFor | None = Field(description="What a run that is `waiting` waits for.")
+    result: dict[str, Any] | None = Field(description="The answer of an agent.")
+    usage: RunUsage | None = Field(description="What an agent has spent so far; null: no model was called.")
     links: dict[str, str]
 
 
@@ -154,6 +165,7 @@ class RunDetail(RunView):
     spec: dict[str, Any] = Field(
         description="What was sent: `prompt`, `steps`, `argv` or `type`; never the `env`."
     )
+    agent: dict[str, Any] | None = Field(description="What was asked of the agent.")
     logs: list[EventView] | None = None
 
 

@@ -40,19 +40,28 @@ def moment(us: int | None) -> str | None:
     return None if us is None else format_ts(us)
 
 
-_RUN_FIELDS = [name for name in RunView.model_fields if name != "links"]
+_RUN_FIELDS = [name for name in RunView.model_fields if name not in {"links", "usage"}]
+_MICRO = 1_000_000
 
 
 def run_view(run: Run) -> dict[str, Any]:
     """Return a run as every route shows it: the fields of `RunView`."""
     shown = {name: getattr(run, name) for name in _RUN_FIELDS}
     times = {name: moment(value) for name, value in shown.items() if name.endswith("_at")}
-    return shown | times | {"links": links(run.run_id)}
+    return shown | times | {"usage": _usage(run), "links": links(run.run_id)}
 
 
 def run_detail(run: Run) -> dict[str, Any]:
     """Return a run with what it was made from; its environment may hold secrets and stays here."""
-    return {**run_view(run), "spec": {key: value for key, value in run.spec.items() if key != "env"}}
+    spec = {key: value for key, value in run.spec.items() if key != "env"}
+    return {**run_view(run), "spec": spec, "agent": run.agent}
+
+
+def _usage(run: Run) -> dict[str, Any] | None:
+    """Return what an agent has spent; tokens without any cost are those of a model whose price is unknown."""
+    if not run.spent_tokens:
+        return None
+    return {"tokens": run.spent_tokens, "cost_usd": run.spent_u / _MICRO if run.spent_u else None}
 
 
 def links(run_id: str) -> dict[str, str]:

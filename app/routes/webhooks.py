@@ -30,7 +30,7 @@ class WebhookView(BaseModel):
 
     url: str
     status: Literal["waiting", "pending", "delivered", "failed"] = Field(
-        description="`waiting`: the run has not ended; `failed`: given up."
+        description="`waiting`: there is nothing to tell yet; `failed`: given up."
     )
     attempts: int
     next_at: str | None

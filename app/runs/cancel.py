@@ -29,10 +29,10 @@ async def request_cancel(services: Services, run_id: str) -> Run:
     changed = await services.runs.request_cancel(run_id, now_us())
     run = changed.run
     if changed.events:
-        _log.info("run cancelled before it ran", run_id=run_id)
+        _log.info("run cancelled while no worker had it", run_id=run_id)
         await announce(services, changed.events)
         await _forget(services, seen)
-    if run.status not in (RunStatus.RUNNING, RunStatus.WAITING):
+    if run.status is not RunStatus.RUNNING:
         return run
     try:
         await services.publisher.signal(run_id, "STOP")

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.config import Settings
+from app.db.approval_store import ApprovalStore
 from app.db.engine import Database
+from app.db.inbox_store import InboxStore
 from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
 from app.db.webhook_store import WebhookStore
+from app.plan.model_names import ModelNames
 from app.plan.task_types import TaskTypes
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher, Tail
@@ -46,6 +49,9 @@ class Services:
     webhooks: WebhookStore
     projects: ProjectStore
     task_types: TaskTypes
+    models: ModelNames
+    approvals: ApprovalStore
+    inbox: InboxStore
     logs: LogHistory
     tokens: TokenStore
     redis: RedisClients

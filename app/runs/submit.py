@@ -15,14 +15,15 @@ from typing import Any
 
 import orjson
 
-from app.config import Settings
+from app.config import AgentSettings, Settings
 from app.core.clock import now_us, parse_ts
 from app.core.errors import Conflict, NotFound, StorageError, TooManyRequests, Unprocessable
 from app.core.events import Event
 from app.core.models import DEFINITION_FIELDS, Priority, Run, RunKind, RunStatus
 from app.core.telemetry import get_logger
 from app.db.run_store import Created, RunDraft
-from app.plan.fenced_plans import NO_MODEL, is_bare
+from app.plan.fenced_plans import AGENT, SMOKE, is_bare
+from app.plan.model_names import ModelNames
 from app.plan.projects import DEFAULT
 from app.plan.run_fields import RunFields
 from app.plan.steps import parse_steps
@@ -63,7 +64,8 @@ async def submit(
 
 async def compose(services: Services, user: Principal, body: RunFields, *, start: bool) -> RunDraft:
     """Check what the body's model cannot, and return the run that it asks for; raises as `submit`."""
-    kind, spec = _spec(body)
+    kind, spec = _spec(body, services.models)
+    earlier = await _earlier(services, user, body)
     if kind is RunKind.TASK:
         await _check_task(services, body)
     checked_fields: dict[str, Any] = {
@@ -71,7 +73,8 @@ async def compose(services: Services, user: Principal, body: RunFields, *, start
         "spec": spec | ({"env": body.env} if body.env else {}),
         "max_attempts": body.max_attempts or services.settings.runs.max_attempts,
         "timeout_s": _timeout(body, services.settings.runs.timeout_s),
-        "workspace_from": await _source(services, user, body.workspace_from),
+        "workspace_from": earlier or await _source(services, user, "workspace_from", body.workspace_from),
+        "agent": _agent(body, services.settings.agent) if spec.get("planner") == AGENT else None,
         "priority": Priority(body.priority),
         "project": (body.project or DEFAULT) if kind is RunKind.TASK else None,
         "webhook_url": _webhook(body.webhook_url, services.settings),
@@ -159,7 +162,7 @@ async def _push(services: Services, run: Run, now: int) -> bool:
     return True
 
 
-def _spec(body: RunFields) -> tuple[RunKind, dict[str, Any]]:
+def _spec(body: RunFields, models: ModelNames) -> tuple[RunKind, dict[str, Any]]:
     given = [name for name in ("prompt", "steps", "argv", "type") if getattr(body, name) is not None]
     if len(given) != 1:
         got = " and ".join(given) or "none of them"
@@ -167,9 +170,10 @@ def _spec(body: RunFields) -> tuple[RunKind, dict[str, Any]]:
     if given[0] != "type":
         _no_task_fields(body)
     if body.prompt is not None:
-        return RunKind.PROMPT, _prompt(body.prompt, body.planner)
-    if body.planner is not None:
-        raise Unprocessable("planner goes with prompt only.")
+        return RunKind.PROMPT, _prompt(body.prompt, body, models)
+    for name in ("planner", "agent", "continue_of"):
+        if getattr(body, name) is not None:
+            raise Unprocessable(f"{name} goes with prompt only.")
     if body.argv is not None:
         return RunKind.ARGV, {"argv": body.argv}
     if body.steps is not None:
@@ -181,12 +185,50 @@ def _spec(body: RunFields) -> tuple[RunKind, dict[str, Any]]:
     return RunKind.TASK, {name: value for name, value in fields.items() if value is not None}
 
 
-def _prompt(prompt: str, planner: str | None) -> dict[str, Any]:
-    if planner is not None:
-        return {"prompt": prompt, "planner": planner}
-    if is_bare(prompt):
-        raise Unprocessable(NO_MODEL, code="no_model")
-    return {"prompt": prompt}
+def _prompt(prompt: str, body: RunFields, models: ModelNames) -> dict[str, Any]:
+    asked = [name for name in ("agent", "continue_of") if getattr(body, name) is not None]
+    if body.planner == SMOKE:
+        if asked:
+            raise Unprocessable(f'{asked[0]} goes with a prompt that a model carries out, not with "smoke".')
+        return {"prompt": prompt, "planner": SMOKE}
+    if body.planner != AGENT and not asked and not is_bare(prompt):
+        return {"prompt": prompt}
+    models.check(body.agent and body.agent.model)
+    return {"prompt": prompt, "planner": AGENT}
+
+
+def _agent(body: RunFields, limits: AgentSettings) -> dict[str, Any] | None:
+    """Return what is asked of the agent as its row keeps it; its budget is within the deployment's."""
+    asked = {} if body.agent is None else body.agent.model_dump(exclude_unset=True)
+    most = {
+        "usd": ("AGENT_BUDGET_USD", limits.budget_usd),
+        "tokens": ("AGENT_BUDGET_TOKENS", limits.budget_tokens),
+        "calls": ("AGENT_MAX_CALLS", limits.max_calls),
+        "tool_calls": ("AGENT_MAX_TOOL_CALLS", limits.max_tool_calls),
+    }
+    for name, wanted in (asked.get("budget") or {}).items():
+        setting, cap = most[name]
+        if wanted is not None and cap is not None and wanted > cap:
+            raise Unprocessable(f"agent.budget.{name} must be at most {cap} ({setting}), not {wanted}.")
+    return asked | ({} if body.continue_of is None else {"continue_of": body.continue_of}) or None
+
+
+async def _earlier(services: Services, user: Principal, body: RunFields) -> str | None:
+    """Return the run whose conversation and files the new one goes on from."""
+    if body.continue_of is None:
+        return None
+    if body.workspace_from is not None:
+        raise Unprocessable("continue_of brings the files along: leave out workspace_from.")
+    earlier = await _own(services, user, "continue_of", body.continue_of)
+    if earlier.spec.get("planner") != AGENT:
+        raise Unprocessable("continue_of: no model carried out that run; use workspace_from for its files.")
+    if not earlier.status.terminal:
+        raise Conflict(
+            f"continue_of: run {earlier.run_id} is {earlier.status}; send it a message "
+            f"(POST /v1/runs/{earlier.run_id}/messages), or wait for its end.",
+            code="not_finished",
+        )
+    return earlier.run_id
 
 
 async def _check_task(services: Services, body: RunFields) -> None:
@@ -212,13 +254,15 @@ def _timeout(body: RunFields, cap: float) -> float:
     return body.timeout_s or cap
 
 
-async def _source(services: Services, user: Principal, run_id: str | None) -> str | None:
-    if run_id is None:
-        return None
-    source = await services.runs.get(run_id) if RUN_ID.fullmatch(run_id) else None
-    if source is None or source.user_id != user.user_id:
-        raise NotFound(f"workspace_from: there is no run {run_id[:64]!r} of yours.")
-    return run_id
+async def _source(services: Services, user: Principal, field: str, run_id: str | None) -> str | None:
+    return None if run_id is None else (await _own(services, user, field, run_id)).run_id
+
+
+async def _own(services: Services, user: Principal, field: str, run_id: str) -> Run:
+    found = await services.runs.get(run_id) if RUN_ID.fullmatch(run_id) else None
+    if found is None or found.user_id != user.user_id:
+        raise NotFound(f"{field}: there is no run {run_id[:64]!r} of yours.")
+    return found
 
 
 def checked_key(key: str | None) -> str | None:

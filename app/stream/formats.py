@@ -21,6 +21,7 @@ from app.core.events import Entry, Event, EventType
 from app.core.log_filter import EVERYTHING, LogFilter
 from app.core.models import RunStatus
 from tailrun.ansi import FIRST, strip_ansi
+from tailrun.process.lines import Stream
 
 T = TypeVar("T")
 Encoding = Callable[[Sequence[Entry]], Any]
@@ -57,6 +58,7 @@ _VERDICTS = {
     RunStatus.CANCELLED: "STOPPED",
     RunStatus.TIMED_OUT: "TIMEOUT",
 }
+_WORDS = frozenset({Stream.MODEL, Stream.REASONING})
 _ANSI_SIGNS = tuple(orjson.dumps(first)[1:-1] for first in FIRST)
 """The first characters of terminal sequences, as JSON encodes them."""
 
@@ -137,21 +139,27 @@ def _ndjson(entries: Sequence[Entry]) -> bytes:
 
 
 def _text(entries: Sequence[Entry]) -> bytes:
-    return "".join([f"{line}\n" for line in _lines(entries)]).encode("utf-8", "replace")
+    return "".join([f"{text}{end}" for text, end in _pieces(entries)]).encode("utf-8", "replace")
 
 
 def _lines(entries: Sequence[Entry]) -> Iterator[str]:
+    return (text for text, _ in _pieces(entries))
+
+
+def _pieces(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    """Yield each text with its line end; a piece of a model's words has none, for its line continues."""
     for _, raw in entries:
         event = orjson.loads(raw)
         match event["type"]:
             case EventType.LOG:
-                yield event.get("content") or ""
+                goes_on = event.get("split") and event.get("stream") in _WORDS
+                yield event.get("content") or "", "" if goes_on else "\n"
             case EventType.END:
-                yield verdict(event)
+                yield verdict(event), "\n"
             case EventType.GAP:
-                yield f"[lost: {event['from']} to {event['to']}]"
+                yield f"[lost: {event['from']} to {event['to']}]", "\n"
             case EventType.TRUNCATED:
-                yield f"[truncated: {event['from']} to {event['to']}, {event.get('lines', '?')} lines]"
+                yield f"[truncated: {event['from']} to {event['to']}, {event.get('lines', '?')} lines]", "\n"
             case _:
                 pass
 

@@ -21,6 +21,13 @@ from tailrun.process.lines import Line, Stream
 MASK = "***"
 _HOLD_CHARS = 4096
 """How much of an over-long line's piece waits for the next: a secret may lie across the cut."""
+_WORDS = frozenset({Stream.MODEL, Stream.REASONING})
+"""Streams whose pieces come as they are written: little of them may wait."""
+_BREAK = re.compile(r"[\s\u2e80-\U0010ffff]")
+"""Where words can be cut: at a space, and at letters of scripts that have no spaces."""
+_OPENINGS = ("earer", "EARER", "uthorization", "taging-", "-----BEGIN")
+"""After these a secret may follow behind a space, at most `_OPENING_CHARS` later."""
+_OPENING_CHARS = 64
 _LONGEST_CHARS = 64 * 1024
 """A longer text in one line is no secret that can be kept back as a whole."""
 _KEY_LINES = 1000
@@ -79,6 +86,7 @@ class Masker:
         self._forms = tuple(dict.fromkeys(form for value in values for form in forms_of(value)))
         self._known = KnownValues(self._forms, tuple(_LOOK_BY_MARK))
         self._patterns = tuple(map(_compile, patterns))
+        self._widest = max((len(form.text) for form in self._forms if _BREAK.search(form.text)), default=0)
 
     def text(self, text: str) -> str:
         """Return `text`, of one line or of several, with `***` in place of every secret."""
@@ -111,6 +119,17 @@ class Masker:
             return True
         looks = map(_LOOK_BY_MARK.__getitem__, marks)
         return any(look.pattern.search(text) for look in looks if look.needs in text)
+
+    def word_cut(self, text: str) -> int:
+        """Return how much of an unfinished line of words can go out: no secret lies across that place.
+
+        With patterns of the operator's, which may be of any length, none of it.
+        """
+        if self._patterns:
+            return 0
+        end = _break_before(text, len(text) - self._widest)
+        openings = [text.rfind(each, max(0, end - _OPENING_CHARS)) for each in _OPENINGS]
+        return _break_before(text, min([end, *(at for at in openings if at >= 0)]))
 
     def spans(self, text: str, *, whole: bool = False) -> list[Span]:
         """Find every secret in one line: start and end, in order, without overlaps.
@@ -155,7 +174,8 @@ class LineMasker:
             return line
         cut = len(text)
         if line.split and line.stream not in self._key_lines:
-            cut = _cut(text, self._masker.spans(text, whole=True))
+            most = self._masker.word_cut(text) if line.stream in _WORDS else 0
+            cut = _cut(text, self._masker.spans(text, whole=True), most)
         if cut < len(text):
             text, self._held[line.stream] = text[:cut], text[cut:]
             spans = [span for span in spans if span[1] <= cut]
@@ -186,13 +206,23 @@ def masked(text: str, spans: Sequence[Span]) -> str:
     return "".join((*out, text[at:]))
 
 
-def _cut(text: str, spans: Sequence[Span]) -> int:
-    """Where a piece may be cut: enough stays back to see a secret whole, and none is cut in two."""
-    cut = max(0, len(text) - _HOLD_CHARS)
+def _cut(text: str, spans: Sequence[Span], words: int) -> int:
+    """Where a piece may be cut: enough stays back to see a secret whole, and none is cut in two.
+
+    `words`: how much can go out in any case.
+    """
+    cut = max(words, len(text) - _HOLD_CHARS)
     for start, end in spans:
         if start < cut < end:
             return start if len(text) - start <= _LONGEST_CHARS else len(text)
     return cut
+
+
+def _break_before(text: str, end: int) -> int:
+    """Return the last place up to `end` behind which another word begins; 0: there is none."""
+    while end > 0 and not _BREAK.match(text, end - 1):
+        end -= 1
+    return max(0, end)
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

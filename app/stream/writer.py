@@ -97,8 +97,8 @@ class LogWriter:
         append raises the fence; a later one waits here until Redis answers.
         """
         if self._fence.attempt > 1:
-            await self._until_stored(self._rescue)
-            kept = await self._until_stored(lambda: self._runs.kept(self._run.run_id))
+            await self.stored(self._rescue)
+            kept = await self.stored(lambda: self._runs.kept(self._run.run_id))
             self._cap = LogCap.resumed(self._settings.max_bytes, kept)
         self._tasks = [
             asyncio.create_task(self._guarded(self._publishing)),
@@ -118,11 +118,11 @@ class LogWriter:
         self._committing.close()
         while not committing.done():
             await self._progress()
-        outcome = replace(outcome, error=self.hide(outcome.error))
+        outcome = replace(outcome, error=self.hide(outcome.error), result=self.hide(outcome.result))
         last = self._event(kind, data=self.hide(data))
         self._committing.add(last, last.seq, 0)
         batch, end = self._next_batch(outcome)
-        requested = await self._until_stored(lambda: self._commit(batch, end))
+        requested = await self.stored(lambda: self._commit(batch, end))
         self._publishing.close()
         await publishing
         await self._publish_end(last, ended=outcome.status.terminal)
@@ -147,13 +147,15 @@ class LogWriter:
 
     # -- what the agent calls -----------------------------------------------------------
 
-    async def lines(self, lines: Sequence[Line], step: str | None) -> None:
-        """Append output lines; waits while too much is unwritten."""
+    async def lines(
+        self, lines: Sequence[Line], step: str | None, *, call: int | None = None
+    ) -> Sequence[Line]:
+        """Append output lines, or words of the model's call `call`; waits while too much is unwritten."""
         self.check()
         masked = self._mask(lines, step)
-        if any(line.cr or line.split for line in masked):
+        if call is not None or any(line.cr or line.split for line in masked):
             for line in masked:
-                self._enqueue(self._marked(line, step))
+                self._enqueue(self._marked(line, step, call))
         else:
             now, run_id, attempt = self._clock(), self._run.run_id, self._fence.attempt
             for at in range(0, len(masked), COMMIT_EVENTS):
@@ -163,6 +165,7 @@ class LogWriter:
         for stream, count in Counter([line.stream for line in lines]).items():
             LOG_LINES.labels(stream).inc(count)
         await self._room()
+        return masked
 
     async def say(self, level: Level, content: str, step: str | None = None) -> None:
         """Append one line of Tailrun's own."""
@@ -198,8 +201,12 @@ class LogWriter:
     async def save_step(self, record: StepRecord) -> None:
         """Put a step record into a transaction with what was handed over before it, or a later one."""
         self.check()
-        args, result, error = self.hide(record.args), self.hide(record.result), self.hide(record.error)
-        self._committing.add(replace(record, args=args, result=result, error=error), self._seq, 0)
+        self._committing.add(self.hidden(record), self._seq, 0)
+
+    def hidden(self, record: StepRecord) -> StepRecord:
+        """Return a step's record without secrets."""
+        names = ("args", "result", "error", "for_model")
+        return replace(record, **{name: self.hide(getattr(record, name)) for name in names})
 
     def set_planner(self, planner: str) -> None:
         """Put the planner's name into the next transaction."""
@@ -207,7 +214,7 @@ class LogWriter:
 
     async def source(self, step: str) -> str | None:
         """Return the `src` of the last line that is committed of a step."""
-        return await self._until_stored(lambda: self._runs.last_source(self._run.run_id, step))
+        return await self.stored(lambda: self._runs.last_source(self._run.run_id, step))
 
     async def flush(self) -> None:
         """Return once everything handed over so far is committed."""
@@ -235,9 +242,11 @@ class LogWriter:
         run_id, attempt = self._run.run_id, self._fence.attempt
         return Event(self._seq + 1, kind, self._clock(), run_id, attempt, **fields)
 
-    def _marked(self, line: Line, step: str | None) -> Event:
-        """Return the event of a line that may be marked `cr` or `split`."""
+    def _marked(self, line: Line, step: str | None, call: int | None) -> Event:
+        """Return the event of a line that may be marked `cr` or `split`, or be of a call of a model."""
         marks: dict[str, Any] = {name: True for name in ("cr", "split") if getattr(line, name)}
+        if call is not None:
+            marks["call"] = call
         if line.src is not None:
             marks[SRC] = line.src
         kind, text = EventType.LOG, line.content
@@ -342,7 +351,7 @@ class LogWriter:
 
     async def _commit_next(self) -> None:
         batch, end = self._next_batch()
-        requested = await self._until_stored(lambda: self._commit(batch, end))
+        requested = await self.stored(lambda: self._commit(batch, end))
         self._wake()
         if requested is not None:
             self._on_cancel()
@@ -377,8 +386,8 @@ class LogWriter:
         if last > self._seq:
             self._start(last)
 
-    async def _until_stored(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Repeat `write` until the store takes it: nothing that was printed is dropped."""
+    async def stored(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Repeat `write` until the store takes it: nothing that was printed, or paid for, is dropped."""
         tries = 0
         while True:
             try:

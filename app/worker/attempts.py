@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from app.core.models import Run
@@ -20,6 +21,8 @@ class Attempt:
     alone: bool = False
     """No other run may be beside it."""
     stop: StopToken = field(default_factory=StopToken)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when there may be a new message to the run's agent."""
 
 
 class InFlight(dict[str, Attempt]):

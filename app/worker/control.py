@@ -48,3 +48,5 @@ class Control:
         if signal == "STOP" and attempt is not None:
             log.info("stop received", run_id=run_id)
             attempt.stop.stop(StopReason.CANCEL)
+        elif signal == "MESSAGE" and attempt is not None:
+            attempt.news.set()

@@ -17,8 +17,13 @@ from typing import Any
 
 import structlog
 
-from app.agent.planner import plan
+from app.agent.loop import Agent, AgentBench
+from app.agent.model_turn import ModelPause
+from app.agent.output import ToolOutput
+from app.agent.planner import AGENT, is_agent, plan
+from app.agent.rows import AgentRows, AgentStores
 from app.agent.supervisor import Drained, supervise
+from app.agent.tool_calls import Parked
 from app.agent.tools.failures import failure_of, named
 from app.agent.tools.router import ToolRouter
 from app.agent.tools.task import TaskProgram, prepare
@@ -32,6 +37,8 @@ from app.core.private_files import private_folder
 from app.core.telemetry import ATTEMPTS, FAILURES, MASK_LOG, RETRIES, RUN_SECONDS, RUN_WAIT_SECONDS
 from app.db.run_store import Outcome, RunStore, Waits
 from app.execution.executor import Executor
+from app.execution.program_slots import ProgramSlots
+from app.llm.pool import ModelPool
 from app.plan.projects import DEFAULT, folder_name
 from app.plan.task_types import TaskTypes
 from app.redis.publisher import Publisher, Tail
@@ -46,8 +53,10 @@ from tailrun.process.stop import StopReason, StopToken
 
 _STOP_MARGIN_S = 5.0
 _BREAK_OFF_S = 3.0
-_INFRASTRUCTURE = frozenset({ErrorCode.EXECUTOR_UNAVAILABLE, ErrorCode.WORKER_LOST, ErrorCode.EVICTED})
-_WAITING = "waiting, without counting a try, for at most {1:.0f} s more (INFRASTRUCTURE_WAIT_S): {0}"
+_INFRASTRUCTURE = frozenset(
+    {ErrorCode.EXECUTOR_UNAVAILABLE, ErrorCode.WORKER_LOST, ErrorCode.EVICTED, ErrorCode.NO_MODEL}
+)
+_WAITING = "waiting, without counting a try, for at most {1:.0f} s more ({2}): {0}"
 _ALONE = "{} workers died while they had this run; nothing else runs beside it now"
 
 log = structlog.get_logger()
@@ -71,6 +80,9 @@ class AttemptContext:
     secrets: Secrets
     task_types: TaskTypes
     projects: ProjectSource
+    programs: ProgramSlots
+    models: ModelPool
+    agents: AgentStores
     settings: Settings
 
 
@@ -81,9 +93,10 @@ class JobProcessor:
         self._bench, self._attempt = bench, attempt
         self._run: Run = attempt.run
         self._stop: StopToken = attempt.stop
+        self._fence = Fence(attempt.run.run_id, attempt.run.attempt, bench.worker_id)
         self._writer = LogWriter(
             attempt.run,
-            Fence(attempt.run.run_id, attempt.run.attempt, bench.worker_id),
+            self._fence,
             publisher=bench.publisher,
             tail=bench.tail,
             runs=bench.runs,
@@ -118,8 +131,8 @@ class JobProcessor:
 
     # -- work ---------------------------------------------------------------------------
 
-    async def _try(self) -> int | RunFailure | Drained | None:
-        """Return the exit code, or why there is none."""
+    async def _try(self) -> Outcome | RunFailure | Drained:
+        """Return how the run has succeeded, or why it has not."""
         timer = asyncio.get_running_loop().call_later(
             self._run.timeout_s, self._stop.stop, StopReason.TIMEOUT
         )
@@ -127,6 +140,8 @@ class JobProcessor:
             return await self._bounded(asyncio.create_task(self._work()))
         except (RunFailure, Drained) as end:
             return end
+        except Parked as end:
+            return waiting(end)
         except (LostOwnership, LogBroken):
             self._writer.check()  # a log that broke stops the program as a take-over does
             raise
@@ -138,7 +153,7 @@ class JobProcessor:
         finally:
             timer.cancel()
 
-    async def _work(self) -> int | None:
+    async def _work(self) -> Outcome:
         run, writer = self._run, self._writer
         await writer.event(EventType.STATUS, data={"status": RunStatus.RUNNING})
         if self._attempt.alone:
@@ -147,13 +162,39 @@ class JobProcessor:
         workspace = self._bench.workspaces.open(run.user_id, run.run_id)
         if run.workspace_from is not None and not done:
             await self._copy(run.workspace_from, workspace)
+        if is_agent(run):
+            return succeeded(0, await self._agent(workspace))
         task = await self._task() if run.kind is RunKind.TASK else None
         steps = plan(run, task)
         writer.set_planner(steps.planner)
         tools = ToolRouter(workspace, self._bench.executor, run, writer, task)
-        return await supervise(
+        exit_code = await supervise(
             run, steps, done=done, log=writer, tools=tools, stop=self._stop, clock=self._bench.clock
         )
+        return succeeded(exit_code)
+
+    async def _agent(self, workspace: Workspace) -> dict[str, Any]:
+        """Let the model work; return the result."""
+        bench, run, writer = self._bench, self._run, self._writer
+        writer.set_planner(AGENT)
+        rows = AgentRows(run, self._fence, bench.agents, writer)
+        if run.attempt > 1:
+            await rows.load()
+        output = ToolOutput(writer, bench.settings.agent.tool_result_bytes)
+        tools = ToolRouter(workspace, bench.executor, run, output)
+        agent = AgentBench(
+            rows=rows,
+            log=writer,
+            output=output,
+            tools=tools,
+            models=bench.models,
+            programs=bench.programs,
+            stop=self._stop,
+            news=self._attempt.news,
+            clock=bench.clock,
+            settings=bench.settings,
+        )
+        return await Agent(agent).run()
 
     async def _copy(self, source: str, workspace: Workspace) -> None:
         copied = await workspace.copy_from(self._bench.workspaces.open(self._run.user_id, source))
@@ -176,7 +217,7 @@ class JobProcessor:
     async def _records(self) -> dict[str, StepRecord]:
         return {record.step_id: record for record in await self._bench.runs.steps(self._run.run_id)}
 
-    async def _bounded(self, work: asyncio.Task[int | None]) -> int | None:
+    async def _bounded(self, work: asyncio.Task[Outcome]) -> Outcome:
         """Wait for the work; once it is asked to stop, not longer than grace + kill + margin."""
         try:
             await self._stop.race(work)
@@ -191,7 +232,7 @@ class JobProcessor:
             if not work.done():
                 work.cancel()
 
-    async def _break_off(self, work: asyncio.Task[int | None]) -> int | None:
+    async def _break_off(self, work: asyncio.Task[Outcome]) -> Outcome:
         work.cancel()
         await asyncio.wait((work,), timeout=_BREAK_OFF_S)
         if not work.done():  # a store that hangs, most likely: the run's end does not wait for it
@@ -210,14 +251,14 @@ class JobProcessor:
 
     # -- end ----------------------------------------------------------------------------
 
-    async def _end(self, result: int | RunFailure | Drained | None) -> None:
+    async def _end(self, result: Outcome | RunFailure | Drained) -> None:
         run, now = self._run, self._bench.clock()
         if isinstance(result, RunFailure):
             FAILURES.labels(result.code).inc()
             waiting = await self._waiting(result, now) if result.away else None
             end = waiting or failed(run, result, now, self._bench.backoff)
         else:
-            end = requeued() if isinstance(result, Drained) else succeeded(result)
+            end = requeued() if isinstance(result, Drained) else result
         cancel_requested = await self._write(end)
         ATTEMPTS.labels(end.status).inc()
         self._log_end(end)
@@ -228,21 +269,32 @@ class JobProcessor:
 
     async def _waiting(self, failure: RunFailure, now: int) -> Outcome | None:
         """Give the run back without counting a try, if what it needs is away and not for too long yet."""
-        limit_s, before = self._bench.settings.runs.infrastructure_wait_s, Waits()
+        paused, settings = isinstance(failure, ModelPause), self._bench.settings
+        setting = "LLM_PAUSE_MAX_S" if paused else "INFRASTRUCTURE_WAIT_S"
+        limit_s = settings.llm.pause_max_s if paused else settings.runs.infrastructure_wait_s
+        before = Waits()
         with contextlib.suppress(StorageError):  # the end is written once the database is back
-            before = await self._bench.runs.waits(self._run.run_id, _INFRASTRUCTURE)
+            codes = {failure.code} if paused else _INFRASTRUCTURE
+            before = await self._bench.runs.waits(self._run.run_id, codes)
         left_s = limit_s - before.seconds
         if left_s <= 0 or not failure.retried_by(self._run.retry_on):
             return None
-        await self._writer.say(Level.WARNING, _WAITING.format(failure.message, left_s))
-        due = now + min(self._bench.patience.delay_us(before.times), int(left_s * 1_000_000))
+        await self._writer.say(Level.WARNING, _WAITING.format(failure.message, left_s, setting))
+        rest = self._bench.patience.delay_us(before.times)
+        if isinstance(failure, ModelPause):
+            rest = int(failure.pause_s * 1_000_000)
+        due = now + min(rest, int(left_s * 1_000_000))
         return Outcome(RunStatus.QUEUED, failure.exit_code, failure.as_dict(), next_attempt_at=due)
 
     async def _write(self, end: Outcome) -> int | None:
+        data: dict[str, Any] = {"status": end.status}
         if end.status.terminal:
-            data: dict[str, Any] = {"status": end.status, "exit_code": end.exit_code, "error": end.error}
+            data |= {"exit_code": end.exit_code, "error": end.error}
+            data |= {} if end.result is None else {"result": end.result}
             return await self._writer.finish(end, EventType.END, data)
-        data = {"status": end.status}
+        if end.waiting_for is not None:
+            data |= {"waiting_for": end.waiting_for, "until": format_ts(end.next_attempt_at or 0)}
+            return await self._writer.finish(end, EventType.STATUS, data)
         if end.error is not None:
             data["error"] = end.error
         if end.next_attempt_at is not None:
@@ -259,7 +311,7 @@ class JobProcessor:
                 await queue.dead_letter(entry, reason, self._bench.clock(), self._writer.hide(end.error))
         elif cancel_requested:
             await queue.end_cancelled(run.run_id, entry, self._bench.clock())
-        elif end.next_attempt_at is not None:
+        elif end.next_attempt_at is not None and end.waiting_for is None:
             RETRIES.inc(int(end.counts_retry))
             await queue.retry(run, entry, end.next_attempt_at)
         else:
@@ -277,14 +329,24 @@ class JobProcessor:
 _STATUS = {ErrorCode.CANCELLED: RunStatus.CANCELLED, ErrorCode.TIMEOUT: RunStatus.TIMED_OUT}
 
 
-def succeeded(exit_code: int | None) -> Outcome:
-    """All steps done."""
-    return Outcome(RunStatus.SUCCEEDED, exit_code=exit_code)
+def succeeded(exit_code: int | None, result: dict[str, Any] | None = None) -> Outcome:
+    """All steps done; `result` is an agent's answer."""
+    return Outcome(RunStatus.SUCCEEDED, exit_code=exit_code, result=result)
 
 
 def requeued() -> Outcome:
     """The worker is stopping; the run continues elsewhere, and nothing is counted."""
     return Outcome(RunStatus.QUEUED)
+
+
+def waiting(parked: Parked) -> Outcome:
+    """The run waits for somebody, and no worker has it meanwhile; nothing is counted."""
+    return Outcome(
+        RunStatus.WAITING,
+        waiting_for=parked.waiting_for,
+        next_attempt_at=parked.until,
+        inbox_upto=parked.inbox_upto,
+    )
 
 
 def failed(run: Run, failure: RunFailure, now: int, backoff: Backoff) -> Outcome:

@@ -1,4 +1,8 @@
-"""The slots of a worker: claims exactly as many runs as there are free ones, each a task of its own."""
+"""The slots of a worker: claims exactly as many runs as there are free ones, each a task of its own.
+
+What a run is, is only known once it is claimed. So runs are claimed while there is room for a program and
+for an agent; agents are counted apart then, for they mostly wait for their models.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from typing import Any, TypeVar
 
 import structlog
 
+from app.agent.planner import is_agent
 from app.core.errors import StorageError
 from app.core.models import Run
-from app.core.telemetry import SLOTS_BUSY
+from app.core.telemetry import AGENTS, SLOTS_BUSY
 from app.worker.attempts import Attempt, InFlight
 from app.worker.health import ClaimReadiness
 from app.worker.job_processor import AttemptContext, JobProcessor
@@ -26,7 +31,7 @@ log = structlog.get_logger()
 
 
 class Slots:
-    """Fills `WORKER_CONCURRENCY` slots from the queue until `draining` is set."""
+    """Fills `WORKER_CONCURRENCY` slots from the queue, and `WORKER_AGENTS`, until `draining` is set."""
 
     def __init__(
         self,
@@ -38,9 +43,9 @@ class Slots:
     ) -> None:
         self._bench, self._queue, self._in_flight = bench, bench.queue, in_flight
         self._count = bench.settings.worker.concurrency
+        self._programs, self._freed = bench.programs, bench.programs.freed
         self._resources, self._readiness, self._draining = resources, readiness, draining
         self._tasks: set[asyncio.Task[None]] = set()
-        self._freed = asyncio.Event()
         self._more = False
 
     # -- claim --------------------------------------------------------------------------
@@ -48,7 +53,7 @@ class Slots:
     async def fill(self) -> None:
         """Claim and work until the drain begins."""
         while not self._draining.is_set():
-            free = self._count - len(self._in_flight)
+            free = min(self._programs.free, self._bench.settings.worker.agents - self._agents)
             waiting_alone = self._in_flight.aside is not None and len(self._in_flight) > 0
             if free <= 0 or self._in_flight.closed or waiting_alone:
                 self._freed.clear()
@@ -107,13 +112,24 @@ class Slots:
         claimed = await self._queue.adopt(run, self._bench.clock())
         self._start([claimed] if claimed is not None else [])
 
+    @property
+    def _agents(self) -> int:
+        return sum(1 for attempt in self._in_flight.values() if is_agent(attempt.run))
+
     def _start(self, claimed: list[Attempt]) -> None:
         for attempt in claimed:
             self._in_flight[attempt.run.run_id] = attempt
+            if not is_agent(attempt.run):
+                self._programs.take()
             task = asyncio.create_task(self._process(attempt))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        SLOTS_BUSY.set(len(self._in_flight))
+        self._count_up()
+
+    def _count_up(self) -> None:
+        agents = self._agents
+        AGENTS.set(agents)
+        SLOTS_BUSY.set(len(self._in_flight) - agents)
 
     async def _process(self, attempt: Attempt) -> None:
         try:
@@ -122,7 +138,9 @@ class Slots:
             log.exception("attempt broke off", run_id=attempt.run.run_id, attempt=attempt.run.attempt)
         finally:
             self._in_flight.pop(attempt.run.run_id, None)
-            SLOTS_BUSY.set(len(self._in_flight))
+            if not is_agent(attempt.run):
+                self._programs.give()
+            self._count_up()
             self._freed.set()
 
     # -- drain --------------------------------------------------------------------------

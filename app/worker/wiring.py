@@ -5,22 +5,28 @@ from __future__ import annotations
 from random import Random
 from typing import cast
 
+from app.agent.rows import AgentStores
 from app.config import Settings
 from app.core.clock import now_us
 from app.core.periodic import Backoff, Periodic
+from app.db.approval_store import ApprovalStore
+from app.db.call_store import CallStore
 from app.db.engine import Database
+from app.db.inbox_store import InboxStore
 from app.db.log_retention import LogUpkeep
 from app.db.log_store import LogStore
 from app.db.project_store import ProjectStore
 from app.db.run_store import RunStore
 from app.db.schedule_store import ScheduleStore
 from app.db.token_store import TokenStore
+from app.execution.program_slots import ProgramSlots
+from app.llm.pool import ModelPool
 from app.maintenance.job_sweeper import SWEEP_EVERY_S, Jobs, JobSweeper
 from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, LogArchiver
 from app.maintenance.reconciler import RECONCILE_EVERY_S, Reconciler
 from app.maintenance.scheduler import SCHEDULE_EVERY_S, Scheduler
 from app.maintenance.usage import USAGE_LOOK_EVERY_S, UsageCount
-from app.maintenance.waiting import LOOK_EVERY_S, WaitingLines
+from app.maintenance.waiting import LOOK_EVERY_S, OVERDUE_EVERY_S, OverdueWaits, WaitingLines
 from app.maintenance.webhooks import open_webhooks
 from app.plan.task_types import load
 from app.redis.claims import Claims
@@ -77,6 +83,7 @@ class Wiring:
             worker_id=worker_id,
             max_redeliveries=settings.runs.max_redeliveries,
         )
+        self._models = ModelPool.of(settings.llm)
         self._webhooks = open_webhooks(settings.webhooks, self._db, self.runs, clock=now_us)
         self.bench = self._bench()
 
@@ -96,6 +103,9 @@ class Wiring:
             secrets=Secrets(settings),
             task_types=load(settings.tasks.file),
             projects=self._projects,
+            programs=ProgramSlots(settings.worker.concurrency),
+            models=self._models,
+            agents=AgentStores(self.runs, CallStore(self._db), InboxStore(self._db), ApprovalStore(self._db)),
             settings=settings,
         )
 
@@ -105,6 +115,7 @@ class Wiring:
         """Return the work that runs beside the runs for as long as the worker serves."""
         scheduler, janitor = self._scheduler(), self._janitor()
         waiting = WaitingLines(self._pushes, self.runs, self._publisher, now_us)
+        overdue = OverdueWaits(self._pushes, self.runs, self._publisher, now_us)
         reconciler, tokens = Reconciler(self.runs, self._pushes, now_us), TokenStore(self._db)
         work = [
             Periodic("ticks", TICK_EVERY_S, self.ticks.tick, again_most_s=TICK_EVERY_S),
@@ -113,6 +124,7 @@ class Wiring:
             Periodic("janitor", JANITOR_EVERY_S, janitor.sweep, lead=self._lead, on_idle=janitor.idle),
             Periodic("tokens", _PURGE_EVERY_S, lambda: tokens.purge_expired(now_us()), lead=self._lead),
             Periodic("waiting", LOOK_EVERY_S, waiting.look, lead=self._lead),
+            Periodic("overdue", OVERDUE_EVERY_S, overdue.look, lead=self._lead),
         ]
         if self.settings.storage.usage_every_s:
             count = UsageCount(self._workspaces, self.settings.storage.usage_every_s)
@@ -147,6 +159,7 @@ class Wiring:
         """Close everything."""
         if self._webhooks is not None:
             await self._webhooks.close()
+        await self._models.close()
         await self.executor.close()
         self._scratch.close()
         await self._workspaces.close()

@@ -17,10 +17,12 @@ from tailrun.commands.render import Renderer, as_json, duration, exit_code, outc
 
 if TYPE_CHECKING:
     from tailrun import Client, Event, TailrunError
+    from tailrun.commands.agents import Answers
 
 EXIT_DETACHED = 130
 _QUIET_TYPES = frozenset({"status", "step"})
 """Events after which nothing may come for a while: the spinner turns."""
+_WORDS = {"model", "reasoning"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,14 @@ class FollowView:
     level: str | None = None
     stream: str | None = None
     on_event: Callable[[], None] = lambda: None
+    answers: Answers = "tell"
+    fold: bool = False
 
 
 def follow(client: Client, run_id: str, view: FollowView) -> int:
     """Print a run's events up to its end; return the exit code that its outcome means."""
     spinner = Spinner("waiting") if not view.as_json and sys.stderr.isatty() else None
-    show = renderer(timestamps=view.timestamps, framed=view.framed)
+    show = renderer(timestamps=view.timestamps, framed=view.framed, fold=view.fold)
     code = None
     try:
         with turning(spinner):
@@ -49,6 +53,8 @@ def follow(client: Client, run_id: str, view: FollowView) -> int:
                 else:
                     _show(show, spinner, event)
                 view.on_event()
+                if event.type == "status" and event.data.get("status") == "waiting":
+                    _answer(client, run_id, view, show, spinner)
                 if event.type == "end":
                     code = exit_code(event)
     except KeyboardInterrupt:
@@ -91,8 +97,28 @@ def _show(show: Renderer, spinner: Spinner | None, event: Event) -> None:
         return
     spinner.stop()
     show.show(event)
-    if event.type in _QUIET_TYPES:
-        spinner.say(str(event.data.get("status", "running")))
+    if event.stream in _WORDS and event.data.get("split"):
+        return  # its line goes on
+    if event.type in _QUIET_TYPES or show.busy is not None:
+        spinner.say(show.busy or str(event.data.get("status", "running")))
+
+
+def _answer(client: Client, run_id: str, view: FollowView, show: Renderer, spinner: Spinner | None) -> None:
+    """Have the person at the terminal say what the run waits for, or say how to."""
+    from tailrun.commands.agents import Asker  # noqa: PLC0415 - most runs ask nothing
+
+    if view.as_json and view.answers != "yes":
+        return
+    if spinner is not None:
+        spinner.stop()
+    note = _silent if view.as_json else show.note
+    Asker(client, note, view.answers).settle(run_id)
+    if spinner is not None:
+        spinner.say("waiting")
+
+
+def _silent(_text: str, _style: str) -> None:
+    """Print nothing: what is printed is JSON."""
 
 
 def _detached(show: Renderer, run_id: str) -> None:

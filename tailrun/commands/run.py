@@ -15,6 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
+from tailrun.commands.agents import (
+    Approve,
+    Budget,
+    Continue,
+    Instructions,
+    Model,
+    Schema,
+    Tools,
+    Yes,
+    agent_of,
+)
 from tailrun.commands.connection import CliError, Json, Token, Url, connect, resolve
 from tailrun.commands.tasks import files_of, task_of
 from tailrun.commands.uploads import Upload, submit, uploads_of
@@ -108,8 +119,18 @@ def run(
     high: High = False,
     planner: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="With a prompt: smoke runs a small plan, not the prompt."),
+        typer.Option(
+            metavar="NAME", help="With a prompt: agent (a model), or smoke (a small plan, not the prompt)."
+        ),
     ] = None,
+    model: Model = None,
+    instructions: Instructions = None,
+    budget: Budget = None,
+    tools: Tools = None,
+    approve: Approve = None,
+    schema: Schema = None,
+    continue_: Continue = None,
+    yes: Yes = False,
     webhook: Annotated[
         str | None, typer.Option(metavar="URL", help="Tell this address when the run has ended.")
     ] = None,
@@ -140,14 +161,27 @@ def run(
         "webhook_url": webhook,
     }
     body |= {name: value for name, value in given.items() if value is not None}
+    agent = agent_of(
+        model=model,
+        instructions=instructions,
+        budget=budget,
+        tools=tools,
+        approve=approve,
+        schema=schema,
+        yes=yes,
+    )
+    if agent:
+        body["agent"] = agent
     asked.check()
     with connect(url, token) as client:
         uploads = asked.complete(client, body)
+        if continue_ is not None:
+            body["continue_of"] = resolve(client, continue_)
         made = submit(client, body, uploads, quiet=as_json)
         if not follow:
             print(json.dumps(made, indent=2) if as_json else made["run_id"])
             return
-        raise typer.Exit(_follow(client, made, as_json=as_json, timestamps=timestamps))
+        raise typer.Exit(_follow(client, made, as_json=as_json, timestamps=timestamps, yes=yes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +211,11 @@ class Asked:
         return uploads
 
 
-def _follow(client: Client, made: dict[str, Any], *, as_json: bool, timestamps: bool) -> int:
+def _follow(client: Client, made: dict[str, Any], *, as_json: bool, timestamps: bool, yes: bool) -> int:
     from tailrun.commands.follow import FollowView, follow  # noqa: PLC0415 - not with --no-follow
 
-    code = follow(client, made["run_id"], FollowView(as_json=as_json, timestamps=timestamps))
+    view = FollowView(as_json=as_json, timestamps=timestamps, answers="yes" if yes else "ask", fold=True)
+    code = follow(client, made["run_id"], view)
     if made["kind"] == "prompt" and client.get(made["run_id"])["planner"] == "smoke":
         print(
             "No model carries out a prompt here, so it was not carried out (planner: smoke).\n"

@@ -13,7 +13,7 @@ import typer
 
 from tailrun.commands.connection import CliError, Json, RunId, Token, Url, connect, resolve
 from tailrun.commands.render import as_json as json_of
-from tailrun.commands.render import duration, renderer, size
+from tailrun.commands.render import duration, renderer, size, spent
 from tailrun.commands.tables import STATUS_STYLES, described, fields, table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tailrun.commands.follow import FollowView
 
 _LEVELS = ("debug", "info", "warning", "error")
-_STREAMS = ("stdout", "stderr", "system")
+_STREAMS = ("stdout", "stderr", "system", "model", "reasoning")
 _TAIL = 1000
 """Events that the API gives with a run at once."""
 
@@ -39,7 +39,7 @@ def logs(
         str | None, typer.Option(metavar="LEVEL", help="At least debug, info, warning or error.")
     ] = None,
     stream: Annotated[
-        str | None, typer.Option(metavar="STREAM", help="Only stdout, stderr or system.")
+        str | None, typer.Option(metavar="STREAM", help="Only stdout, stderr, system, model or reasoning.")
     ] = None,
     grep: Annotated[
         str | None, typer.Option("--grep", metavar="TEXT", help="Only lines that hold this.")
@@ -228,6 +228,9 @@ def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
             "planner",
             "smoke (the prompt was not carried out)" if run["planner"] == "smoke" else run["planner"],
         ),
+        ("waits for", run.get("waiting_for")),
+        ("result", _result(run.get("result"))),
+        ("spent", spent(run["usage"]["tokens"], run["usage"]["cost_usd"]) if run.get("usage") else None),
         ("attempt", f"{run['attempt']} ({run['retries']} retries, {run['redeliveries']} redeliveries)"),
         ("created", _ago(run["created_at"])),
         ("took", _took(run)),
@@ -238,6 +241,13 @@ def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("retry of", run["retry_of"]),
     ]
     return [(name, str(value)) for name, value in found if value is not None]
+
+
+def _result(result: dict[str, Any] | None) -> str | None:
+    """Return an agent's answer: its text, or what its schema made of it."""
+    if result is None:
+        return None
+    return str(result["text"]) if result.keys() == {"text"} else json.dumps(result)
 
 
 def _took(what: dict[str, Any]) -> str:

@@ -17,11 +17,13 @@ class Level(StrEnum):
 
 
 class Stream(StrEnum):
-    """Where a line came from: the program's two pipes, or Tailrun itself."""
+    """Where a line came from: the program's two pipes, Tailrun itself, or a language model."""
 
     STDOUT = "stdout"
     STDERR = "stderr"
     SYSTEM = "system"
+    MODEL = "model"
+    REASONING = "reasoning"
 
 
 class Line(NamedTuple):

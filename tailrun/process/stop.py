@@ -56,7 +56,7 @@ class StopToken:
         """Wait until another worker has the run, which may follow another reason."""
         await self._lost.wait()
 
-    async def race(self, task: asyncio.Task[Any], timeout_s: float | None = None) -> None:
+    async def race(self, task: asyncio.Future[Any], timeout_s: float | None = None) -> None:
         """Wait until `task` is done, a stop is requested, or the time is over; cancel nothing."""
         if self.stopped:
             return

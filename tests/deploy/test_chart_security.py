@@ -149,6 +149,16 @@ def test_tools_are_closed_but_for_names_and_files(name: str) -> None:
     assert {each for each, policy in found.items() if selects(policy, {})} == {"default-deny"}
 
 
+def test_the_worker_reaches_models_where_the_values_say() -> None:
+    """On their ports alone, and the API not at all."""
+    where = [{"ipBlock": {"cidr": "10.9.0.0/16"}}]
+    objects = changed("production", networkPolicy={"modelPorts": [11434], "models": where}).objects
+    found = {each["metadata"]["name"]: each["spec"] for each in objects if each["kind"] == "NetworkPolicy"}
+    assert allowed(found["agent-worker"], "10.9.1.1", 11434)
+    assert not allowed(found["agent-worker"], "10.8.1.1", 11434)
+    assert not allowed(found["agent-api"], "10.9.1.1", 11434)
+
+
 NEAR = (  # Azure's metadata address is a public one
     *("10.1.2.3", "172.16.0.1", "172.31.255.254", "192.168.1.1", "100.64.0.1", "127.0.0.1", "0.0.0.0"),
     *("169.254.169.254", "168.63.129.16", "224.0.0.1", "::1", "fd00::1", "fd00:ec2::254", "fe80::1"),

@@ -11,8 +11,10 @@ from pathlib import Path
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from support.agents import Agents
 from support.api_server import Api
 from support.live_run import Stores, stores_of
+from support.servers import RedisServer
 from support.workspace_contents import LIMITS
 
 from app.storage.local_workspace import LocalWorkspaces
@@ -30,6 +32,14 @@ async def stores(api: Api) -> AsyncIterator[Stores]:
     """A worker's stores beside the module's own `api`."""
     async with stores_of(api) as stores:
         yield stores
+
+
+@pytest.fixture
+async def agents(tmp_path: Path, redis_server: RedisServer, migrated_url: str) -> AsyncIterator[Agents]:
+    """Agents on each of the two databases in turn; no worker runs yet."""
+    agents = Agents(tmp_path, redis_server.url, migrated_url)
+    yield agents
+    await agents.close()
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from starlette.routing import WebSocketRoute
 from support.api_server import TOKEN, Api, error_of, serving, settings_for
 from support.servers import RedisServer
+from support.waiting_run import STEP, waiting_run
 from websockets.sync.client import connect
 
 from app.config import Settings
@@ -29,6 +30,7 @@ from app.db.engine import Database
 from app.db.token_store import TokenStore
 from app.main import create_app
 from app.routes import websocket
+from app.routes.agents import EXAMPLE_HASH
 from app.storage.api_staging import TOKEN_HEADER, Way
 from app.storage.factory import staged_files
 
@@ -87,6 +89,12 @@ TABLE: dict[str, tuple[Rule, int]] = {
     "POST /v1/runs/{run_id}/retry": (OWN_THING, 201),
     "POST /v1/runs/{run_id}/stream-token": (OWN_THING, 201),
     "GET /v1/runs/{run_id}/webhook": (OWN_THING, 200),
+    "GET /v1/approvals": (ANY_USER, 200),
+    "GET /v1/runs/{run_id}/approvals": (OWN_THING, 200),
+    "GET /v1/runs/{run_id}/approvals/{step}": (OWN_THING, 200),
+    "POST /v1/runs/{run_id}/approvals/{step}": (OWN_THING, 200),
+    "POST /v1/runs/{run_id}/messages": (OWN_THING, 202),
+    "GET /v1/models": (ANY_USER, 200),
     "GET /v1/runs/{run_id}/logs": (OWN_THING, 200),
     "GET /agent/logs/{run_id}": (OWN_THING, 200),
     "GET /v1/runs/{run_id}/stream": (STREAMS, 200),
@@ -135,6 +143,12 @@ TABLE: dict[str, tuple[Rule, int]] = {
 
 IN_THE_QUERY = {"GET /logs/stream"}
 """Routes whose run is in the query."""
+OF_AN_AGENT = {
+    "GET /v1/runs/{run_id}/approvals/{step}",
+    "POST /v1/runs/{run_id}/approvals/{step}",
+    "POST /v1/runs/{run_id}/messages",
+}
+"""Routes that need a run which waits for an approval."""
 
 
 @dataclass
@@ -205,6 +219,11 @@ class World:
             "token_id": lambda: self.token("x")["token_id"],
             "key": self.staged,
         }
+        if route in OF_AN_AGENT:
+            run_id = anyio.run(
+                waiting_run, self.api.settings.data.effective_database_url, "ada", EXAMPLE_HASH
+            )
+            return {"run_id": run_id, "step": STEP}
         named = re.findall(r"\{(\w+)\}", route) or (["run_id"] if route in IN_THE_QUERY else [])
         return {name: makers[name]() for name in named}
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from random import Random
 
 import pytest
-from support.run_rows import NOW, end, ended, new_run, running
+from support.run_rows import NOW, end, ended, new_run, parked, running
 from support.stream_fixtures import until
 from support.webhook_receiver import SECRET, Receiver, verify
 
 from app.config import WebhookSettings
+from app.core.agent_records import WaitingFor
 from app.core.models import Fence, RunStatus
 from app.core.periodic import Backoff
 from app.db.engine import Database
@@ -100,6 +101,27 @@ async def test_an_end_is_told_once_signed_and_noted(database: Database, receiver
     assert row
     assert (row.delivered_at, row.next_at, row.attempts) == (clock.now, None, 1)
     assert [(one["status"], one["error"]) for one in row.tries] == [(204, None)]
+
+
+async def test_a_wait_is_told_while_it_lasts(database: Database, receiver: Receiver) -> None:
+    """Under an id of its own; what a wait that is over had to tell is not told."""
+    runs, hooks = RunStore(database), webhooks(database, Clock())
+    run, fence = await running(runs, webhook_url=receiver.url)
+    await runs.commit(fence, 2, parked(run.run_id, 3, WaitingFor.ANSWER))
+    assert [await send(hooks), await send(hooks)] == [1, 0]
+    [(headers, body)] = receiver.got
+    told = json.loads(body)
+    assert (told["type"], told["data"]["waiting_for"]) == ("run.waiting", "answer")
+    assert headers["webhook-id"] == f"msg_{run.run_id}_1"
+    await runs.stop_waiting(run.run_id, NOW + 1000)
+    assert await send(hooks) == 0
+    await runs.request_cancel(run.run_id, NOW + 1001)
+    assert await send(hooks) == 1
+    assert receiver.got[1][0]["webhook-id"] == f"msg_{run.run_id}"
+    quiet, fence = await running(runs, webhook_url=receiver.url)
+    await runs.commit(fence, 2, parked(quiet.run_id, 3, WaitingFor.ANSWER))
+    await runs.stop_waiting(quiet.run_id, NOW + 1000)
+    assert await send(hooks) == 0
 
 
 async def test_failures_are_tried_again_with_pauses_and_given_up(

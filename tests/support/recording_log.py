@@ -20,9 +20,10 @@ class Recorder:
         self.sources: dict[str, str] = {}
         self._printed = asyncio.Event()
 
-    async def lines(self, lines: Sequence[Line], step: str | None) -> None:
+    async def lines(self, lines: Sequence[Line], step: str | None) -> Sequence[Line]:
         self.trace.extend(("line", (step, line)) for line in lines)
         self._printed.set()
+        return lines
 
     async def printed(self, text: str) -> None:
         """Wait until a program has printed a line that holds `text`."""

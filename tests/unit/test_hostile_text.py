@@ -294,6 +294,7 @@ READERS = {
 }
 
 BOUNDED = {
+    "app/stream/masking.py:_BREAK": "one character matches",
     "app/core/paging.py:_CURSOR": "a cursor of the query string, which the server bounds",
     "app/routes/access.py:_REQUEST_ID": "at most 128 characters match",
     "app/runs/services.py:RUN_ID": "of one length",

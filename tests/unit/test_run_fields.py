@@ -29,8 +29,8 @@ from app.runs import submit
 
 ROW_ONLY = {"idempotency_key", "request_hash", "log_stage"}
 """Columns that no answer shows and no worker needs."""
-NOT_SHOWN = {"spec", "worker_id"} | {"agent", "result", "spent_u", "spent_tokens", "waiting_for"}
-"""What a list of runs leaves out; a run's own page has the spec. No route makes an agent's run yet."""
+NOT_SHOWN = {"spec", "worker_id", "agent"} | {"spent_u", "spent_tokens"}
+"""What a list of runs leaves out; a run's own page has the spec, and `usage` is what was spent."""
 
 WHOLE = Run(
     run_id="r",
@@ -86,7 +86,7 @@ def test_each_field_is_a_column_and_is_shown() -> None:
     names = {field.name for field in fields(Run)}
     assert names | ROW_ONLY == set(runs.columns.keys())
     assert {field.name for field in fields(StepRecord)} == set(steps.columns.keys())
-    assert set(RunView.model_fields) == names - NOT_SHOWN | {"links"}
+    assert set(RunView.model_fields) == names - NOT_SHOWN | {"usage", "links"}
     assert all(getattr(WHOLE, field.name) != field.default for field in fields(Run))
 
 

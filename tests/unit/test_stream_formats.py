@@ -42,6 +42,25 @@ def test_bare_text() -> None:
     assert messages(ALL) == [raw.decode() for _, raw in ALL]
 
 
+def test_a_models_words_are_one_line_in_bare_text() -> None:
+    """Also over several payloads; a program's line that was too long stays in pieces."""
+    pieces = [("I ", True), ("see.", True), ("", False), ("Next.", False)]
+    said = entries(
+        *(
+            Event(seq, EventType.LOG, 1, RUN, 1, stream=Stream.MODEL, content=text, data=_split(split))
+            for seq, (text, split) in enumerate(pieces, 1)
+        )
+    )
+    text = encoding(Format.TEXT)
+    assert text(said[:1]) + text(said[1:]) == b"I see.\nNext.\n"
+    long = Event(1, EventType.LOG, 1, RUN, 1, stream=Stream.STDOUT, content="x", data=_split(True))
+    assert text(entries(long)) == b"x\n"
+
+
+def _split(split: bool) -> dict[str, bool]:
+    return {"split": True} if split else {}
+
+
 def test_equal_requests_share_an_encoding() -> None:
     """The hub shares payloads between viewers whose encodings are the same object."""
     assert encoding(Format.SSE, LogFilter(Level.ERROR)) is encoding(Format.SSE, LogFilter(Level.ERROR))

@@ -26,8 +26,11 @@ class RunLog(Protocol):
     Every call may raise `LostOwnership` and `LogBroken`.
     """
 
-    async def lines(self, lines: Sequence[Line], step: str | None) -> None:
-        """Append output lines; waits when too much is unwritten (backpressure)."""
+    async def lines(self, lines: Sequence[Line], step: str | None) -> Sequence[Line]:
+        """Append output lines; waits when too much is unwritten (backpressure).
+
+        Returns what is written: the lines without secrets.
+        """
         ...
 
     async def say(self, level: Level, content: str, step: str | None = None) -> None:

@@ -32,6 +32,11 @@ _FILE_TOOLS: dict[str, Callable[[ToolContext, Step], Coroutine[Any, Any, ToolOut
 }
 
 
+def runs_program(step: Step) -> bool:
+    """Whether the step starts a program; the other tools can be called again without harm."""
+    return step.tool not in _FILE_TOOLS
+
+
 class ToolRouter:
     """Runs the tools of one attempt; `task` is what the step of a typed task runs."""
 
@@ -53,7 +58,7 @@ class ToolRouter:
 
     def reattaches(self, step: Step) -> bool:
         """Whether the step's program outlives its worker, so that another one can continue it."""
-        return self._bench.executor.reattaches and step.tool not in _FILE_TOOLS
+        return self._bench.executor.reattaches and runs_program(step)
 
     async def settle(self) -> None:
         """Take note that the records of all steps so far are committed."""

@@ -1,0 +1,176 @@
+"""The agent: a model is called, what it asks for is done, and it is told what came of it, until it ends.
+
+        ┌──────────────────────────────────────────────────────────┐
+        v                                                          │
+    call the model ──> reply ──┬── calls of tools ──> steps, in order
+                               ├── words alone, or `finish` ──> the run's result
+                               └── nothing of use ──> again, a few times
+
+Each arrow is committed before it is followed (`app.agent.rows`), so an attempt begins wherever the last one
+was ended, and asks the rows alone what is next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from app.agent.agent_tools import specs_of
+from app.agent.model_turn import ModelTurn, Prefix
+from app.agent.order import AgentOrder
+from app.agent.output import ToolOutput
+from app.agent.prompt import system_prompt
+from app.agent.rows import AgentLog, AgentRows
+from app.agent.supervisor import Supervision
+from app.agent.tool_calls import ToolCalls
+from app.agent.tools.router import ToolRouter
+from app.config import Settings
+from app.core.events import EventType
+from app.execution.program_slots import ProgramSlots
+from app.llm.model import Finish
+from app.llm.pool import ModelPool, NoSuchModel
+from tailrun.process.errors import ErrorCode, RunFailure
+from tailrun.process.lines import Level
+from tailrun.process.stop import StopToken
+
+_EMPTY_MOST, _UNUSABLE_MOST = 3, 5
+_LOST_MESSAGE = (
+    "call {n} of the model was lost with its worker: what it has written is void, and it counts as spent"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentBench:
+    """What the agents of one attempt work with."""
+
+    rows: AgentRows
+    log: AgentLog
+    output: ToolOutput
+    tools: ToolRouter
+    models: ModelPool
+    programs: ProgramSlots
+    stop: StopToken
+    news: asyncio.Event
+    clock: Callable[[], int]
+    settings: Settings
+
+
+class Agent:
+    """One attempt at an agent's run; `rows` are loaded."""
+
+    def __init__(self, bench: AgentBench) -> None:
+        self._bench, self._rows, self._log = bench, bench.rows, bench.log
+        run = bench.rows.run
+        self._prompt = str(run.spec.get("prompt", ""))
+        self._order = AgentOrder.of(run.agent, bench.settings.agent)
+        self._supervision = Supervision(
+            run, None, bench.output, bench.tools, bench.stop, bench.clock, output=bench.output
+        )
+        self._tools = ToolCalls(
+            bench.rows,
+            self._order,
+            self._supervision,
+            bench.tools,
+            bench.programs,
+            bench.clock,
+            bench.settings,
+        )
+        self._turn = ModelTurn(
+            bench.rows,
+            self._model(),
+            bench.models.prices,
+            self._order.budget,
+            self._prefix(),
+            bench.stop,
+            bench.news,
+            bench.clock,
+        )
+
+    async def run(self) -> dict[str, Any]:
+        """Work until there is a result; return it.
+
+        Raises:
+            RunFailure: a budget, the model's failure, or what ends any run.
+            Drained: the worker is shutting down.
+            LostOwnership: another attempt owns the run.
+            Parked: the run has to wait for somebody.
+        """
+        await self._take_note_of_lost_calls()
+        while True:
+            await self._tools.carry_out()
+            await self._rows.read_messages()
+            result = self._result()
+            if result is not None and not self._rows.unread:
+                return result
+            self._check_sense()
+            self._supervision.go_on()
+            await self._log.flush()
+            await self._turn.call(self._prompt)
+            self._supervision.go_on()
+
+    # -- before ---------------------------------------------------------------------------
+
+    def _model(self) -> Any:
+        try:
+            return self._bench.models.model(self._order.model)
+        except NoSuchModel as error:
+            # another worker may have it: this one gives the run back, for a while
+            raise RunFailure(ErrorCode.NO_MODEL, str(error), retried=True, away=True) from error
+
+    def _prefix(self) -> Prefix:
+        kept = next((call.prefix for call in self._rows.calls if call.prefix), None)
+        if kept is not None:
+            return Prefix.of(kept)
+        order = self._order
+        text = system_prompt(
+            instructions=order.instructions,
+            network=order.wants.network,
+            schema=order.result_schema is not None,
+        )
+        return Prefix(text, specs_of(order))
+
+    async def _take_note_of_lost_calls(self) -> None:
+        """Count what earlier attempts had on its way when they ended, and go on only so often."""
+        if self._rows.run.attempt == 1:
+            return
+        for call in await self._log.stored(lambda: self._rows.lose(self._bench.clock())):
+            text = _LOST_MESSAGE.format(n=call.n)
+            data = {"n": call.n, "status": call.status, "model": call.model}
+            await self._log.event(EventType.MODEL, level=Level.WARNING, content=text, data=data)
+        most = self._bench.settings.llm.lost_max
+        if self._rows.lost > most:
+            raise RunFailure(
+                ErrorCode.WORKER_LOST,
+                f"{self._rows.lost} calls of the model were lost with their workers, "
+                f"and each may have been paid for; at most {most} are made again (LLM_LOST_MAX)",
+                retried=False,
+            )
+
+    # -- the end --------------------------------------------------------------------------
+
+    def _result(self) -> dict[str, Any] | None:
+        """Return the result, if the newest reply holds one."""
+        _, reply = self._rows.last_reply or (0, None)
+        if reply is None or reply.empty:
+            return None
+        if not reply.calls:
+            return None if reply.finish is Finish.LENGTH else {"text": reply.text.strip()}
+        return self._rows.finished_with()
+
+    def _check_sense(self) -> None:
+        """End the run when the model says nothing of use, again and again."""
+        if self._rows.empty_in_a_row() >= _EMPTY_MOST:
+            n, reply = self._rows.last_reply or (0, None)
+            cut = reply is not None and reply.finish is Finish.LENGTH
+            what = "were cut at their length limit (LLM_MAX_OUTPUT_TOKENS)" if cut else "were empty"
+            raise RunFailure(
+                ErrorCode.MODEL_BAD_REPLY, f"The last {_EMPTY_MOST} replies of the model, up to {n}, {what}."
+            )
+        if self._rows.unusable_in_a_row() >= _UNUSABLE_MOST:
+            last = max(self._rows.steps.values(), key=lambda record: record.idx)
+            raise RunFailure(
+                ErrorCode.MODEL_BAD_REPLY,
+                f"The last {_UNUSABLE_MOST} calls of tools could not be carried out. {last.for_model}",
+            )

@@ -1,0 +1,30 @@
+"""Which calls of tools have to be approved before they run.
+
+What a run says (`approve`) goes before what the deployment says (`AGENT_APPROVE`). `auto` asks where nothing
+keeps a program from what it must not touch: for all programs of the worker's own machine; in a
+cluster for those that reach a network.
+"""
+
+from __future__ import annotations
+
+from app.agent.order import AgentOrder
+from app.agent.tools.router import runs_program
+from app.config import Settings
+from app.core.models import Step
+
+AUTO, NONE = "auto", "none"
+
+
+def asks(step: Step, order: AgentOrder, settings: Settings) -> str | None:
+    """Return the rule by which a step has to be approved; None: it may run."""
+    if order.approve is not None:
+        return "run" if step.tool in order.approve else None
+    rule = settings.agent.approve
+    if rule == NONE or not runs_program(step):
+        return None
+    if rule != AUTO:
+        return "deployment" if step.tool in rule.replace(",", " ").split() else None
+    if settings.tools.executor == "local":
+        return "auto: not isolated"
+    reached = step.wants.network or settings.kubernetes.network
+    return "auto: reaches a network" if reached != "none" else None

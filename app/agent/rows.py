@@ -1,0 +1,288 @@
+"""The rows of one agent's run, as its owner knows them: read once, written before they are acted on.
+
+    load ──> calls, replies, steps, messages ──> turns of the next request
+    send, settle: committed first, known here then
+
+What the next thing to do is, follows from them alone, so that an attempt after a crash does what this one
+would have done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+from app.agent.budget import Ledger
+from app.agent.conversation import (
+    CallResult,
+    ModelCall,
+    ToolStatus,
+    UserMessage,
+    conversation,
+    decode_reply,
+)
+from app.agent.tools.program import RunLog
+from app.core.agent_records import (
+    Approval,
+    CallPurpose,
+    CallRecord,
+    CallStatus,
+    InboxMessage,
+    MessageMode,
+)
+from app.core.events import EventType
+from app.core.models import Fence, Run, StepRecord, StepStatus
+from app.db.approval_store import ApprovalStore
+from app.db.call_store import CallStore
+from app.db.inbox_store import InboxStore
+from app.db.run_store import RunStore
+from app.llm.model import Finish, Reply, ToolCall, Turn
+from tailrun.process.lines import Level, Line
+
+FINISH = "finish"
+"""The tool by which a model ends its run."""
+UNUSABLE = "unusable"
+"""The policy of a call that can't be carried out as it is: no such tool, or wrong arguments."""
+
+_TOLD = {
+    StepStatus.PROPOSED: ToolStatus.PROPOSED,
+    StepStatus.WAITING: ToolStatus.PROPOSED,
+    StepStatus.RUNNING: ToolStatus.RUNNING,
+    StepStatus.REFUSED: ToolStatus.REFUSED,
+    StepStatus.INTERRUPTED: ToolStatus.INTERRUPTED,
+}
+_NOT_COUNTED = frozenset({StepStatus.PROPOSED, StepStatus.WAITING, StepStatus.REFUSED})
+
+T = TypeVar("T")
+
+
+class AgentLog(RunLog, Protocol):
+    """What an agent asks of the writer of its run's stream beside what its tools do."""
+
+    async def lines(
+        self, lines: Sequence[Line], step: str | None, *, call: int | None = None
+    ) -> Sequence[Line]:
+        """As `RunLog.lines`; `call`: they are words of that call of the model."""
+        ...
+
+    def hide(self, value: T) -> T:
+        """Return a text or a record without secrets."""
+        ...
+
+    def hidden(self, record: StepRecord) -> StepRecord:
+        """Return a step's record without secrets."""
+        ...
+
+    async def stored(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Repeat `write` until the store takes it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStores:
+    """Where the rows of agents are."""
+
+    runs: RunStore
+    calls: CallStore
+    inbox: InboxStore
+    approvals: ApprovalStore
+
+
+@dataclass(slots=True)
+class AgentRows:
+    """All rows of the run. Every call that writes may raise `LostOwnership`."""
+
+    run: Run
+    fence: Fence
+    stores: AgentStores
+    log: AgentLog
+    calls: list[CallRecord] = field(default_factory=list[CallRecord])
+    replies: dict[int, Reply] = field(default_factory=dict[int, Reply])
+    steps: dict[str, StepRecord] = field(default_factory=dict[str, StepRecord])
+    messages: list[InboxMessage] = field(default_factory=list[InboxMessage])
+    approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
+
+    # -- read -----------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read what earlier attempts have left. May raise `StorageError`."""
+        run_id = self.run.run_id
+        self.calls = await self.stores.calls.of_run(run_id)
+        self.replies = {call.n: decode_reply(call.reply) for call in self.calls if call.reply}
+        self.steps = {record.step_id: record for record in await self.stores.runs.steps(run_id)}
+        self.approvals = {asked.step_id: asked for asked in await self.stores.approvals.of_run(run_id)}
+
+    async def read_messages(self) -> None:
+        """Read what the user has written since the last look. May raise `StorageError`."""
+        self.messages += await self.stores.inbox.after(self.run.run_id, self.read_upto)
+
+    @property
+    def read_upto(self) -> int:
+        """The last message that was read here."""
+        return self.messages[-1].k if self.messages else 0
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run has spent."""
+        return Ledger(
+            tokens=sum(call.tokens for call in self.calls),
+            cost=sum(call.dollars_u for call in self.calls),
+            calls=sum(1 for call in self.calls if call.status is not CallStatus.FAILED or call.tokens),
+            tool_calls=sum(1 for step in self.steps.values() if step.status not in _NOT_COUNTED),
+        )
+
+    @property
+    def lost(self) -> int:
+        """How many calls were lost with their workers."""
+        return sum(1 for call in self.calls if call.status is CallStatus.LOST)
+
+    @property
+    def told(self) -> int:
+        """The last message that went out with a call of the model, whatever became of the call."""
+        return max((call.inbox_upto for call in self.calls), default=0)
+
+    @property
+    def unread(self) -> bool:
+        """Whether the user wrote something that no reply knows of."""
+        return self.read_upto > self._seen
+
+    @property
+    def user_interrupts(self) -> bool:
+        """Whether the user wrote, since the newest reply, something that does not wait."""
+        return self.user_interrupts_after(self._seen)
+
+    def user_interrupts_after(self, k: int) -> bool:
+        """Whether a message behind the `k`-th does not wait."""
+        return any(each.mode is MessageMode.INTERRUPT and each.k > k for each in self.messages)
+
+    @property
+    def _seen(self) -> int:
+        return max((call.inbox_upto for call in self._answered()), default=0)
+
+    def turns(self, prompt: str) -> tuple[Turn, ...]:
+        """Return the conversation so far."""
+        calls = [ModelCall(c.n, c.status, c.inbox_upto, self.replies.get(c.n)) for c in self._answered()]
+        results = [
+            CallResult(call.n, k, _TOLD.get(record.status, ToolStatus.DONE), record.for_model or "")
+            for call in calls
+            for k, record in self._results(call.n)
+        ]
+        return conversation(prompt, calls, results, [UserMessage(m.k, m.content) for m in self.messages])
+
+    # -- what is to be done next ----------------------------------------------------------
+
+    @property
+    def last_reply(self) -> tuple[int, Reply] | None:
+        """The newest reply, and the number of its call."""
+        return next(((call.n, self.replies[call.n]) for call in reversed(self._answered())), None)
+
+    def finished_with(self) -> dict[str, Any] | None:
+        """Return the result with which the newest reply has called `finish`, if it has."""
+        n, _ = self.last_reply or (0, None)
+        for record in self.steps.values():
+            if record.call == n and record.tool == FINISH and record.status is StepStatus.SUCCEEDED:
+                return as_result(record.args.get("result"))
+        return None
+
+    def open_steps(self) -> Iterator[tuple[ToolCall, StepRecord]]:
+        """Yield the calls of the newest reply that have not ended, in its order, as they are then."""
+        n, reply = self.last_reply or (0, None)
+        for k, call in enumerate(reply.calls if reply else ()):
+            record = self.steps.get(step_id(n, k))
+            if record is not None and _is_open(record):
+                yield call, record
+
+    def empty_in_a_row(self) -> int:
+        """Return how many of the last replies in a row had nothing to go on with: empty, or cut."""
+        found = 0
+        for call in reversed(self._answered()):
+            reply = self.replies[call.n]
+            if not (reply.empty or is_cut(reply)):
+                break
+            found += 1
+        return found
+
+    def unusable_in_a_row(self) -> int:
+        """Return how many of the last calls of tools in a row could not be carried out as they were."""
+        found = 0
+        for record in sorted(self.steps.values(), key=lambda record: record.idx, reverse=True):
+            if record.policy != UNUSABLE:
+                break
+            found += 1
+        return found
+
+    # -- write ----------------------------------------------------------------------------
+
+    async def lose(self, now: int) -> list[CallRecord]:
+        """Mark what earlier attempts sent and never settled; return it. May raise `StorageError`."""
+        numbers = await self.stores.calls.lose(self.fence, now)
+        self.calls = [
+            replace(call, status=CallStatus.LOST, ended_at=now) if call.n in numbers else call
+            for call in self.calls
+        ]
+        return [call for call in self.calls if call.n in numbers]
+
+    async def send(self, call: CallRecord) -> None:
+        """Commit that a call is about to be made. May raise `StorageError`."""
+        await self.stores.calls.send(self.fence, call)
+        self.calls.append(call)
+
+    async def settle(
+        self, call: CallRecord, reply: Reply | None = None, proposed: Sequence[StepRecord] = ()
+    ) -> None:
+        """Commit what became of a call, and the steps that its reply asks for, however long it takes."""
+        hidden = [self.log.hidden(record) for record in proposed]
+        await self.log.stored(lambda: self.stores.calls.settle(self.fence, call, hidden))
+        self.calls = [call if each.n == call.n else each for each in self.calls]
+        if reply is not None:
+            self.replies[call.n] = reply
+        self.steps |= {record.step_id: record for record in proposed}
+
+    async def ask(self, asked: Sequence[Approval]) -> None:
+        """Commit what has to be approved, however long it takes."""
+        await self.log.stored(lambda: self.stores.approvals.ask(self.fence, asked))
+
+    async def tell_step(self, record: StepRecord, text: str) -> None:
+        """Show what became of a step that no supervisor ran."""
+        level = Level.INFO if record.status is StepStatus.WAITING else Level.WARNING
+        data = {"tool": record.tool, "status": record.status, "n": record.idx + 1, "call": record.call}
+        await self.log.event(EventType.STEP, level=level, step=record.step_id, content=text, data=data)
+
+    async def save(self, record: StepRecord) -> None:
+        """Put a step's record into the next transaction of the log."""
+        self.steps[record.step_id] = record
+        await self.log.save_step(record)
+
+    def _answered(self) -> list[CallRecord]:
+        act = CallPurpose.ACT
+        return [call for call in self.calls if call.n in self.replies and call.purpose is act]
+
+    def _results(self, n: int) -> Iterator[tuple[int, StepRecord]]:
+        for k, _ in enumerate(self.replies[n].calls):
+            record = self.steps.get(step_id(n, k))
+            if record is not None:
+                yield k, record
+
+
+def step_id(n: int, k: int) -> str:
+    """Name the step of the `k`-th call of a tool (from 0) in the reply of the model's call `n`."""
+    return f"c{n}-{k + 1}"
+
+
+def as_result(found: Any) -> dict[str, Any]:
+    """Return a result as a run's row keeps it: an object as it is, a text as `text`, else as `value`."""
+    if isinstance(found, dict):
+        return found
+    return {"text": found} if isinstance(found, str) else {"value": found}
+
+
+def is_cut(reply: Reply) -> bool:
+    """Whether a reply was cut at its length limit within its words, so that it is no answer."""
+    return reply.finish is Finish.LENGTH and not reply.calls
+
+
+def _is_open(record: StepRecord) -> bool:
+    """Whether something is left to do: also where what runs programs was away, and the run came back."""
+    error = record.error or {}
+    return not record.status.finished or bool(error.get("retried") and not error.get("tolerated"))
