@@ -40,8 +40,8 @@ CHUNK_BYTES = 1_000_000
 
 _FORMAT = 1
 _ZSTD_LEVEL = 1
-_LEVELS = {level.value: level for level in Level}
-_STREAMS = {stream.value: stream for stream in Stream}
+_LEVEL_OF = {level.value: level for level in Level}
+_STREAM_OF = {stream.value: stream for stream in Stream}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ def _events(run_id: str, columns: dict[str, list[Any]]) -> Iterator[Event]:
             ts=ts,
             run_id=run_id,
             attempt=attempt,
-            level=None if level is None else _LEVELS[level],
-            stream=None if stream is None else _STREAMS[stream],
+            level=None if level is None else _LEVEL_OF[level],
+            stream=None if stream is None else _STREAM_OF[stream],
             step=step,
             content=content,
             data=data or {},
@@ -255,7 +255,7 @@ def weigh(events: Sequence[Written]) -> tuple[int, int]:
     return lines, size
 
 
-_LEVELS, _STREAMS = tuple(Level), tuple(Stream)
+_LEVEL_CODES, _STREAM_CODES = tuple(Level), tuple(Stream)
 _FEW = 16
 """Below so many lines it is not worth a second shape of the statement."""
 
@@ -266,8 +266,8 @@ def _array(words: Sequence[str]) -> str:
 
 def insert_block(source: str) -> str:
     """Return the INSERT of `block_values`, made only when `source` has a row."""
-    level = f"{_array(_LEVELS)}[1 + l.code / {len(_STREAMS)}]"
-    stream = f"{_array(_STREAMS)}[1 + l.code % {len(_STREAMS)}]"
+    level = f"{_array(_LEVEL_CODES)}[1 + l.code / {len(_STREAM_CODES)}]"
+    stream = f"{_array(_STREAM_CODES)}[1 + l.code % {len(_STREAM_CODES)}]"
     return f"""INSERT INTO log_lines (run_id, seq, type, ts, attempt, level, stream, step, content)
  SELECT CAST(:block_run_id AS text), CAST(:block_first AS bigint) + l.nth - 1, 'log', l.ts,
  CAST(:block_attempt AS integer), {level}, {stream}, CAST(:block_step AS text), l.content
@@ -328,6 +328,6 @@ def _codes(batches: Sequence[LineBatch]) -> list[int]:
         for line in batch.lines:
             if line.level is not level or line.stream is not stream:
                 level, stream = line.level, line.stream
-                code = _LEVELS.index(level) * len(_STREAMS) + _STREAMS.index(stream)
+                code = _LEVEL_CODES.index(level) * len(_STREAM_CODES) + _STREAM_CODES.index(stream)
             codes.append(code)
     return codes

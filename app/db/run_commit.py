@@ -1,4 +1,4 @@
-"""What the owner of a run writes: one fenced transaction for lines, steps and the outcome.
+"""The writes of a run's owner: one fenced transaction for lines, steps and the outcome.
 
 The transaction begins with an UPDATE of the run's row that only the current attempt's worker can do,
 and only from the sequence number it believes to be the last. On PostgreSQL everything is one
@@ -237,7 +237,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one transaction writes. `events` are in order, the first one follows the last committed."""
+    """The content of one transaction. `events` are in order, the first one follows the last committed."""
 
     events: Sequence[Written] = ()
     steps: Sequence[StepRecord] = ()
@@ -249,6 +249,6 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What the row said at the commit."""
+    """The row's answer to a commit."""
 
     cancel_requested_at: int | None

@@ -36,7 +36,7 @@ WITHOUT_SPEC: list[ColumnElement[Any]] = [
 
 
 ATTEMPT_ENDS = (attempts.c.started_at, attempts.c.ended_at, attempts.c.outcome, attempts.c.error)
-"""What `count_waits` reads, in this order."""
+"""The columns that `count_waits` reads, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ BACKLOG: TextClause = text(
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """What the reconciler has to know of a run that waits or runs. `since`: when it was queued, or made."""
+    """What the reconciler needs of a run that waits or runs. `since`: when it was queued, or made."""
 
     run_id: str
     worker_id: str | None

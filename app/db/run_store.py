@@ -46,7 +46,7 @@ _LINES_BACK = 100
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """What an attempt asks about its run: is it still mine, and shall it stop?"""
+    """An attempt's view of its run: whether it still owns it, and whether it has to stop."""
 
     attempt: int
     worker_id: str | None

@@ -64,7 +64,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class AttemptContext:
-    """What every attempt of a worker works with."""
+    """The dependencies of every attempt of a worker."""
 
     worker_id: str
     runs: RunStore
