@@ -21,7 +21,7 @@ from app.core.telemetry import APPROVALS
 from app.db.run_store import RunStore
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue
-from app.runs.answers import pass_on
+from app.runs.take_over import pass_on
 
 LOOK_EVERY_S = 2.0
 OVERDUE_EVERY_S = 1.0

@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
 
 def spent(tokens: int | None, usd: float | None) -> str:
     """Format what an agent took: `12 345 tokens, $0.0123`; without a cost where the price is unknown."""
-    cost = f", ${usd:.4f}" if usd is not None else ""
+    cost = f", ${usd:.4f}" if usd else ""
     return f"{tokens or 0} tokens{cost}"
 
 
@@ -246,7 +246,7 @@ class Renderer:
         for line in call.last if failed else ():
             self._log(line)
         took = f" · {duration(event.data['duration_s'])}" if "duration_s" in event.data else ""
-        lines = f" · {call.lines} lines" if call.lines else ""
+        lines = f" · {call.lines} line{'s' * (call.lines > 1)}" if call.lines else ""
         why = f" · {event.content.partition(': ')[2]}" if failed and event.content else ""
         self._note(
             f"{'✗' if failed else '✓'} {call.heading}{why or took}{lines}",
