@@ -1,4 +1,4 @@
-"""A waiting run's questions, while it is followed: put to the person at the terminal, or how to answer them."""
+"""The questions of a waiting run that is followed: put to the person at the terminal, or how to answer them."""
 
 from __future__ import annotations
 
