@@ -23,6 +23,7 @@ from app.agent.order import AgentOrder
 from app.agent.output import ToolOutput
 from app.agent.prompt import system_prompt
 from app.agent.rows import AgentLog, AgentRows
+from app.agent.stuck import Circle, judge
 from app.agent.supervisor import Supervision
 from app.agent.tool_calls import ToolCalls
 from app.agent.tools.router import ToolRouter
@@ -104,10 +105,10 @@ class Agent:
             result = self._result()
             if result is not None and not self._rows.unread:
                 return result
-            self._check_sense()
+            note = self._check_sense()
             self._supervision.go_on()
             await self._log.flush()
-            await self._turn.call(self._prompt)
+            await self._turn.call(self._prompt, note)
             self._supervision.go_on()
 
     # -- before ---------------------------------------------------------------------------
@@ -159,8 +160,8 @@ class Agent:
             return None if reply.finish is Finish.LENGTH else {"text": reply.text.strip()}
         return self._rows.finished_with()
 
-    def _check_sense(self) -> None:
-        """End the run when the model says nothing of use, again and again."""
+    def _check_sense(self) -> str:
+        """End the run when the model does nothing of use, again and again; return what to tell it before."""
         if self._rows.empty_in_a_row() >= _EMPTY_MOST:
             n, reply = self._rows.last_reply or (0, None)
             cut = reply is not None and reply.finish is Finish.LENGTH
@@ -174,3 +175,7 @@ class Agent:
                 ErrorCode.MODEL_BAD_REPLY,
                 f"The last {_UNUSABLE_MOST} calls of tools could not be carried out. {last.for_model}",
             )
+        judgement = judge(sorted(self._rows.steps.values(), key=lambda record: record.idx))
+        if judgement.circle is Circle.STUCK:
+            raise RunFailure(ErrorCode.STUCK_LOOP, judgement.text)
+        return f"({judgement.text})" if judgement.circle is Circle.NUDGE else ""

@@ -19,6 +19,7 @@ from app.agent.conversation import (
     ModelCall,
     ToolStatus,
     UserMessage,
+    View,
     conversation,
     decode_reply,
 )
@@ -160,7 +161,18 @@ class AgentRows:
     def _seen(self) -> int:
         return max((call.inbox_upto for call in self._answered()), default=0)
 
-    def turns(self, prompt: str) -> tuple[Turn, ...]:
+    @property
+    def view(self) -> View:
+        """What the last request left out of the conversation; the next one leaves out at least that."""
+        kept = next((call.view for call in reversed(self.calls) if call.view), {})
+        return View(int(kept.get("stubs", 0)), int(kept.get("dropped", 0)))
+
+    @property
+    def answered(self) -> list[int]:
+        """The numbers of the calls that have a reply."""
+        return [call.n for call in self._answered()]
+
+    def turns(self, prompt: str, view: View) -> tuple[Turn, ...]:
         """Return the conversation so far."""
         calls = [ModelCall(c.n, c.status, c.inbox_upto, self.replies.get(c.n)) for c in self._answered()]
         results = [
@@ -168,7 +180,8 @@ class AgentRows:
             for call in calls
             for k, record in self._results(call.n)
         ]
-        return conversation(prompt, calls, results, [UserMessage(m.k, m.content) for m in self.messages])
+        messages = [UserMessage(m.k, m.content) for m in self.messages]
+        return conversation(prompt, calls, results, messages, view)
 
     # -- what is to be done next ----------------------------------------------------------
 
