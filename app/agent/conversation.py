@@ -26,6 +26,7 @@ INTERRUPTED = (
     "It may have had part of its effect; look before you repeat it.)"
 )
 SKIPPED = "(not run)"
+FINISH_ONLY = "(That is not taken as the answer. Call `finish` with a result of the form that it wants.)"
 CUT = "(Your reply was cut at its length limit. Say it shorter, or write it into a file in pieces.)"
 
 
@@ -89,8 +90,13 @@ def conversation(
     results: Sequence[CallResult],
     inbox: Sequence[UserMessage] = (),
     view: View | None = None,
+    *,
+    finish_only: bool = False,
 ) -> tuple[Turn, ...]:
-    """Return the turns of the next request; rows may come in any order."""
+    """Return the turns of the next request; rows may come in any order.
+
+    `finish_only`: a reply without calls is no answer, which the model is told.
+    """
     view = view or View()
     found = {(each.n, each.k): each for each in results}
     messages = sorted(inbox, key=lambda message: message.k)
@@ -107,8 +113,10 @@ def conversation(
             continue
         turns.append(call.reply)
         turns += _results(call.n, call.reply, found, shortened=call.n <= view.stubs)
-        if call.reply.finish is Finish.LENGTH and not call.reply.calls:
+        if not call.reply.calls and call.reply.finish is Finish.LENGTH:
             turns.append(UserTurn(CUT))
+        elif not call.reply.calls and finish_only:
+            turns.append(UserTurn(FINISH_ONLY))
     turns += [UserTurn(each.content) for each in messages if each.k > seen]
     return tuple(turns)
 

@@ -29,7 +29,17 @@ from app.core.models import StepRecord, StepStatus
 from app.llm.client import ModelClient
 from app.llm.dialect import BYTES_A_TOKEN, input_estimate
 from app.llm.failures import ContextOverflow, ModelFailure, PauseAsked
-from app.llm.model import Delta, ModelRequest, Reply, Retrying, TokenUsage, ToolSpec, ToolTurn, UserTurn
+from app.llm.model import (
+    Delta,
+    ModelRequest,
+    Reply,
+    Retrying,
+    TokenUsage,
+    ToolSpec,
+    ToolTurn,
+    Turn,
+    UserTurn,
+)
 from app.llm.prices import Prices, Reservation
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
@@ -82,6 +92,8 @@ class ModelTurn:
     prices: Prices
     budget: RunBudget
     prefix: Prefix
+    finish_only: bool
+    """Whether the result has a form, so that words alone are none."""
     stop: StopToken
     news: asyncio.Event
     """Set when there may be a new message of the user."""
@@ -127,13 +139,16 @@ class ModelTurn:
         ledger = self.rows.ledger
         view = self._view(prompt)
         notes = " ".join(each for each in (note, self._left(ledger)) if each)
-        turns = _with_note(self.rows.turns(prompt, view), notes)
+        turns = _with_note(self._turns(prompt, view), notes)
         request = ModelRequest(self.prefix.system, turns, self.prefix.tools)
         try:
             reserved = ledger.next_call(self.budget, self.prices, self.model.config, request)
         except BudgetSpent as spent:
             raise RunFailure(ErrorCode.BUDGET, f"The budget of this run ({spent.which}): {spent}") from spent
         return view, replace(request, max_output_tokens=reserved.tokens.output), reserved
+
+    def _turns(self, prompt: str, view: View) -> tuple[Turn, ...]:
+        return self.rows.turns(prompt, view, finish_only=self.finish_only)
 
     def _view(self, prompt: str) -> View:
         """Return what to leave out, so that the conversation fits into the model's window.
@@ -147,7 +162,7 @@ class ModelTurn:
 
         def size(view: View) -> int:
             return input_estimate(
-                ModelRequest(self.prefix.system, rows.turns(prompt, view), self.prefix.tools)
+                ModelRequest(self.prefix.system, self._turns(prompt, view), self.prefix.tools)
             )
 
         if size(view) <= window * _FULL:

@@ -340,7 +340,7 @@ def requeued() -> Outcome:
 
 
 def waiting(parked: Parked) -> Outcome:
-    """The run waits for somebody, and no worker has it meanwhile; nothing is counted."""
+    """The run waits for the user, and no worker has it meanwhile; nothing is counted."""
     return Outcome(
         RunStatus.WAITING,
         waiting_for=parked.waiting_for,

@@ -1,4 +1,4 @@
-"""Long conversations are cut down so that they fit, and an agent that only repeats itself is ended."""
+"""Long conversations are cut down so that they fit; an agent that gets nowhere is ended, and why is told."""
 
 from __future__ import annotations
 
@@ -74,3 +74,29 @@ async def test_an_agent_that_repeats_itself_is_told_so_and_then_ended(agents: Ag
     assert run.error["code"] == "stuck_loop"
     told = ["times in" in asked.body["messages"][-1]["content"] for asked in agents.model.asked]
     assert told == [n >= 3 * len(calls) for n in range(5 * len(calls))]
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+async def test_a_result_of_another_form_is_told_and_may_be_mended(agents: Agents) -> None:
+    agents.start_worker()
+    agents.model.script(
+        says("It is four."),
+        says("", ("finish", {"result": {"n": "four"}})),
+        says("", ("finish", {"result": {"n": 4}})),
+    )
+    run = await agents.do("Count.", agent={"result_schema": SCHEMA})
+    assert run.result == {"n": 4}
+    assert "Call `finish`" in agents.model.asked[1].body["messages"][-1]["content"]
+    assert "is not of type" in agents.told()[0]
+
+
+@pytest.mark.parametrize("call", [[], [("finish", {"result": {"n": "four"}})]])
+async def test_a_result_that_never_has_its_form_ends_the_run(agents: Agents, call: list[Any]) -> None:
+    agents.start_worker()
+    agents.model.script(says("four", *call))
+    run = await agents.do("Count.", agent={"result_schema": SCHEMA})
+    assert run.error is not None
+    assert run.error["code"] == "invalid_result"
+    assert len(agents.model.asked) == 3
