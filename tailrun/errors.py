@@ -1,4 +1,4 @@
-"""What can go wrong between a client and the API, one class for each thing a caller may do about it.
+"""The errors between a client and the API, one class for each thing a caller may do about it.
 
 TailrunError
 ├── Unusable           nothing was sent: no URL, no token, or a file that changed under our hands

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from support import reaper
 from support.postgres_server import MigratedDatabases, PostgresServer, postgres_database
 from support.servers import RedisServer
 
@@ -22,6 +23,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("shared machine", deadline=None)  # only the outcome of an example counts
 settings.load_profile("shared machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave nothing behind, also when the tests are killed; each process of xdist has a reaper of its own."""
+    reaper.start()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """See the reaper's work to its end."""
+    reaper.stop()
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +97,12 @@ def sqlite_url(tmp_path: Path, sqlite_template: Path) -> str:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
     """Each of the two databases in turn, with its tables: a test that takes this runs twice."""
+    return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.deep)])
+def system_url(request: pytest.FixtureRequest) -> str:
+    """The database of a whole system whose test takes long and asks little of it: PostgreSQL is deep."""
     return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
 
 

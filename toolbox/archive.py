@@ -37,7 +37,7 @@ class Refused(Exception):
 
 
 class Limits(NamedTuple):
-    """What an archive may hold: files, bytes of all their content, bytes of one file."""
+    """The limits of an archive: files, bytes of all their content, bytes of one file."""
 
     files: int
     bytes: int

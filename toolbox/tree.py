@@ -35,7 +35,7 @@ class Tree(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What is sent back (sorted), what was deleted, what a workspace can't hold, what is over a limit."""
+    """Files to send back (sorted), deleted ones, those a workspace can't hold, those over a limit."""
 
     changed: list[str]
     removed: list[str]

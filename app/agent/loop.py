@@ -97,7 +97,7 @@ class Agent:
             RunFailure: a budget, the model's failure, or what ends any run.
             Drained: the worker is shutting down.
             LostOwnership: another attempt owns the run.
-            Parked: the run has to wait for the user.
+            Parked: the run has to wait for an answer.
         """
         await self._take_note_of_lost_calls()
         while True:

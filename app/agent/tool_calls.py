@@ -44,7 +44,7 @@ _NOT_BEGUN = frozenset({StepStatus.PROPOSED, StepStatus.WAITING})
 
 
 class Parked(Exception):
-    """The run waits for the user, at most until `until`; `inbox_upto` is the last message that was read."""
+    """The run waits for an answer, at most until `until`; `inbox_upto` is the last message that was read."""
 
     def __init__(self, waiting_for: WaitingFor, until: int, inbox_upto: int) -> None:
         super().__init__(f"waits for {waiting_for}")
@@ -69,7 +69,7 @@ class ToolCalls:
         """Carry out what is open of the newest reply, up to a `finish`.
 
         Raises:
-            Parked: the run has to wait for the user.
+            Parked: the run has to wait for an answer.
             RunFailure: a budget, or what ends any run.
         """
         for call, record in self.rows.open_steps():

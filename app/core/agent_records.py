@@ -1,4 +1,4 @@
-"""What is kept of an agent's run beside its steps: calls of the model, messages to it, approvals. Pure.
+"""The records of an agent's run beside its steps: calls of the model, messages to it, approvals. Pure.
 
 Each is a row, and the conversation is made of them anew for each call: there is no second copy.
 """
@@ -21,7 +21,7 @@ class CallStatus(StrEnum):
 
 
 class CallPurpose(StrEnum):
-    """What a call of the model is for."""
+    """The purpose of a call of the model."""
 
     ACT = "act"
     SUMMARY = "summary"
@@ -42,7 +42,7 @@ class WaitingFor(StrEnum):
 
 
 class Decision(StrEnum):
-    """What became of a question for approval."""
+    """The answer to a request for approval."""
 
     APPROVED = "approved"
     DENIED = "denied"

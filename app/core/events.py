@@ -41,7 +41,7 @@ NEVER_FILTERED = frozenset({EventType.END, EventType.GAP, EventType.TRUNCATED})
 
 
 class Written(Protocol):
-    """What a log writer writes: consecutive events from seq `first` to `seq`, at least one."""
+    """The input of a log writer: consecutive events from seq `first` to `seq`, at least one."""
 
     @property
     def first(self) -> int:

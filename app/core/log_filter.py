@@ -76,7 +76,7 @@ EVERYTHING = LogFilter()
 
 @dataclass(frozen=True, slots=True)
 class BlockSummary:
-    """What a block of events holds: enough to pass over it, and to count lines from the end."""
+    """The summary of a block of events: enough to pass over it, and to count lines from the end."""
 
     first_seq: int
     last_seq: int

@@ -39,7 +39,7 @@ _TERMINAL = frozenset(
 
 
 class RunKind(StrEnum):
-    """What a run was made from."""
+    """The form in which a run was asked for."""
 
     PROMPT = "prompt"
     STEPS = "steps"
@@ -112,7 +112,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What became of one step; a row of `steps`.
+    """The record of one step; a row of `steps`.
 
     Of an agent: `call` is the number of the model call that asked for it, `call_id` the id that the model
     gave it, `policy` the rule that let it run or not, `for_model` what the model is told of it.
@@ -203,7 +203,7 @@ class Run(RunDefinition):
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Who may write to a run: every write of an attempt is conditional on all three."""
+    """The owner of a run: every write of an attempt is conditional on all three."""
 
     run_id: str
     attempt: int

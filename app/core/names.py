@@ -28,7 +28,7 @@ RESERVED = ".tailrun"
 """The folder of a run's files that is Tailrun's own: neither listed, nor served, nor written for anyone."""
 
 MAX_PATH_BYTES = _MAX_KEY_BYTES - len("users//runs//") - 2 * 64
-"""What is left of S3's longest key for a path, whoever the user and whatever the run."""
+"""The part of S3's longest key that is left for a path, whoever the user and whatever the run."""
 
 
 class InvalidPath(Unprocessable):

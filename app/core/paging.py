@@ -14,7 +14,7 @@ from app.core.errors import InvalidRequest
 T = TypeVar("T")
 
 CURSOR_PATTERN = r"^-?[0-9]{1,19}\.[0-9a-f-]{1,64}$"
-"""What the `next` of a page looks like, for the parameters of routes."""
+"""The form of a page's `next`, for the parameters of routes."""
 
 _CURSOR = re.compile(r"(-?[0-9]{1,19})\.(.+)", re.ASCII)
 _INT64 = 2**63

@@ -1,4 +1,4 @@
-"""What Tailrun tells about itself: one structured log for every process, and the metrics.
+"""Tailrun's own telemetry: one structured log for every process, and the metrics.
 
 Owns the shape of a log line (readable text or JSON, to stderr) and the name of each metric.
 API and worker import the same objects; each process exposes its own at `/metrics`.
@@ -41,7 +41,7 @@ _OURS = frozenset({"attempt", "level", "process", "run_id", "timestamp"})
 
 
 MASK_LOG: ContextVar[Callable[[str], str] | None] = ContextVar("MASK_LOG", default=None)
-"""What hides secrets in the log lines of this context: a run's, of all that is done for it."""
+"""The masker of the log lines of this context: a run's, of all that is done for it."""
 
 
 _MOST_TEXT, _MOST_TRACE = 2_000, 20_000

@@ -39,7 +39,7 @@ _ENDED = (
 
 @dataclass(frozen=True, slots=True)
 class EndedRun:
-    """What upkeep has to know of a run; in the order of `_ENDED`."""
+    """The fields that upkeep needs of a run; in the order of `_ENDED`."""
 
     run_id: str
     user_id: str

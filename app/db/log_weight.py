@@ -1,4 +1,4 @@
-"""What a log weighs against `LOG_MAX_BYTES`: the bytes of its events, and what their rows cost beside them.
+"""The weight of a log against `LOG_MAX_BYTES`: the bytes of its events, and what their rows cost beside them.
 
 A row has a price of its own: without it a program that prints empty lines would never meet the limit.
 Weights come in blocks, because the cap moves over thousands of lines and needs no single one.
@@ -19,7 +19,7 @@ from app.db.row_codec import stored_bytes, to_json
 from app.db.tables import log_lines
 
 ROW_BYTES = 100
-"""What an event weighs beside its step, content and data.
+"""The weight of an event beside its step, content and data.
 
 Measured with lines of 0 to 200 bytes, over their content: 83 to 100 bytes a row in SQLite, 142 to 156 in
 PostgreSQL, index included.
@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is stored of a run's log: what the marker of a cut says, and the blocks behind it, in order."""
+    """A run's stored log: the data of its cut's marker, and the blocks behind it, in order."""
 
     blocks: Sequence[Block]
     cut: dict[str, Any] | None

@@ -40,7 +40,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What to put in place of a project.
+    """A change of a project.
 
     `db_conn`: None takes it away; left as it is unless `sets_db_conn`. `secrets`: the whole of
     them, where None keeps the value that is there; the argument None keeps them all.

@@ -1,4 +1,4 @@
-"""What the owner of a run writes: one fenced transaction for lines, steps and the outcome.
+"""The writes of a run's owner: one fenced transaction for lines, steps and the outcome.
 
 The transaction begins with an UPDATE of the run's row that only the current attempt's worker can do,
 and only from the sequence number it believes to be the last. On PostgreSQL everything is one
@@ -209,7 +209,7 @@ _ATTEMPT_SQLITE = text(_ATTEMPT.format(gate=""))
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended: a terminal status, QUEUED for one more attempt, or WAITING for somebody.
+    """How an attempt ended: a terminal status, QUEUED for one more attempt, or WAITING for an answer.
 
     `at` (microseconds) is the time of the batch's last event unless given. `result` is an agent's answer.
     How a run is parked: see `app.db.run_wait`. `next_attempt_at` is then when the wait is over in any case,
@@ -237,7 +237,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one transaction writes. `events` are in order, the first one follows the last committed."""
+    """The content of one transaction. `events` are in order, the first one follows the last committed."""
 
     events: Sequence[Written] = ()
     steps: Sequence[StepRecord] = ()
@@ -249,6 +249,6 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What the row said at the commit."""
+    """The row's answer to a commit."""
 
     cancel_requested_at: int | None

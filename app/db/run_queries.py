@@ -36,7 +36,7 @@ WITHOUT_SPEC: list[ColumnElement[Any]] = [
 
 
 ATTEMPT_ENDS = (attempts.c.started_at, attempts.c.ended_at, attempts.c.outcome, attempts.c.error)
-"""What `count_waits` reads, in this order."""
+"""The columns that `count_waits` reads, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ BACKLOG: TextClause = text(
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """What the reconciler has to know of a run that waits or runs. `since`: when it was queued, or made."""
+    """What the reconciler needs of a run that waits or runs. `since`: when it was queued, or made."""
 
     run_id: str
     worker_id: str | None
@@ -143,7 +143,7 @@ def running_on(worker_id: str) -> Select[*tuple[Any, ...]]:
 
 
 def overdue(now: int, limit: int) -> Select[*tuple[Any, ...]]:
-    """Ask for the ids of runs whose time to wait for somebody is over."""
+    """Ask for the ids of runs whose time to wait is over."""
     over = _RUN.next_attempt_at <= now
     return select(_RUN.run_id).where(text(IS_WAITING), over).order_by(_RUN.next_attempt_at).limit(limit)
 

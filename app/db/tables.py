@@ -30,7 +30,7 @@ metadata = MetaData()
 OWNER = "user_id || ' ' || status"
 IS_QUEUED, IS_RUNNING = "'' || status = 'queued'", "'' || status = 'running'"
 IS_WAITING = "'' || status = 'waiting'"
-"""What an index holds, and a question has to say word by word to be answered from it.
+"""An expression of an index; a query has to hold it word by word to be answered from that index.
 
 PostgreSQL chooses among the indexes that can serve a question by statistics, and those may be of a quieter
 time. Expressions that one index has for itself leave it no choice (see decision record 0024).

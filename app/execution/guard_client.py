@@ -118,7 +118,7 @@ _CLOSE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a guard is to run. Times in seconds."""
+    """The program that a guard runs. Times in seconds."""
 
     argv: tuple[str, ...]
     cwd: Path
@@ -149,7 +149,7 @@ class GuardClient:
         self.pid: int | None = None
         """The tool's process id, once it runs; its process group has the same number."""
         self.report: dict[str, Any] = {}
-        """What the guard has told so far."""
+        """The guard's reports so far."""
         self._process = process
         self._control: int | None = control
         self._status = status

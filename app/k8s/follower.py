@@ -41,6 +41,10 @@ class PodLogFollower:
         self._cluster, self._path, self._reader, self._over = cluster, log_path, reader, over
         self._stamp: int | None = reader.cursor.ns or None
         self.connections = 0
+        self.batches = 0
+        """How many batches of lines came."""
+        self.delivering = False
+        """Whether it waits for whom it delivers to, and not for the log."""
 
     async def run(self, deliver: Deliver) -> None:
         """Deliver the log to its end. Returns when all of it was read, or when it is gone.
@@ -86,8 +90,11 @@ class PodLogFollower:
             if (stamp := nanoseconds(line.partition(b" ")[0])) is not None:
                 self._stamp = stamp
                 break
+        self.batches += 1
         if items:
+            self.delivering = True
             await deliver(items)
+            self.delivering = False
 
     def _params(self, *, follow: bool) -> dict[str, Any]:
         params: dict[str, Any] = {"container": TOOL, "timestamps": "true"}

@@ -33,8 +33,9 @@ from tailrun.process.monitor import SWEPT
 from tailrun.process.stop import StopReason, StopToken, Usage
 
 _LEFT = frozenset({StopReason.DRAIN, StopReason.LOST})
-_LAST_LINES_S = 5.0
-"""How long the log is read on after the container has ended, while nothing comes."""
+_LAST_LINES_S = 1.0
+_SILENT_LOOKS = 5
+"""So many looks in a row without a line end the reading after the container's end; a long pause is one."""
 _STOP_MARGIN_S = 3.0
 _HURRIED_UPLOAD_S = 1.5
 _KILL_S = 2.0
@@ -189,26 +190,28 @@ class JobMonitor:
                 if following.done():
                     following.result()
                 over = self._over()
-                if (over and following.done()) or self._clock() >= self._stop_by:
+                if over:
+                    return await self._last_lines(follower, following)
+                if self._clock() >= self._stop_by:
                     return None
-                if over and not following.done():
-                    return await self._last_lines(following)
                 await self._pause(min(self._stop_by, timeout_at if self._stopping is None else float("inf")))
         finally:
             await _end(following)
 
-    async def _last_lines(self, following: asyncio.Task[None]) -> StopReason | None:
-        """Read on as long as lines come; a connection that just hangs is given up, and told as a gap."""
-        while not following.done():
-            count = self._stages.lines
-            await asyncio.wait((following,), timeout=_LAST_LINES_S)
+    async def _last_lines(self, follower: PodLogFollower, task: asyncio.Task[None]) -> StopReason | None:
+        """Read on as long as lines come or wait for the sink; a connection that just hangs is given up."""
+        silent = 0
+        while silent < _SILENT_LOOKS:
+            count = follower.batches
+            await asyncio.wait((task,), timeout=_LAST_LINES_S)
             if self._stop.reason in _LEFT:
                 return self._stop.reason
-            if not following.done() and self._stages.lines == count:
-                await _end(following)
-                await self._sink.gap(0, "the end of the pod's log could not be read")
+            if task.done():
+                task.result()
                 return None
-        following.result()
+            silent = 0 if follower.delivering or follower.batches != count else silent + 1
+        await _end(task)
+        await self._sink.gap(0, "the end of the pod's log could not be read")
         return None
 
     async def _begin_stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What the state of a Job and its pod means: it waits, runs, has ended, or failed, and why.
+"""The meaning of a Job's and its pod's state: it waits, runs, has ended, or failed, and why.
 
 Pure, and in one order of precedence, because a pod often shows several things at once (an evicted
 one also has an exit code, an OOM kill also looks like a signal):

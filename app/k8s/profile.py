@@ -1,4 +1,4 @@
-"""What a tool's pod is allowed to be: the deployment's settings, and a step's wishes within their bounds.
+"""The bounds of a tool's pod: the deployment's settings, and a step's wishes within their bounds.
 
 Kubernetes quantities (`500m`, `1.5`, `512Mi`), compared with the bounds that a deployment sets.
 """

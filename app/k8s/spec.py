@@ -46,7 +46,7 @@ NODE_LOST_S = 60
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """What holds for every Job of a deployment. Times in seconds.
+    """The settings of every Job of a deployment. Times in seconds.
 
     `store_wait_s`: how long the store may be away when a program has ended and its files wait.
     """

@@ -1,4 +1,4 @@
-"""What the cluster knows of our Jobs, kept up to date by one list and one watch a kind.
+"""The cluster's state of our Jobs, kept up to date by one list and one watch a kind.
 
 One worker asks three things of its namespace: Jobs, their pods, and the events about both. What
 waits for a Job is woken by a change of it; nothing polls. 410 and every other break: list again, and
@@ -29,7 +29,7 @@ _BUFFER_BYTES = 16 << 20
 
 @dataclass(slots=True)
 class JobView:
-    """What is known of one Job: its last state, its newest pod's, and events about both, by arrival.
+    """The known state of one Job: its last object, its newest pod's, and events about both, by arrival.
 
     `job_gone`, `pod_gone`: it existed and was deleted; its last state stays.
     """

@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class Jobs(Protocol):
-    """What the executor shows of its Jobs."""
+    """The executor's view of its Jobs."""
 
     def jobs(self) -> Mapping[str, str]:
         """Return the run's id of each Job that is there and not being deleted, by the Job's name."""

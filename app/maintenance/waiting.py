@@ -1,4 +1,4 @@
-"""Runs that wait: for a worker, with the reason in their logs; for somebody, until that takes too long.
+"""Runs that wait: for a worker, with the reason in their logs; for a person, until that takes too long.
 
 Where workers are alive and none takes runs, the logs of those that are next say why.
 
@@ -6,7 +6,7 @@ A worker that lacks disk, memory or file handles claims nothing and lives on: it
 queue look as on a quiet day. One worker among them looks; each run that would be taken next is
 told once.
 
-A run that waits for an approval or an answer goes on, or ends, when its time to wait is over. One worker
+A run that waits for an approval or an answer continues, or ends, when its time to wait is over. One worker
 looks; the database lets that happen once.
 """
 

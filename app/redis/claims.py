@@ -84,7 +84,7 @@ _LACK_S = 10
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one claim brought: raw entries, oldest first, and Redis TIME in microseconds."""
+    """The result of one claim: raw entries, oldest first, and Redis TIME in microseconds."""
 
     entries: list[bytes]
     now: int

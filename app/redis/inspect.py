@@ -105,7 +105,7 @@ class ServerReport:
         self._redis: Any = clients.commands
         self._asked_at = float("-inf")
         self.known: list[str] = []
-        """What the last answer was."""
+        """The last answer."""
 
     async def remarks(self) -> list[str]:
         """Return what a person should know; the last answer while Redis is away."""

@@ -142,14 +142,14 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What one tick did: entries made due, and per reaped worker the entries given back."""
+    """The result of one tick: entries made due, and per reaped worker the entries given back."""
 
     due: int
     reaped: dict[str, int]
 
 
 class Ticks:
-    """What each tick does. Every method raises `RedisDown` while Redis is away."""
+    """The commands of a tick. Every method raises `RedisDown` while Redis is away."""
 
     def __init__(self, clients: RedisClients, lease_s: float) -> None:
         self._redis: Any = clients.commands

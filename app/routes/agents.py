@@ -72,7 +72,7 @@ class ApprovalView(BaseModel):
     rule: str = Field(description="What asks.")
     asked_at: str
     expires_at: str | None = Field(description="When it counts as denied; null: never.")
-    decision: Decision | None = Field(description="Null: nobody has decided.")
+    decision: Decision | None = Field(description="Null: not decided yet.")
     by: str | None
     decided_at: str | None
     note: str | None
@@ -159,7 +159,7 @@ async def decide_step(
     user: CurrentUser,
     services: CurrentServices,
 ) -> Response:
-    """Approve or deny a step; the run goes on with the last decision that it waits for."""
+    """Approve or deny a step; the run continues with the last decision that it waits for."""
     asked = await _question(services, run.run_id, step)
     of = replace(asked.approval, args_sha256=body.args_sha256)
     decided = await decide(services, user, of, approve=body.decision == "approved", note=body.note)

@@ -108,7 +108,7 @@ async def create(
     if not body.run.start or body.run.run_at is not None:
         raise Unprocessable("run: a schedule says itself when its runs start; leave out start and run_at.")
     if body.run.continue_of is not None:
-        raise Unprocessable("run: continue_of goes on from one run once; a schedule makes many.")
+        raise Unprocessable("run: continue_of follows one run once; a schedule makes many.")
     new = await compose(services, user, body.run, start=True)
     now = now_us()
     check_steps(body.cron)

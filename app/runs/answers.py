@@ -26,7 +26,7 @@ async def decide(
     """Approve or deny a step that waits, for exactly the arguments of `of`.
 
     Raises:
-        NotFound: nobody asked for this step.
+        NotFound: no approval of this step was asked for.
         Conflict: it is decided, too late, about other arguments, or the run has ended.
     """
     now = now_us()
@@ -39,7 +39,7 @@ async def decide(
 
 
 async def send_message(services: Services, run: Run, message: InboxMessage) -> InboxMessage:
-    """Keep a message for an agent; one that waits for it goes on, one that works reads it by itself.
+    """Keep a message for an agent; one that waits for it continues, one that works reads it by itself.
 
     Raises:
         Unprocessable: the run is no agent's.

@@ -23,7 +23,7 @@ _MOST_USERS = 4096
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of a user: runs counted or made since, runs being made now, when they were counted."""
+    """The known state of a user: runs counted or made since, runs being made now, when they were counted."""
 
     waiting: int = 0
     coming: int = 0

@@ -1,4 +1,4 @@
-"""Who has which streams open in this process, and for how long they may.
+"""The open streams of this process: whose they are, and how long they may last.
 
 A stream is let in once and lasts for hours, so two things have to be watched while it is open.
 One user must not take all places: each has a share (`USER_STREAM_MAX`). And a token that is

@@ -1,4 +1,4 @@
-"""What the use cases share: one of each per API process, and who is calling."""
+"""The services that the use cases share: one of each per API process, and who is calling."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ADMIN_USER = "admin"
 
 
 RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-"""What a run id looks like (a UUID in lower case); anything else is not looked up."""
+"""The form of a run id (a UUID in lower case); anything else is not looked up."""
 
 
 TokenScope = Literal["user", "admin", "stream"]
@@ -68,7 +68,7 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is calling. `token_id` is None for the bootstrap token, `run_id` set for a stream token.
+    """The caller. `token_id` is None for the bootstrap token, `run_id` set for a stream token.
 
     `made_by` is the id of the token that made a stream token.
     """

@@ -33,7 +33,7 @@ from app.runs.services import RUN_ID, Principal, Services
 _log = get_logger(__name__)
 _KEY_CHARS = 255
 LETTER_KEY = "dead:"
-"""What the key of a dead letter's retry begins with, which names the letter and so the request."""
+"""The prefix of a dead letter's retry key; the rest names the letter and so the request."""
 _MAX_DELAY_US = 366 * 24 * 3600 * 1_000_000
 _TAKEN_AS_SENT = RunFields.model_fields.keys() & set(DEFINITION_FIELDS)
 """Fields of a body that a run takes over; `compose` replaces those that it has to check."""
@@ -214,7 +214,7 @@ def _agent(body: RunFields, limits: AgentSettings) -> dict[str, Any] | None:
 
 
 async def _earlier(services: Services, user: Principal, body: RunFields) -> str | None:
-    """Return the run whose conversation and files the new one goes on from."""
+    """Return the run whose conversation and files the new one continues."""
     if body.continue_of is None:
         return None
     if body.workspace_from is not None:

@@ -1,4 +1,4 @@
-"""What is done with an entry, decided by the run's row alone, and the end of a run that has no worker.
+"""The verdict on an entry, decided by the run's row alone, and the end of a run that has no worker.
 
 A take-over has one order: (1) the row, attempt + 1; (2) the fence; (3) the tail's uncommitted lines into
 the database; (4) the next `seq`. (1) is `RunStore.take_over`, (2) to (4) are `FencedTail.inherit`. A worker
@@ -41,7 +41,7 @@ class Verdict(Enum):
     TAKE = auto()
     """Take the run over and work on it."""
     DROP = auto()
-    """Nothing to do: it has ended or waits for somebody, or a live worker has it."""
+    """Nothing to do: it has ended or waits for an answer, or a live worker has it."""
     DELAY = auto()
     """Not due yet."""
     UNKNOWN = auto()

@@ -27,7 +27,7 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 _FIRST, _LAST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
-"""What a zip archive can hold as a time."""
+"""The times that a zip archive can hold."""
 _ZIP32_BYTES = 1 << 31
 _GZIP = 31  # zlib's window size, plus 16 for a gzip header
 
@@ -51,7 +51,7 @@ def archive(
 
 
 class _ArchiveBuffer:
-    """What `zipfile` writes into: a pipe that can't seek, emptied after every piece."""
+    """The file that `zipfile` writes into: a pipe that can't seek, emptied after every piece."""
 
     def __init__(self) -> None:
         self._waiting: list[bytes] = []

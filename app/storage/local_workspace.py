@@ -88,10 +88,12 @@ class LocalWorkspaces:
             purge(trash)
 
     def _ping(self) -> None:
-        with explained("the workspace directory"):
+        try:
             self.scratch.folder()
-            if not os.access(self.root, os.W_OK | os.X_OK):
-                raise StorageError(f"The workspace directory {self.root} can't be written.")
+        except OSError as error:  # no file of a run is meant, so it is always the store's fault
+            raise StorageError(f"The workspace directory {self.root}: {error.strerror}.") from error
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            raise StorageError(f"The workspace directory {self.root} can't be written.")
 
 
 class LocalWorkspace:

@@ -25,7 +25,7 @@ from app.core.errors import TailrunError, Unprocessable
 from app.storage.workspace import FileInfo, Workspace
 
 KEY = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-"""What a key looks like: a label of DNS, as the names of Jobs are."""
+"""The form of a key: a label of DNS, as the names of Jobs are."""
 
 
 class StagingFailure(Exception):
@@ -68,7 +68,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What came back, in the words of `Checkout`: removed files have size -1.
+    """The files that came back, in the words of `Checkout`: removed files have size -1.
 
     `changed` is sorted and, but for the times, the same however often it is collected. `skipped`
     names what has no place in a workspace. `failure` is the first error (`TooLarge`, `Conflict`)

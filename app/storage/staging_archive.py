@@ -49,7 +49,7 @@ def pod_limits(limits: WorkspaceLimits) -> dict[str, int]:
 
 @dataclass(slots=True)
 class Returned:
-    """What an upload holds besides files."""
+    """The manifest of an upload."""
 
     removed: set[str] = field(default_factory=set[str])
     skipped: list[str] = field(default_factory=list[str])

@@ -1,4 +1,4 @@
-"""What a workspace is: the files of one run, below `users/{user_id}/runs/{run_id}/`.
+"""A workspace: the files of one run, below `users/{user_id}/runs/{run_id}/`.
 
 `LocalWorkspaces` keeps them in a directory, `S3Workspaces` in any S3-compatible store;
 one conformance suite holds both to this protocol.
@@ -58,7 +58,7 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy of another run's files brought: how many, and those that a tool made unreadable."""
+    """The result of copying another run's files: how many, and those that a tool made unreadable."""
 
     files: int
     skipped: Sequence[str] = ()
@@ -190,7 +190,7 @@ class Workspaces(Protocol):
 
 
 class Budget:
-    """What a workspace holds, and what may still go into it. Sizes in bytes."""
+    """The sizes of a workspace's files, and the room that is left. In bytes."""
 
     def __init__(self, limits: WorkspaceLimits, files: Iterable[FileInfo]) -> None:
         self._limits = limits

@@ -1,4 +1,4 @@
-"""What the database keeps of a run that prints too much: the first half and the last half.
+"""The log cap: of a run that prints too much the database keeps the first half and the last half.
 
 The window at the end moves: rows that fall out of it are deleted from the middle, and one
 `truncated` marker takes their place. Live watchers saw every line; the end, where the error

@@ -1,4 +1,4 @@
-"""What a run's stream holds so far: in the tail, in the database, or, when it is too old, in an archive.
+"""A run's stream so far: in the tail, in the database, or, when it is too old, in an archive.
 
 The tail is trimmed only behind what the database has committed. So whoever reads the tail first and the
 database afterwards finds every event in one of the two; the other way round an event that was committed

@@ -29,7 +29,7 @@ _OPENINGS = ("earer", "EARER", "uthorization", "taging-", "-----BEGIN")
 """After these a secret may follow behind a space, at most `_OPENING_CHARS` later."""
 _OPENING_CHARS = 64
 _LONGEST_CHARS = 64 * 1024
-"""What is longer in one line is no secret that can be kept back as a whole."""
+"""A longer text in one line is no secret that can be kept back as a whole."""
 _KEY_LINES = 1000
 """A private key that never ends stops hiding lines after so many."""
 
@@ -73,7 +73,7 @@ _LOOK_BY_MARK = {mark: look for look in _LOOKS for mark in look.marks}
 
 
 class Masker:
-    """What is to be hidden; immutable, shared by all runs that hide the same.
+    """The values to hide; immutable, shared by all runs that hide the same.
 
     `patterns` are regular expressions of the operator's; where one has a group, the first group is
     hidden instead of the whole match.

@@ -22,11 +22,11 @@ _RETRY_S = 0.5
 _GIVE_UP_AFTER_S = 5.0
 
 NOTHING = b""
-"""What `next` returns when it was poked and there is nothing new."""
+"""Returned by `next` when it was poked and there is nothing new."""
 
 
 class Reader(Protocol):
-    """What a route sends on: payloads of the encoding it asked for.
+    """The source of a route's stream: payloads of the encoding it asked for.
 
     `finished` tells, once `next` has returned None, whether that was all there is.
     """

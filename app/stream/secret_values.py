@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 MIN_CHARS = 4
-"""What is shorter is no secret: hiding it would hide everything."""
+"""A shorter value is no secret: hiding it would hide everything."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -251,9 +251,9 @@ _WRAPS = (64, 76)
 _ALONE_CHARS = 8
 _WORD_CHARS = 16
 _NOT_IN_JS = "!'()*"
-"""What `encodeURIComponent` leaves as it is, and Python's `quote` does not."""
+"""Characters that `encodeURIComponent` leaves unchanged, and Python's `quote` does not."""
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
-"""What Go's JSON writes of these."""
+"""How Go's JSON writes these."""
 
 
 class Form(NamedTuple):

@@ -64,7 +64,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class AttemptContext:
-    """What every attempt of a worker works with."""
+    """The dependencies of every attempt of a worker."""
 
     worker_id: str
     runs: RunStore
@@ -340,7 +340,7 @@ def requeued() -> Outcome:
 
 
 def waiting(parked: Parked) -> Outcome:
-    """The run waits for the user, and no worker has it meanwhile; nothing is counted."""
+    """The run waits for an answer, and no worker has it meanwhile; nothing is counted."""
     return Outcome(
         RunStatus.WAITING,
         waiting_for=parked.waiting_for,

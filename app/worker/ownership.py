@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What ownership needs to know: seconds of a lease, its age, how to tell the guards we live.
+    """The dependencies of ownership: seconds of a lease, its age, how to tell the guards we live.
 
     `adopt` starts work on a run that is ours by its row and unknown here.
     """

@@ -39,7 +39,7 @@ Texts = Annotated[dict[str, str], Field(default_factory=dict[str, str])]
 
 
 class _Upstream(BaseModel):
-    """What the service answers; a null is as good as nothing, and unknown fields are its own business."""
+    """The service's answer; a null is as good as nothing, and unknown fields are its own business."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 

@@ -1,4 +1,4 @@
-"""What a worker is made of: built once from the settings, handed out by name, closed in one place."""
+"""The parts of a worker: built once from the settings, handed out by name, closed in one place."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _WINDOWS = sys.platform == "win32"
 
 @dataclass(frozen=True, slots=True)
 class DirectCommand:
-    """What to run; `env` is the whole environment."""
+    """The program to run; `env` is the whole environment."""
 
     argv: tuple[str, ...]
     cwd: Path

@@ -1,4 +1,4 @@
-"""What one run has printed: a ring of its last lines that many threads fill and many tasks follow.
+"""The output of one run: a ring of its last lines that many threads fill and many tasks follow.
 
 A follower is a place in the sequence, never a queue: one that does not read costs nothing and
 holds up no writer. Where the ring has forgotten lines that it had not seen, it is told how many.

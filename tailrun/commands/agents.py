@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tailrun import Client
 
 Answers = Literal["ask", "yes", "tell"]
-"""What becomes of an agent's questions while its run is followed: they are put to the person at the terminal,
+"""How an agent's questions are met while its run is followed: they are put to the person at the terminal,
 approved, or it is said how to answer them."""
 
 _PANEL = "Agent"
@@ -181,7 +181,7 @@ def deny(
     url: Url = None,
     token: Token = None,
 ) -> None:
-    """Keep a step of an agent from running; the agent is told, and goes on."""
+    """Keep a step of an agent from running; the agent is told, and continues."""
     with connect(url, token) as client:
         _decide(client, resolve(client, run), step, every=every, approve=False, note=note, as_json=as_json)
 
@@ -283,7 +283,7 @@ class Asker:
             self._client.decide(
                 asked["run_id"], asked["step"], approve=approve, args_sha256=asked["args_sha256"]
             )
-        except Conflict as error:  # somebody else was faster, or it took too long
+        except Conflict as error:  # another one was faster, or it took too long
             self._note(f"! {error}", "warning")
 
     def _ask_for_words(self, run_id: str) -> None:

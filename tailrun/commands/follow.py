@@ -98,7 +98,7 @@ def _show(show: Renderer, spinner: Spinner | None, event: Event) -> None:
     spinner.stop()
     show.show(event)
     if event.stream in _WORDS and event.data.get("split"):
-        return  # its line goes on
+        return  # its line continues
     if event.type in _QUIET_TYPES or show.busy is not None:
         spinner.say(show.busy or str(event.data.get("status", "running")))
 

@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
 
 
 def spent(tokens: int | None, usd: float | None) -> str:
-    """Format what an agent took: `12 345 tokens, $0.0123`; a price that nobody knows is none."""
+    """Format what an agent took: `12 345 tokens, $0.0123`; without a cost where the price is unknown."""
     cost = f", ${usd:.4f}" if usd is not None else ""
     return f"{tokens or 0} tokens{cost}"
 
@@ -197,7 +197,7 @@ class Renderer:
         print(f"{self._time(event)}{tag} {bar} {body}", file=self._out, flush=True)
 
     def _words(self, event: Event) -> None:
-        """Print a piece of what a model says as it comes: its line goes on while `split` says so."""
+        """Print a piece of what a model says as it comes: its line continues while it is `split`."""
         split, line = bool(event.data.get("split")), (event.stream, str(event.data.get("call")))
         goes_on = self._open == line
         if not goes_on:
@@ -298,7 +298,7 @@ class Renderer:
             self._note(f"● running, attempt {event.attempt}", "dim", event)
         elif status == "waiting":
             what = {"approval": "your approval", "answer": "your answer"}.get(
-                str(event.data.get("waiting_for")), "somebody"
+                str(event.data.get("waiting_for")), "an answer"
             )
             self._note(f"● waiting for {what}", "warning", event)
         elif status == "queued" and error:

@@ -186,7 +186,7 @@ def run(
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a run is to do and to begin with, as the command line names it."""
+    """The task of a run and its first files, as the command line names them."""
 
     argv: list[str] | None
     task: str | None

@@ -1,4 +1,4 @@
-"""What a running `up` tells the clients of this machine."""
+"""How a running `up` is found by the clients of this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What clients need to know of a running `up`."""
+    """The address and login of a running `up`."""
 
     url: str
     token: str

@@ -102,7 +102,7 @@ _SHORT = frozenset(
 
 
 class Command(Protocol):
-    """What was to be started."""
+    """The program that was to be started."""
 
     @property
     def argv(self) -> Sequence[str]:

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 class _Request:
-    """What the worker asks for."""
+    """The worker's request."""
 
     def __init__(self, raw: bytes) -> None:
         self.cwd, lease, grace, limits, count, *rest = raw.split(b"\0")

@@ -1,4 +1,4 @@
-"""What a machine, or a container on it, has left: memory, disk, file handles.
+"""The free resources of a machine, or of a container on it: memory, disk, file handles.
 
 Shared by the worker, which claims nothing while something lacks, and by the library, which
 refuses to start. Limits of a container count (cgroup v2): there the host's free memory is not ours.
@@ -20,7 +20,7 @@ _ROOT = Path("/")
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What has to be free before a run is claimed, in bytes and handles; 0: do not look."""
+    """The resources that have to be free before a run is claimed, in bytes and handles; 0: do not look."""
 
     memory: int
     disk: int

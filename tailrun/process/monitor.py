@@ -7,7 +7,6 @@ user's own process (`tailrun/capture/process.py`): they differ in what holds the
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ _LEFTOVERS_S = 0.5
 SWEPT = "stopped what was left in the background, for a step's programs end with it"
 """How the line begins that names what was ended after its program."""
 _ORPHANED_PIPE_S = 0.5
-"""How long a pipe is read that a process outside of the tool's tree holds open."""
+"""How long more is waited for at a pipe that a process outside of the tool's tree holds open."""
 _WITH_GRACE = frozenset({StopReason.CANCEL, StopReason.TIMEOUT})
 
 
@@ -37,7 +36,7 @@ class RunningProgram(Protocol):
 
     @property
     def report(self) -> Mapping[str, Any]:
-        """What is known of it so far."""
+        """The state so far."""
         ...
 
     @property
@@ -86,7 +85,7 @@ class ProcessMonitor:
         return await self._result()
 
     def _changed(self) -> None:
-        report, now = self._program.report, time.monotonic() - self._pump.blocked_s
+        report, now = self._program.report, self._pump.clock()
         self._program.pid = report.get("started")
         if "exited" in report and self._finish_at is None:
             self._finish_at = now + _LEFTOVERS_S
@@ -94,11 +93,11 @@ class ProcessMonitor:
             self._leave_at = now + _ORPHANED_PIPE_S
         self._pump.wake()
 
-    def _pause(self, busy: bool) -> float | None:
+    def _pause(self) -> float | None:
         """Return when to look again; negative when all is over. Time spent in the sink does not count."""
-        now = time.monotonic() - self._pump.blocked_s
+        now = self._pump.clock()
         if self._leave_at is not None:
-            over = self._pump.ended or (now >= self._leave_at and not busy) or now >= self._leave_at + 5
+            over = self._pump.ended or (now >= self._leave_at and self._pump.read_rest())
             return -1 if over else max(0.0, self._leave_at - now)
         if self._finish_at is None:
             return None

@@ -16,6 +16,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from tailrun.process.lines import Level, Line, LineSink, Stream
@@ -25,6 +26,10 @@ _READ_BYTES = 64 * 1024
 """A read full of empty lines still holds the event loop for a moment only."""
 _HELD_BYTES = 64 * 1024
 """A transport that delivered so much is paused until it is read: the program waits at its pipe."""
+_REST_BYTES = 2 << 20
+"""More than is under way at any time: a pipe holds 1 MiB at most, and a transport little beside it."""
+_SILENT_ROUNDS = 3
+"""A transport has what is in its pipe delivered by then: each round is a turn of the event loop or more."""
 
 
 class Pipe(Protocol):
@@ -120,6 +125,23 @@ NO_TEXT = Line(
 """Reported once by a pump, right after the first such line."""
 
 
+@dataclass(slots=True)
+class _Rest:
+    """How much of what was in one pipe at a certain moment may still be there."""
+
+    most_bytes: int = _REST_BYTES
+    silent_rounds: int = 0
+
+    @property
+    def is_read(self) -> bool:
+        return self.most_bytes <= 0 or self.silent_rounds >= _SILENT_ROUNDS
+
+    def count(self, size: int) -> None:
+        """Take note of a read of `size` bytes, 0 while there was nothing."""
+        self.most_bytes -= size
+        self.silent_rounds = 0 if size else self.silent_rounds + 1
+
+
 class Pump:
     """Reads both pipes until the monitor of the program decides that it is over."""
 
@@ -129,29 +151,48 @@ class Pump:
         self._sink = sink
         self._said_no_text = False
         self._wake = asyncio.Event()
-        self.blocked_s = 0.0
-        """How long the sink was waited for, in seconds: time in which the program could not continue."""
+        self._blocked_s = 0.0
+        self._blocked_since: float | None = None
+        self._rest: dict[Pipe, _Rest] | None = None
 
     @property
     def ended(self) -> bool:
         """Whether both pipes are at their end."""
         return not self._open
 
+    def clock(self) -> float:
+        """Return a monotonic time in seconds that stops while the sink is waited for.
+
+        The program could not continue in that time.
+        """
+        now = self._blocked_since if self._blocked_since is not None else time.monotonic()
+        return now - self._blocked_s
+
+    def read_rest(self) -> bool:
+        """Read no more than what is in the pipes at the first call; return whether that has been read.
+
+        However late the rounds come: what a program has printed is not lost because this process had no
+        CPU for a while. A process that writes on without a pause is read for as many bytes as a pipe holds.
+        """
+        if self._rest is None:
+            self._rest = {pipe: _Rest() for pipe in self._open}
+        return all(self._rest[pipe].is_read for pipe in self._open)
+
     def wake(self) -> None:
         """Make the loop look around: something beside the pipes has changed."""
         self._wake.set()
 
-    async def run(self, pause: Callable[[bool], float | None]) -> None:
+    async def run(self, pause: Callable[[], float | None]) -> None:
         """Pump until it is over.
 
-        `pause` is asked after each round, with whether bytes came in it; it returns after how many
-        seconds it wants to be asked again (None: on the next `wake`), or a negative number to end.
+        `pause` is asked after each round; it returns after how many seconds it wants to be asked again
+        (None: on the next `wake`), or a negative number to end.
         """
         while True:
             lines, busy = self._read(time.monotonic())
             if lines:
                 await self._give(lines)
-            wait_s = pause(busy)
+            wait_s = pause()
             if wait_s is not None and wait_s < 0:
                 break
             if busy:
@@ -168,9 +209,11 @@ class Pump:
             try:
                 data = pipe.read()
             except BlockingIOError:
+                self._count(pipe, 0)
                 lines += splitter.tick(now)
                 continue
             busy = True
+            self._count(pipe, len(data))
             if data:
                 lines += splitter.feed(data, now)
             else:
@@ -178,13 +221,18 @@ class Pump:
                 del self._open[pipe]
         return lines, busy
 
+    def _count(self, pipe: Pipe, size: int) -> None:
+        if self._rest is not None:
+            self._rest[pipe].count(size)
+
     async def _give(self, lines: list[Line]) -> None:
         if not self._said_no_text and any(splitter.replaced for splitter in self._splitters):
             self._said_no_text = True
             lines.append(NO_TEXT)
-        before = time.monotonic()
+        self._blocked_since = time.monotonic()
         await self._sink(lines)
-        self.blocked_s += time.monotonic() - before
+        self._blocked_s += time.monotonic() - self._blocked_since
+        self._blocked_since = None
 
     async def _idle(self, wait_s: float | None) -> None:
         """Wait for bytes, `wake`, a progress update that is due, or `wait_s`."""

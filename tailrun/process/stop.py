@@ -71,7 +71,7 @@ class StopToken:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a program used: CPU and wall time in seconds, the largest resident set in bytes."""
+    """The resources that a program used: CPU and wall time in seconds, the largest resident set in bytes."""
 
     cpu_s: float = 0.0
     wall_s: float = 0.0

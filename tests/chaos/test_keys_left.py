@@ -14,9 +14,9 @@ TAIL_TTL_S = 120
 
 
 @pytest.fixture
-def stack(tmp_path: Path, database_url: str) -> Iterator[Stack]:
+def stack(tmp_path: Path, system_url: str) -> Iterator[Stack]:
     stack = Stack(
-        tmp_path, database_url, TAIL_TTL_S=str(TAIL_TTL_S), RETRY_BASE_S="600", RETRY_MAX_S="600", DRAIN_S="1"
+        tmp_path, system_url, TAIL_TTL_S=str(TAIL_TTL_S), RETRY_BASE_S="600", RETRY_MAX_S="600", DRAIN_S="1"
     )
     yield stack
     stack.close()

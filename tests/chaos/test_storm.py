@@ -43,7 +43,7 @@ def _storm(folder: Path, url: str, *, seed: int, runs: int, seconds: float) -> N
 @pytest.mark.timeout(900)
 def test_a_short_storm(tmp_path: Path, sqlite_url: str) -> None:
     """Nothing is lost, nothing is doubled, nothing runs twice at once, nothing is left."""
-    _storm(tmp_path, sqlite_url, seed=20261120, runs=30, seconds=25)
+    _storm(tmp_path, sqlite_url, seed=20261120, runs=20, seconds=15)
 
 
 @pytest.mark.deep

@@ -12,9 +12,9 @@ from support.webhook_receiver import SECRET, Receiver, verify
 
 
 @pytest.fixture
-def stack(tmp_path: Path, database_url: str) -> Iterator[Stack]:
+def stack(tmp_path: Path, system_url: str) -> Iterator[Stack]:
     settings = {"WEBHOOK_SECRET": SECRET, "WEBHOOK_ALLOW_PRIVATE": "1"}
-    stack = Stack(tmp_path, database_url, WEBHOOK_MAX_ATTEMPTS="100", **settings)
+    stack = Stack(tmp_path, system_url, WEBHOOK_MAX_ATTEMPTS="100", **settings)
     yield stack
     stack.close()
 

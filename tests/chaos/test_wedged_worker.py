@@ -72,8 +72,8 @@ class WedgedStack(Stack):
 
 
 @pytest.fixture
-def stack(tmp_path: Path, database_url: str) -> Iterator[WedgedStack]:
-    stack = WedgedStack(tmp_path, database_url, workers=2, LEASE_S="4", DRAIN_S="1")
+def stack(tmp_path: Path, system_url: str) -> Iterator[WedgedStack]:
+    stack = WedgedStack(tmp_path, system_url, workers=2, LEASE_S="4", DRAIN_S="1")
     yield stack
     stack.close()
 

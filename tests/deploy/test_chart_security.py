@@ -123,7 +123,9 @@ def selects(policy: Object, labels: dict[str, str]) -> bool:
 @pytest.mark.parametrize("name", ON_KUBERNETES)
 def test_every_pod_has_a_policy_that_closes_both_ways(name: str) -> None:
     """One for each component."""
-    for of, pod in scenario(name).pods():
+    pods = list(scenario(name).pods())
+    assert pods
+    for of, pod in pods:
         found = [
             each for each in policies(name, "agents").values() if selects(each, pod["metadata"]["labels"])
         ]
@@ -264,7 +266,9 @@ def test_tools_reach_one_peer_of_ours_and_none_where_a_store_carries_their_files
 )
 def test_images_are_allowed_by_name(image: str, ok: bool) -> None:
     """The application's in any version, those of profiles, and those that match; compared whole."""
-    for policy in scenario("production").all("ValidatingAdmissionPolicy"):
+    found = scenario("production").all("ValidatingAdmissionPolicy")
+    assert found
+    for policy in found:
         [images] = policy["spec"]["variables"]
         assert bool(re.search(json.loads(images["expression"]), image)) is ok
 
@@ -315,8 +319,9 @@ def test_a_pattern_ends_at_a_component_for_worker_and_cluster_alike() -> None:
 
 
 def test_everything_can_be_allowed() -> None:
-    made = changed("bundled", tools={"imagesAllowed": ["*"]})
-    for policy in made.all("ValidatingAdmissionPolicy"):
+    found = changed("bundled", tools={"imagesAllowed": ["*"]}).all("ValidatingAdmissionPolicy")
+    assert found
+    for policy in found:
         [images] = policy["spec"]["variables"]
         for image in ("a", "a/b:1", "registry.example:5000/a/b@sha256:" + "0f" * 32):
             assert re.search(json.loads(images["expression"]), image)

@@ -97,6 +97,7 @@ def test_what_is_needed_is_there(name: str) -> None:
 
 def test_no_secret_that_workers_get_whole_holds_the_token() -> None:
     """As far as we make them; what people put into theirs is set to nothing."""
+    seen = set[str]()
     for name in (*SCENARIOS, "dev", "prod"):
         objects = scenario(name).objects if name in SCENARIOS else kustomized(name)
         [worker] = [
@@ -110,4 +111,6 @@ def test_no_secret_that_workers_get_whole_holds_the_token() -> None:
         }
         for each in objects:
             if each["kind"] == "Secret" and each["metadata"]["name"] in whole:
+                seen.add(name)
                 assert "API_TOKEN" not in {*each.get("data", {}), *each.get("stringData", {})}
+    assert seen, "none of them gives workers a Secret of ours whole"

@@ -26,9 +26,10 @@ Alive = Callable[[str], list[object]]
 
 IGNORES_SIGTERM = """
 import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
 print("ready", flush=True)
-time.sleep(60)
+while True:
+    time.sleep(60)
 """
 FLOOD = """
 import os, threading
@@ -97,9 +98,10 @@ async def stopped_at(
     what: ToolRun,
     line: str,
     *reasons: StopReason,
+    sink: Recorder | None = None,
 ) -> tuple[ToolResult, float]:
     """Run until `line` was printed, then stop; return the result and how long stopping took."""
-    sink, stop = Recorder(), StopToken()
+    sink, stop = sink or Recorder(), StopToken()
     running = asyncio.create_task(executor.run(what, sink, stop))
     await sink.until(line)
     began = time.monotonic()
@@ -205,17 +207,20 @@ class ExecutorConformance:
         executor: Executor,
         cwd: Path,
         reason: StopReason,
+        slack: float,
     ) -> None:
-        what = tool(cwd, "python3", "-u", "-c", IGNORES_SIGTERM)
-        result, took_s = await stopped_at(executor, what, "ready", reason)
+        """The program is not asked first."""
+        what, sink = tool(cwd, "python3", "-u", "-c", IGNORES_SIGTERM), Recorder()
+        result, took_s = await stopped_at(executor, what, "ready", reason, sink=sink)
         assert (result.exit_code, result.stopped) == (137, reason)
-        assert took_s < 0.9
+        assert sink.of(Stream.STDOUT) == ["ready"]
+        assert took_s < 0.9 * slack
 
-    async def test_loss_ends_the_grace_of_a_cancel(self, executor: Executor, cwd: Path) -> None:
+    async def test_loss_ends_the_grace_of_a_cancel(self, executor: Executor, cwd: Path, slack: float) -> None:
         what = tool(cwd, "python3", "-u", "-c", IGNORES_SIGTERM)
         result, took_s = await stopped_at(executor, what, "ready", StopReason.CANCEL, StopReason.LOST)
         assert (result.exit_code, result.stopped) == (137, StopReason.LOST)
-        assert took_s < 0.9
+        assert took_s < 0.9 * slack
 
     async def test_its_own_time_limit_ends_a_silent_program(
         self, executor: Executor, cwd: Path, slack: float

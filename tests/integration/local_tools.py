@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,18 +16,21 @@ from app.execution.process import LocalExecutor
 
 @contextlib.asynccontextmanager
 async def beating(executor: LocalExecutor) -> AsyncIterator[LocalExecutor]:
-    """Call `heartbeat` as a worker does, until the end; then close."""
+    """Call `heartbeat` from a thread until the end, as a worker's lease does; then close."""
+    over = threading.Event()
 
-    async def beat() -> None:
-        while True:
+    def beat() -> None:
+        executor.heartbeat()
+        while not over.wait(0.2):
             executor.heartbeat()
-            await asyncio.sleep(0.2)
 
-    task = asyncio.create_task(beat())
+    thread = threading.Thread(target=beat)
+    thread.start()
     try:
         yield executor
     finally:
-        task.cancel()
+        over.set()
+        thread.join()
         await executor.close()
 
 
@@ -65,8 +68,8 @@ def _is_server(child: psutil.Process) -> bool:
     if child.status() == psutil.STATUS_ZOMBIE:
         return False
     words = " ".join(child.cmdline())
-    return any(name in words for name in ("-server", "postgres", "support.forked"))
+    return any(name in words for name in ("-server", "postgres", "support.forked", "support/reaper"))
 
 
-def executor_at(path: Path, *, silence_s: float = 4, grace_s: float = 1) -> LocalExecutor:
+def executor_at(path: Path, *, silence_s: float = 60, grace_s: float = 1) -> LocalExecutor:
     return LocalExecutor(tmp_dir=path / "tmp", silence_s=silence_s, grace_s=grace_s)

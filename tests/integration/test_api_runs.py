@@ -315,20 +315,20 @@ def together(clients: Sequence[httpx2.Client], path: str, **body: Any) -> list[h
         return [task.result() for task in [pool.submit(client.post, path, **body) for client in clients]]
 
 
-def test_simultaneous_starts_make_one_entry(api: Api, redis_server: RedisServer) -> None:
+def test_simultaneous_starts_make_one_entry(api: Api, redis_server: RedisServer, effort: int) -> None:
     """However many ask at once, the run is queued once, and each of them is told 200."""
     clients = [api.admin for _ in range(8)]
-    for round_no in range(20):
+    for round_no in range(4 * effort):
         run_id = clients[0].post("/v1/runs", json={**PROMPT, "start": False}).json()["run_id"]
         answers = together(clients, f"/v1/runs/{run_id}/start")
         assert [answer.status_code for answer in answers] == [200] * len(clients)
         assert len(pending(redis_server)) == round_no + 1
 
 
-def test_simultaneous_repeats_of_a_key_make_one_run(api: Api, redis_server: RedisServer) -> None:
+def test_simultaneous_repeats_of_a_key_make_one_run(api: Api, redis_server: RedisServer, effort: int) -> None:
     """One 201, else 200, and all of them the same run."""
     clients = [api.admin for _ in range(8)]
-    for round_no in range(20):
+    for round_no in range(4 * effort):
         headers = {"Idempotency-Key": f"k{round_no}"}
         answers = together(clients, "/v1/runs", json=PROMPT, headers=headers)
         assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]

@@ -13,14 +13,15 @@ from app.db.engine import Database
 from app.db.log_store import LogStore
 from app.db.run_store import Batch, RunStore
 
-ROUNDS = 20
+ROUNDS = 5
 
 
-async def test_concurrent_claims_have_one_winner(database: Database, migrated_url: str) -> None:
+async def test_concurrent_claims_have_one_winner(database: Database, migrated_url: str, effort: int) -> None:
     """Workers that claim overlapping sets, in any order, share them out; nobody deadlocks."""
+    rounds = ROUNDS * effort
     others = [Database(migrated_url), Database(migrated_url)]
     stores = [RunStore(db) for db in (database, *others)]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         ids = [(await stores[0].create(new_run(), NOW)).run.run_id for _ in range(5)]
         claims = await asyncio.gather(
             *(stores[n % 3].claim(ids if n % 2 else ids[::-1], f"w{n}", NOW + 1) for n in range(12)),
@@ -35,18 +36,20 @@ async def test_concurrent_claims_have_one_winner(database: Database, migrated_ur
         await db.close()
 
 
-async def test_concurrent_take_overs_have_one_winner(database: Database) -> None:
+async def test_concurrent_take_overs_have_one_winner(database: Database, effort: int) -> None:
+    rounds = ROUNDS * effort
     store = RunStore(database)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         seen, _ = await running(store)
         results = await asyncio.gather(*(store.take_over(seen, f"n{n}", NOW + 2) for n in range(8)))
         assert len([run for run in results if run]) == 1
 
 
-async def test_a_claim_and_a_cancel_at_once_leave_one_truth(database: Database) -> None:
+async def test_a_claim_and_a_cancel_at_once_leave_one_truth(database: Database, effort: int) -> None:
     """Either the run was claimed and has a cancel pending, or it ended and nobody owns it."""
+    rounds = ROUNDS * effort
     store = RunStore(database)
-    for round_no in range(ROUNDS):
+    for round_no in range(rounds):
         run_id = (await store.create(new_run(), NOW)).run.run_id
         calls = [store.claim([run_id], "w1", NOW + 1), store.request_cancel(run_id, NOW + 1)]
         results = await asyncio.gather(*(calls if round_no % 2 else calls[::-1]))
@@ -58,10 +61,11 @@ async def test_a_claim_and_a_cancel_at_once_leave_one_truth(database: Database) 
         assert run.last_seq == (2 if claimed else 3)
 
 
-async def test_the_owner_and_its_successor_write_one_sequence(database: Database) -> None:
+async def test_the_owner_and_its_successor_write_one_sequence(database: Database, effort: int) -> None:
     """However a commit and a take-over interleave, no line is doubled or overwritten."""
+    rounds = ROUNDS * effort
     store, logs = RunStore(database), LogStore(database)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         seen, fence = await running(store)
         batch = Batch(events=lines(seen.run_id, 3, 40))
 
@@ -82,9 +86,10 @@ async def test_the_owner_and_its_successor_write_one_sequence(database: Database
         assert (run.last_seq, run.log_lines) == (50, 48)
 
 
-async def test_one_idempotency_key_used_by_many_at_once(database: Database) -> None:
+async def test_one_idempotency_key_used_by_many_at_once(database: Database, effort: int) -> None:
+    rounds = ROUNDS * effort
     store = RunStore(database)
-    for round_no in range(ROUNDS):
+    for round_no in range(rounds):
         results = await asyncio.gather(
             *(store.create(new_run(idempotency_key=f"k{round_no}", request_hash="h"), NOW) for _ in range(6)),
             store.create(new_run(idempotency_key=f"k{round_no}", request_hash="other"), NOW),
@@ -96,17 +101,21 @@ async def test_one_idempotency_key_used_by_many_at_once(database: Database) -> N
         assert [created.fresh for created in made].count(True) == 1
 
 
-async def test_start_by_many_at_once_makes_one_event(database: Database) -> None:
+async def test_start_by_many_at_once_makes_one_event(database: Database, effort: int) -> None:
+    rounds = ROUNDS * effort
     store = RunStore(database)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         run_id = (await store.create(new_run(start=False), NOW)).run.run_id
         changes = await asyncio.gather(*(store.start(run_id, NOW + 1) for _ in range(6)))
         assert sum(len(change.events) for change in changes) == 1
         assert {change.run.status for change in changes} == {RunStatus.QUEUED}
 
 
-async def test_writers_of_one_file_wait_for_each_other(database: Database, migrated_url: str) -> None:
+async def test_writers_of_one_file_wait_for_each_other(
+    database: Database, migrated_url: str, effort: int
+) -> None:
     """Several `Database` objects write at once (as processes do): nobody meets a lock as an error."""
+    rounds = ROUNDS * effort
     others = [Database(migrated_url) for _ in range(3)]
     stores = [RunStore(db) for db in (database, *others)]
 
@@ -118,10 +127,10 @@ async def test_writers_of_one_file_wait_for_each_other(database: Database, migra
         await store.commit(fence, 22, ended(run.run_id, 23))
 
     async def many(store: RunStore, n: int) -> None:
-        for round_no in range(ROUNDS):
+        for round_no in range(rounds):
             await whole_run(store, f"w{n}-{round_no}")
 
     await asyncio.gather(*(many(store, n) for n, store in enumerate(stores) for _ in range(2)))
-    assert await stores[0].counts() == {RunStatus.SUCCEEDED: 2 * ROUNDS * len(stores)}
+    assert await stores[0].counts() == {RunStatus.SUCCEEDED: 2 * rounds * len(stores)}
     for db in others:
         await db.close()

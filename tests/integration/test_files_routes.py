@@ -337,18 +337,21 @@ def test_an_archive_is_whole_while_a_tool_works(local_api: Api) -> None:
             (work / f"f{n}").write_bytes(b"y" * (n * 9_000))
             (work / f"f{(n + 3) % 10}").unlink(missing_ok=True)
 
-    thread = threading.Thread(target=tool)
+    thread, packed_files = threading.Thread(target=tool), 0
     thread.start()
     try:
         for _ in range(20):
             with zipfile.ZipFile(io.BytesIO(ada.get(f"{run}/archive").content)) as archive:
                 assert archive.testzip() is None
+                packed_files += len(archive.namelist())
             packed = ada.get(f"{run}/archive", params={"format": "tar.gz"}).content
             with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
                 assert all(len(archive.extractfile(m).read()) == m.size for m in archive)  # type: ignore[union-attr]
+                packed_files += len(archive.getnames())
     finally:
         done.set()
         thread.join()
+    assert packed_files > 40, "archives of nothing would show nothing"
 
 
 def test_who_leaves_in_the_middle_leaves_no_open_file(local_api: Api) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from support.ended_runs import ended_run, pack_all, plain_lines, read_all
+from support.fake_redis import fake_clients
 from support.run_rows import NOW
-from support.servers import RedisServer
 from support.stack import Stack, shell, wait_for
 from test_log_upkeep import counts
 
@@ -50,8 +50,8 @@ asyncio.run(main())
 
 
 @pytest.fixture
-async def clients(redis_server: RedisServer) -> AsyncIterator[RedisClients]:
-    clients = RedisClients(redis_server.url, "")
+async def clients() -> AsyncIterator[RedisClients]:
+    clients = fake_clients()
     yield clients
     await clients.close()
 

@@ -15,8 +15,8 @@ FAST = {"RETRY_BASE_S": "0.01", "RETRY_MAX_S": "0.01"}
 
 
 @pytest.fixture
-def stack(tmp_path: Path, database_url: str) -> Iterator[Stack]:
-    stack = Stack(tmp_path, database_url, WORKER_CONCURRENCY="1", **FAST)
+def stack(tmp_path: Path, system_url: str) -> Iterator[Stack]:
+    stack = Stack(tmp_path, system_url, WORKER_CONCURRENCY="1", **FAST)
     yield stack
     stack.close()
 

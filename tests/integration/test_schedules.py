@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import orjson
 import pytest
+from support.fake_redis import fake_clients
 from support.run_rows import new_run
-from support.servers import RedisServer
 
 from app.core.errors import Conflict
 from app.core.models import Priority, RunStatus
@@ -26,8 +26,8 @@ ID = "00000000-0000-4000-8000-{:012}"
 
 
 @pytest.fixture
-async def clients(redis_server: RedisServer) -> AsyncIterator[RedisClients]:
-    clients = RedisClients(redis_server.url)
+async def clients() -> AsyncIterator[RedisClients]:
+    clients = fake_clients()
     yield clients
     await clients.close()
 

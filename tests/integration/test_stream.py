@@ -246,22 +246,38 @@ async def test_the_limit(tmp_path: Path, redis_server: RedisServer, sqlite_url: 
             assert (await stores.http.get(run.path)).status_code == 200
 
 
-async def test_draining_ends_streams_cleanly(run: LiveRun, stores: Stores) -> None:
+async def test_draining_ends_streams_cleanly(
+    run: LiveRun, stores: Stores, tmp_path: Path, redis_server: RedisServer
+) -> None:
     """A server that is told to stop ends its streams whole; the client goes on elsewhere."""
     await run.lines(3)
-    complete = []
+    seen, followed = run.seq, list[str]()
 
     async def follow() -> None:
         async with stores.http.stream("GET", run.path) as response:
-            text = "".join([piece async for piece in response.aiter_text()])  # raises when cut
-            complete.append(ids(text))
+            pieces = list[str]()
+            async for piece in response.aiter_text():  # raises when cut
+                pieces.append(piece)
+                if f"id: {seen}\n" in piece:
+                    reached.release()
+            followed.append("".join(pieces))
 
+    reached = asyncio.Semaphore(0)
     clients = [asyncio.create_task(follow()) for _ in range(50)]
-    hub = hub_of(stores.api)
-    await until(lambda: hub.readers == 50)
-    stores.api.server.handle_exit(15, None)
-    await asyncio.wait_for(asyncio.gather(*clients), 60)
-    assert all(got == list(range(1, len(got) + 1)) for got in complete)
+    async with asyncio.timeout(60):
+        for _ in clients:
+            await reached.acquire()
+        stores.api.server.handle_exit(15, None)
+        await asyncio.gather(*clients)
+    assert [ids(text) for text in followed] == [list(range(1, seen + 1))] * 50
+    assert all(text.endswith("\n\n") for text in followed), "no event was cut in two"
+    database_url = stores.api.settings.data.effective_database_url
+    with serving(settings_for(tmp_path / "data", redis_server.url, database_url), migrated=False) as other:
+        async with stores_of(other) as theirs:
+            resumed = asyncio.create_task(body(theirs, run.path, **{"Last-Event-ID": str(seen)}))
+            await run.lines(2)
+            await run.end()
+            assert ids(await asyncio.wait_for(resumed, 60)) == [seen + 1, seen + 2, seen + 3]
 
 
 async def test_a_client_who_does_not_read_is_cut(

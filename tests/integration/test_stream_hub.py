@@ -37,8 +37,8 @@ class Site:
             **options,
         )
 
-    async def watch(self, run_id: str = RUN, after: int = 0) -> list[int]:
-        got: list[int] = []
+    async def watch(self, run_id: str = RUN, after: int = 0, got: list[int] | None = None) -> list[int]:
+        got = [] if got is None else got
         with self.hub.follow(run_id, after, seqs) as reader:
             while (payload := await reader.next()) is not None:
                 got += payload
@@ -223,12 +223,12 @@ async def test_live_goes_on_while_the_database_is_away(
 
 async def test_draining_ends_every_stream(site: Site, writer: Writer) -> None:
     """When the process drains, streams end, and no new one is admitted."""
-    viewers = [asyncio.create_task(site.watch()) for _ in range(20)]
+    seen = [list[int]() for _ in range(20)]
+    viewers = [asyncio.create_task(site.watch(got=got)) for got in seen]
     await writer.lines(3)
-    await subscribers(site, 1)
+    await until(lambda: all(got[-1:] == [3] for got in seen))
     site.draining.set()
-    for got in await asyncio.wait_for(asyncio.gather(*viewers), 60):
-        assert got == list(range(1, len(got) + 1))
+    assert await asyncio.wait_for(asyncio.gather(*viewers), 60) == [[1, 2, 3]] * 20
     with pytest.raises(Unavailable):
         site.hub.admit()
 

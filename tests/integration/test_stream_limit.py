@@ -18,8 +18,8 @@ LOUD = {
 
 
 @pytest.fixture
-def stack(tmp_path: Path, database_url: str) -> Iterator[Stack]:
-    stack = Stack(tmp_path, database_url, LOG_MAX_BYTES=str(LIMIT), RETRY_BASE_S="0.01", RETRY_MAX_S="0.01")
+def stack(tmp_path: Path, system_url: str) -> Iterator[Stack]:
+    stack = Stack(tmp_path, system_url, LOG_MAX_BYTES=str(LIMIT), RETRY_BASE_S="0.01", RETRY_MAX_S="0.01")
     yield stack
     stack.close()
 

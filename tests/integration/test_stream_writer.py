@@ -136,14 +136,26 @@ async def test_what_watchers_get_is_what_is_stored(world: World) -> None:
     assert len(live) == 501
 
 
-async def test_the_first_line_is_published_before_it_is_committed(world: World) -> None:
-    run = await world.claim()
+async def test_the_first_line_is_published_before_it_is_committed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is out while no commit has begun, or one takes its time."""
+    run, commit, opened = await world.claim(), world.runs.commit, asyncio.Event()
+
+    async def held(*args: Any, **options: Any) -> Any:
+        await opened.wait()
+        return await commit(*args, **options)
+
+    monkeypatch.setattr(world.runs, "commit", held)
     writer = await world.writer(run)
     await writer.lines(out("first"), "s1")
     async with asyncio.timeout(60):
-        while await world.tail.top(run.run_id) == 0:
+        while await world.tail.top(run.run_id) <= run.last_seq:
             await asyncio.sleep(0.001)
+    assert "first" not in [event.content for event in await world.stored(run)]
+    opened.set()
     await end(writer)
+    assert "first" in [event.content for event in await world.stored(run)]
 
 
 async def test_flush_returns_when_lines_and_steps_are_committed(world: World) -> None:

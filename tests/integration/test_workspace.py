@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from support.s3_server import delete_bucket
 from support.workspace_contents import LIMITS, content, paths, stream
 
-from app.core.errors import Conflict, NotFound, TailrunError, TooLarge, Unprocessable
+from app.core.errors import Conflict, NotFound, StorageError, TailrunError, TooLarge, Unprocessable
 from app.routes.files import etag
+from app.storage.s3_workspace import S3Workspaces
 from app.storage.workspace import FileInfo, Workspace, Workspaces
 
 
@@ -253,8 +255,21 @@ async def test_a_copy_over_the_limits_leaves_nothing(workspaces: Workspaces) -> 
     assert await paths(new) == ["a", "b", "c"]
 
 
-async def test_a_store_that_answers_is_fine(workspaces: Workspaces) -> None:
+async def test_a_store_that_answers_is_fine_and_one_that_is_gone_is_told(
+    workspaces: Workspaces, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Asked at the store each time: what was there a moment ago may not be."""
     await workspaces.ping()
+    if isinstance(workspaces, S3Workspaces):
+        bucket, s3_url = (request.getfixturevalue(name) for name in ("bucket", "s3_url"))
+        delete_bucket(s3_url, bucket)
+        said = bucket
+    else:
+        (tmp_path / "root").rename(tmp_path / "elsewhere")
+        (tmp_path / "root").write_text("a file in its place")
+        said = "The workspace directory"
+    with pytest.raises(StorageError, match=said):
+        await workspaces.ping()
 
 
 async def test_an_id_with_tricks_opens_no_workspace(workspaces: Workspaces) -> None:

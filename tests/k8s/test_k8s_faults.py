@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from support.api_server import changed
 
 from app.core.models import ResourceRequest
 from app.execution.executor import CannotRun, ToolRun
+from app.k8s import monitor
 from app.k8s.client import ClusterAway
 from app.k8s.profile import Profiles
 from app.k8s.spec import job_name
 from tailrun.process.errors import ErrorCode, RunFailure
-from tailrun.process.lines import Stream
+from tailrun.process.lines import Line, Stream
 from tailrun.process.stop import StopReason, StopToken
 
 BAD_GATEWAY = 502
@@ -279,7 +280,8 @@ async def test_nothing_is_left_when_the_result_is_kept(
 ) -> None:
     what = shell(cwd, "true", COLOUR="a-secret-value")
     await ended(executor, what)
-    assert all(b"a-secret-value" not in r.body for r in cluster.requests if r.path.endswith("/jobs"))
+    sent = [r.body for r in cluster.requests if r.method == "POST" and r.path.endswith("/jobs")]
+    assert [b"a-secret-value" in body for body in sent] == [False]
     await executor.on_committed(what)
     async with asyncio.timeout(60):
         while cluster.of("jobs") or cluster.of("pods") or cluster.of("secrets"):
@@ -370,3 +372,27 @@ async def test_an_api_server_that_is_away_is_not_the_runs_fault(
     monkeypatch.setattr(executor._crew.cluster, "create", away)
     found = await failure(executor, shell(cwd, "true"))
     assert (found.code, found.away) == (ErrorCode.EXECUTOR_UNAVAILABLE, True)
+
+
+async def test_a_sink_that_is_slow_at_the_end_loses_nothing(
+    executor: Any, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is away, say, when the container ends: lines that wait for it are no silence."""
+    wait, look_s, looks, got = asyncio.wait, 0.0123, 0, Recorder()
+    monkeypatch.setattr(monitor, "_LAST_LINES_S", look_s)
+
+    async def counted(tasks: Any, *, timeout: float | None = None, **options: Any) -> Any:
+        nonlocal looks
+        looks += timeout == look_s
+        return await wait(tasks, timeout=timeout, **options)
+
+    async def slow(lines: Sequence[Line]) -> None:
+        while looks < 2 * monitor._SILENT_LOOKS:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(monitor, "_LAST_LINES_S", 60)
+        await got(lines)
+
+    monkeypatch.setattr(asyncio, "wait", counted)
+    async with asyncio.timeout(60):
+        result = await executor.run(shell(cwd, "seq 5000"), slow, StopToken())
+    assert (result.exit_code, got.of(Stream.STDOUT)) == (0, [str(n) for n in range(1, 5001)])

@@ -101,7 +101,7 @@ LINES = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0"), max_size=40), max_size=60
 )
 CUTS = st.lists(st.integers(1, 3000), max_size=6)
-PROPERTY = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @PROPERTY

@@ -18,6 +18,7 @@ from typing import Any
 import redis
 import trustme
 
+from support import reaper
 from support.servers import RedisServer, free_port, redis_binary
 
 SERVICE = "tailrun-test"
@@ -98,9 +99,11 @@ class SentinelSite:
         ]
         lines += [f"sentinel auth-pass {SERVICE} {self._password}"] if self._password else []
         config.write_text("\n".join(lines) + "\n")
-        return subprocess.Popen(
+        sentinel = subprocess.Popen(
             [redis_binary(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
         )
+        reaper.watch(sentinel.pid)
+        return sentinel
 
     def _follows(self) -> bool:
         with self.servers[1].client() as client:

@@ -42,14 +42,23 @@ class S3Server:
 
     def delete(self, bucket: str) -> None:
         """Delete an empty bucket."""
-        with closing(self._client()) as client:
-            client.delete_bucket(Bucket=bucket)
+        delete_bucket(self.url, bucket)
 
     def _client(self) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=self.url,
-            region_name="us-east-1",
-            aws_access_key_id="k",
-            aws_secret_access_key="s",
-        )
+        return _client(self.url)
+
+
+def delete_bucket(url: str, bucket: str) -> None:
+    """Delete an empty bucket of the store at `url`."""
+    with closing(_client(url)) as client:
+        client.delete_bucket(Bucket=bucket)
+
+
+def _client(url: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id="k",
+        aws_secret_access_key="s",
+    )

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import redis
 
+from support import reaper
+
 
 def free_port() -> int:
     """Return a port of loopback that is free just now."""
@@ -62,6 +64,7 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
         )
+        reaper.watch(self.process.pid)
         self.wait_ready()
         return self
 

@@ -71,9 +71,11 @@ def test_each_alert_has_a_unit_test_in_which_it_fires_and_one_in_which_it_does_n
 def test_values_of_labels_in_alerts_exist() -> None:
     """A code or a state that is renamed would silence its alert."""
     codes, states = {str(code) for code in ErrorCode}, {str(status) for status in RunStatus} | {"lost"}
-    for rule in rules().values():
-        for label, values in re.findall(r'\b(code|status)=~?"([a-z_|]+)"', rule["expr"]):
-            assert set(values.split("|")) <= (codes if label == "code" else states)
+    expressions = [rule["expr"] for rule in rules().values()]
+    named = [found for text in expressions for found in re.findall(r'\b(code|status)=~?"([a-z_|]+)"', text)]
+    assert {label for label, _ in named} == {"code", "status"}
+    for label, values in named:
+        assert set(values.split("|")) <= (codes if label == "code" else states)
 
 
 def panels() -> Iterator[dict[str, Any]]:

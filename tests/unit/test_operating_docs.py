@@ -81,14 +81,16 @@ def test_flags_of_verify_exist() -> None:
 
 def test_commands_of_tailrun_exist() -> None:
     """Also those that are run inside of a pod."""
-    root = get_command(command_line())
+    root, seen = get_command(command_line()), set[str]()
     for page, command in ALL:
         for words in re.findall(r"(?:^| )tailrun ([a-z]+(?: [a-z]+)?)", command):
             name, _, sub = words.partition(" ")
+            seen.add(name)
             group = root.commands.get(name)  # pyright: ignore[reportAttributeAccessIssue]
             assert group is not None or "/tailrun" in command or "pg_" in command, (page, command)
             if sub and group is not None and hasattr(group, "commands"):
                 assert sub in group.commands, (page, command)
+    assert len(seen) > 3, "what is looked for is written otherwise by now"
 
 
 def test_objects_of_kubectl_exist() -> None:
@@ -100,23 +102,28 @@ def test_objects_of_kubectl_exist() -> None:
         for document in yaml.safe_load_all(text)
         if isinstance(document, dict) and "metadata" in document
     }
+    seen = 0
     for page, command in ALL:
         for name in re.findall(r"\b(?:deployment|service)[/ ]([a-z-]+)", command):
             assert name in names, (page, command)
+            seen += 1
         for name in re.findall(r"(?:-n|--namespace) ([a-z-]+)", command):
             assert name in {"agents", "agents-tools"}, (page, command)
+    assert seen > 3
 
 
 def test_settings_and_values_exist() -> None:
     """A setting or a chart value that a page names is one."""
     settings = (ROOT / "docs/configuration.md").read_text()
     values = yaml.safe_load((ROOT / "helm/tailrun/values.yaml").read_text())
+    seen = [0, 0]
     for page in PAGES:
         text = (ROOT / f"docs/{page}.md").read_text()
         for name in re.findall(
             r"`((?:TOOL|LOG|JOB|STREAM|WORKER|S3|REDIS|PROJECTS|MIN_FREE)_[A-Z_]+)`", text
         ):
             assert f"`{name}`" in settings, (page, name)
+            seen[0] += 1
         for path in re.findall(
             r"`((?:networkPolicy|tools|worker|api|monitoring|image)(?:\.[A-Za-z0-9]+)+)", text
         ):
@@ -124,3 +131,5 @@ def test_settings_and_values_exist() -> None:
             for part in path.split("."):
                 assert part in at, (page, path)
                 at = at[part]
+            seen[1] += 1
+    assert min(seen) > 3
