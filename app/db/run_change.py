@@ -79,7 +79,7 @@ def request_cancel(connection: Connection, run_id: str, now: int) -> Changed:
 
 
 def locked(connection: Connection, run_id: str) -> Run:
-    """Return the run, whose row nobody else writes to for the rest of the transaction."""
+    """Return the run, whose row no other process writes to for the rest of the transaction."""
     row = connection.execute(
         select(*RUN_ROW.columns).where(runs.c.run_id == run_id).with_for_update()
     ).first()
@@ -109,7 +109,7 @@ def end(
     before: Sequence[Event] = (),
     **more: Any,
 ) -> Changed:
-    """End a locked run that nobody owns; `before` are events of the same moment, which come first."""
+    """End a locked run that has no owner; `before` are events of the same moment, which come first."""
     event = Event(
         run.last_seq + len(before) + 1,
         EventType.END,

@@ -209,7 +209,7 @@ _ATTEMPT_SQLITE = text(_ATTEMPT.format(gate=""))
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended: a terminal status, QUEUED for one more attempt, or WAITING for somebody.
+    """How an attempt ended: a terminal status, QUEUED for one more attempt, or WAITING for a person.
 
     `at` (microseconds) is the time of the batch's last event unless given. `result` is an agent's answer.
     How a run is parked: see `app.db.run_wait`. `next_attempt_at` is then when the wait is over in any case,

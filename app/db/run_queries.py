@@ -143,7 +143,7 @@ def running_on(worker_id: str) -> Select[*tuple[Any, ...]]:
 
 
 def overdue(now: int, limit: int) -> Select[*tuple[Any, ...]]:
-    """Ask for the ids of runs whose time to wait for somebody is over."""
+    """Ask for the ids of runs whose time to wait for a person is over."""
     over = _RUN.next_attempt_at <= now
     return select(_RUN.run_id).where(text(IS_WAITING), over).order_by(_RUN.next_attempt_at).limit(limit)
 

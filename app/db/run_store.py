@@ -1,7 +1,7 @@
 """The runs: the one place that makes a run and changes its status.
 
 A façade over its parts: `run_create`, `run_claim` (who owns it), `run_commit` (what the owner writes),
-`run_change` (what others may do), `run_wait` (how a run waits for somebody, and goes on) and `run_queries`
+`run_change` (what others may do), `run_wait` (how a run waits for a person, and continues) and `run_queries`
 (questions about many). Every call may raise `StorageError`.
 """
 
@@ -100,7 +100,7 @@ class RunStore:
         return await self._db.write(lambda connection: run_change.note_waiting(connection, run_id, text, now))
 
     async def overdue(self, now: int, limit: int) -> list[str]:
-        """Return runs whose time to wait for somebody is over, the longest over first."""
+        """Return runs whose time to wait for a person is over, the longest over first."""
         return [row[0] for row in await self._select(run_queries.overdue(now, limit))]
 
     async def stop_waiting(self, run_id: str, now: int) -> Changed:

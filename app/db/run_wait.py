@@ -1,4 +1,4 @@
-"""Runs that wait for somebody: an approval, or the answer to a question. No worker has one, it is a row.
+"""Runs that wait for a person: an approval, or the answer to a question. No worker has one, it is a row.
 
 How an agent's loop parks a run, in this order, each step safe to repeat:
 
@@ -85,7 +85,7 @@ def overdue(connection: Connection, run_id: str, now: int) -> Changed:
     if (run.agent or {}).get("on_expiry") != ON_EXPIRY_FAIL:
         return _wake(connection, run, now, events)
     what = "approved" if run.waiting_for == WaitingFor.APPROVAL else "answered"
-    error = {"code": ErrorCode.APPROVAL_EXPIRED.value, "message": f"nobody {what} in time"}
+    error = {"code": ErrorCode.APPROVAL_EXPIRED.value, "message": f"it was not {what} in time"}
     return run_change.end(connection, run, RunStatus.FAILED, error, now, before=events)
 
 

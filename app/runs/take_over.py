@@ -41,7 +41,7 @@ class Verdict(Enum):
     TAKE = auto()
     """Take the run over and work on it."""
     DROP = auto()
-    """Nothing to do: it has ended or waits for somebody, or a live worker has it."""
+    """Nothing to do: it has ended or waits for a person, or a live worker has it."""
     DELAY = auto()
     """Not due yet."""
     UNKNOWN = auto()
