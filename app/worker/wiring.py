@@ -20,7 +20,6 @@ from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, LogArchiver
 from app.maintenance.reconciler import RECONCILE_EVERY_S, Reconciler
 from app.maintenance.scheduler import SCHEDULE_EVERY_S, Scheduler
 from app.maintenance.usage import USAGE_LOOK_EVERY_S, UsageCount
-from app.maintenance.waiting import LOOK_EVERY_S, WaitingLines
 from app.maintenance.webhooks import open_webhooks
 from app.plan.task_types import load
 from app.redis.claims import Claims
@@ -30,6 +29,7 @@ from app.redis.publisher import Publisher, Tail
 from app.redis.queue import Queue
 from app.redis.subscriber import Signals
 from app.runs.readiness import StoreCheck
+from app.runs.waiting import LOOK_EVERY_S, WaitingLines, lacking
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
 from app.worker.attempts import InFlight
@@ -104,7 +104,7 @@ class Wiring:
     def periodic(self) -> list[Periodic]:
         """Return the work that runs beside the runs for as long as the worker serves."""
         scheduler, janitor = self._scheduler(), self._janitor()
-        waiting = WaitingLines(self._pushes, self.runs, self._publisher, now_us)
+        waiting = WaitingLines(self._pushes, self.runs, self._publisher, now_us, lacking)
         reconciler, tokens = Reconciler(self.runs, self._pushes, now_us), TokenStore(self._db)
         work = [
             Periodic("ticks", TICK_EVERY_S, self.ticks.tick, again_most_s=TICK_EVERY_S),
