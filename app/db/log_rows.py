@@ -40,8 +40,8 @@ CHUNK_BYTES = 1_000_000
 
 _FORMAT = 1
 _ZSTD_LEVEL = 1
-_LEVELS = {level.value: level for level in Level}
-_STREAMS = {stream.value: stream for stream in Stream}
+_LEVEL_OF = {level.value: level for level in Level}
+_STREAM_OF = {stream.value: stream for stream in Stream}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ def _events(run_id: str, columns: dict[str, list[Any]]) -> Iterator[Event]:
             ts=ts,
             run_id=run_id,
             attempt=attempt,
-            level=None if level is None else _LEVELS[level],
-            stream=None if stream is None else _STREAMS[stream],
+            level=None if level is None else _LEVEL_OF[level],
+            stream=None if stream is None else _STREAM_OF[stream],
             step=step,
             content=content,
             data=data or {},
