@@ -27,7 +27,8 @@ AGENT = "agent"
 """The planner of a prompt that a language model carries out."""
 NO_MODEL = (
     "No model carries out a prompt here: send steps, an argv or a typed task, put the steps into the prompt "
-    'as a ```yaml block, or ask for "planner": "smoke" (files, shell and logs at work, and not the prompt).'
+    'as a ```yaml block, or ask for "planner": "smoke" (files, shell and logs at work, and not the prompt). '
+    "Whoever runs this server gives it a model with LLM_MODEL (docs/agent.md)."
 )
 
 _MAX_DEPTH = 20
