@@ -1,8 +1,11 @@
-"""Says in the logs of waiting runs why they wait: no worker is alive, or those that are take no runs.
+"""Runs that wait: for a worker, with the reason in their logs; for a person, and their way back.
 
 A worker that lacks disk, memory or file handles claims nothing and lives on: its lease, its port and the
 queue look as on a quiet day. One worker among them tells it. That no worker is alive only the API can
 say. Each run that would be taken next is told once.
+
+A run that waits for an approval or an answer continues, or ends, when its time to wait is over. One worker
+looks; the database lets that happen once.
 """
 
 from __future__ import annotations
@@ -10,7 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from app.core.errors import NotFound
+from app.core.agent_records import Decision
+from app.core.errors import NotFound, StorageError
+from app.core.events import EventType
+from app.core.models import RunStatus
+from app.core.telemetry import APPROVALS, get_logger
+from app.db.run_change import Changed
 from app.db.run_store import RunStore
 from app.redis.publisher import Publisher
 from app.redis.queue import Depth, Queue
@@ -19,6 +27,10 @@ LOOK_EVERY_S = 2.0
 NO_WORKER_AFTER_S = 3.0
 """A worker that is started again, or a Redis that was away, is nothing to tell of."""
 _NEXT_RUNS = 100
+OVERDUE_EVERY_S = 1.0
+_AT_ONCE = 100
+
+_log = get_logger(__name__)
 
 
 def lacking(depth: Depth) -> str:
@@ -86,3 +98,36 @@ class WaitingLines:
             return
         if changed.events:
             await self._publisher.announce(changed.events)
+
+
+class OverdueWaits:
+    """Ends the waits whose time is over; one process at a time."""
+
+    def __init__(self, queue: Queue, runs: RunStore, publisher: Publisher, clock: Callable[[], int]) -> None:
+        self._queue, self._runs, self._publisher, self._clock = queue, runs, publisher, clock
+
+    async def look(self) -> int:
+        """Send on what has waited for too long; return how many runs."""
+        ended = 0
+        while found := await self._runs.overdue(self._clock(), _AT_ONCE):
+            for run_id in found:
+                now = self._clock()
+                changed = await self._runs.stop_waiting(run_id, now)
+                expired = [event for event in changed.events if event.type is EventType.APPROVAL]
+                APPROVALS.labels(Decision.EXPIRED.value).inc(len(expired))
+                await pass_on(self._queue, self._publisher, changed, now)
+                ended += 1
+        return ended
+
+
+async def pass_on(queue: Queue, publisher: Publisher, changed: Changed, now: int) -> None:
+    """Push a run that was woken to the queue's front, and tell its watchers."""
+    if not changed.events:
+        return
+    try:
+        if changed.run.status is RunStatus.QUEUED:
+            await queue.push_run(changed.run, now, front=True)
+        await publisher.announce(changed.events)
+    except StorageError as error:
+        run_id = changed.run.run_id
+        _log.warning("not pushed or told, the reconciler will", run_id=run_id, error=str(error))

@@ -23,7 +23,6 @@ from app.execution.program_slots import ProgramSlots
 from app.llm.pool import ModelPool
 from app.maintenance.job_sweeper import SWEEP_EVERY_S, Jobs, JobSweeper
 from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, LogArchiver
-from app.maintenance.overdue import OVERDUE_EVERY_S, OverdueWaits
 from app.maintenance.reconciler import RECONCILE_EVERY_S, Reconciler
 from app.maintenance.scheduler import SCHEDULE_EVERY_S, Scheduler
 from app.maintenance.usage import USAGE_LOOK_EVERY_S, UsageCount
@@ -36,7 +35,7 @@ from app.redis.publisher import Publisher, Tail
 from app.redis.queue import Queue
 from app.redis.subscriber import Signals
 from app.runs.readiness import StoreCheck
-from app.runs.waiting import LOOK_EVERY_S, WaitingLines, lacking
+from app.runs.waiting import LOOK_EVERY_S, OVERDUE_EVERY_S, OverdueWaits, WaitingLines, lacking
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
 from app.worker.attempts import InFlight
