@@ -11,11 +11,9 @@ from app.core.clock import now_us
 from app.core.errors import StorageError, Unprocessable
 from app.core.models import Run, RunStatus
 from app.core.telemetry import APPROVALS, get_logger
-from app.db.run_change import Changed
 from app.plan.fenced_plans import AGENT
-from app.redis.publisher import Publisher
-from app.redis.queue import Queue
 from app.runs.services import Principal, Services
+from app.runs.waiting import pass_on
 
 _log = get_logger(__name__)
 
@@ -55,19 +53,6 @@ async def send_message(services: Services, run: Run, message: InboxMessage) -> I
     if delivered.changed.run.status is RunStatus.RUNNING:
         await _signal(services, run.run_id)
     return delivered.message
-
-
-async def pass_on(queue: Queue, publisher: Publisher, changed: Changed, now: int) -> None:
-    """Push a run that was woken to the queue's front, and tell its watchers."""
-    if not changed.events:
-        return
-    try:
-        if changed.run.status is RunStatus.QUEUED:
-            await queue.push_run(changed.run, now, front=True)
-        await publisher.announce(changed.events)
-    except StorageError as error:
-        run_id = changed.run.run_id
-        _log.warning("not pushed or told, the reconciler will", run_id=run_id, error=str(error))
 
 
 async def _signal(services: Services, run_id: str) -> None:
