@@ -236,7 +236,7 @@ function with(form, name,    at) { at = index(form, "%"); return substr(form, 1,
     }
     if (new != old) {
         if (key in names_it && value in renamed) made = renamed[value]
-        if (key ~ /^(TOOL_SYNC_URL|S3_ENDPOINT)$/ && match(value, /^http:\/\/[a-z0-9-]+\.agents\.svc(:[0-9]+)?$/)) {
+        if (key ~ /^(TOOL_SYNC_URL|S3_ENDPOINT|url)$/ && match(value, /^http:\/\/[a-z0-9-]+\.agents\.svc(:[0-9]+)?(\/v1\/queue)?$/)) {
             at_host = index(value, "." old ".svc")
             made = substr(value, 1, at_host) new substr(value, at_host + length(old) + 1)
         }
@@ -424,10 +424,26 @@ out_of_process_first() {
     if exists networkpolicy agent-api-in-process; then die 'the API works on runs itself: --out-of-process first'; fi
 }
 
+# Whether the API starts a worker of its own where none is alive (WORKER_FALLBACK_S): it has all that this needs.
+falls_back() {
+    [ -n "$(kube get deployment agent-api -o 'jsonpath={.metadata.annotations.tailrun/worker-fallback}' 2>/dev/null)" ] &&
+        ! exists networkpolicy agent-api-in-process
+}
+
+stop_workers() {
+    if exists scaledobject agent-worker; then kube annotate scaledobject agent-worker --overwrite autoscaling.keda.sh/paused-replicas=0 >&2; fi
+    kube scale deployment agent-worker --replicas=0 >&2 # an HPA leaves a deployment of 0 alone
+}
+
 in_process() { # the API's pods get the worker's rights and its way to the cluster
     local replicas each env
     replicas=$(kube get deployment agent-worker -o 'jsonpath={.spec.replicas}') || die "no deployment agent-worker in $NAMESPACE"
     [ "$replicas" = 0 ] || kube annotate deployment agent-worker --overwrite "tailrun/replicas=$replicas" >&2
+    if falls_back; then
+        stop_workers
+        say 'The API lets a worker of its own run where no other is alive (WORKER_FALLBACK_S); --out-of-process ends that.'
+        return
+    fi
     kube apply -f - >&2 <<'TEXT' || die 'the network policy could not be made'
 {"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"agent-api-in-process","labels":{"app.kubernetes.io/name":"tailrun"}},
  "spec":{"podSelector":{"matchLabels":{"app.kubernetes.io/name":"tailrun","app.kubernetes.io/component":"api"}},"policyTypes":["Egress"],
@@ -437,8 +453,7 @@ TEXT
     for each in $WORKERS_OWN; do env=$env${env:+,}$(env_of_worker "$each"); done
     patch_api '["api","--with-worker"]' agent-worker true 90 "$env"
     rolled_out agent-api
-    if exists scaledobject agent-worker; then kube annotate scaledobject agent-worker --overwrite autoscaling.keda.sh/paused-replicas=0 >&2; fi
-    kube scale deployment agent-worker --replicas=0 >&2 # an HPA leaves a deployment of 0 alone
+    stop_workers
     say 'The API works on runs itself; --out-of-process ends that.'
 }
 
@@ -448,6 +463,7 @@ out_of_process() {
     kube scale deployment agent-worker --replicas="${replicas:-1}" >&2
     if exists scaledobject agent-worker; then kube annotate scaledobject agent-worker autoscaling.keda.sh/paused-replicas- >&2; fi
     rolled_out agent-worker
+    if falls_back; then return; fi
     # shellcheck disable=SC2086 # names without spaces
     env=$(printf ',{"name":"%s","value":"","valueFrom":null}' $WORKERS_OWN)
     patch_api '["api"]' agent-api false 45 "${env#,}"

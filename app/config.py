@@ -179,6 +179,7 @@ class WorkerSettings(_Group):
     port: int = _setting("WORKER_PORT", 9090, ge=0, le=65535)
     lease_s: float = _setting("LEASE_S", 5, ge=4)
     drain_s: float = _setting("DRAIN_S", 30, ge=0)
+    fallback_s: float = _setting("WORKER_FALLBACK_S", 0, ge=0)
     min_free_memory_bytes: int = _setting("MIN_FREE_MEMORY_BYTES", 64_000_000, ge=0)
     min_free_disk_bytes: int = _setting("MIN_FREE_DISK_BYTES", 100_000_000, ge=0)
     min_free_fds: int = _setting("MIN_FREE_FDS", 64, ge=0)

@@ -54,7 +54,7 @@ from app.plan.task_types import BadTasksFile, TaskTypes
 from app.redis.clients import RedisClients
 from app.redis.lease import TICK_EVERY_S, Ticks
 from app.redis.publisher import Publisher, Tail
-from app.redis.queue import DeadLetters, Queue
+from app.redis.queue import DeadLetters, Depth, Queue
 from app.routes import (
     access,
     agents,
@@ -84,8 +84,10 @@ from app.routes.run_counts import RunCounts
 from app.routes.server import AbortableHttp, AbortableWebSocket
 from app.routes.staging_port import StagingPort
 from app.runs.backlog import Backlog
+from app.runs.fallback import FALLBACK_EVERY_S, Fallback
 from app.runs.open_streams import OpenStreams
 from app.runs.services import Services
+from app.runs.waiting import LOOK_EVERY_S, NO_WORKER_AFTER_S, WaitingLines, no_worker
 from app.storage.factory import open_workspaces
 from app.stream.history import LogHistory
 from app.stream.hub import StreamHub
@@ -300,11 +302,16 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.ready_check = ReadyCheck(services)
         await app.state.ready_check()  # at most 2 s; whatever it says, serve
         check, ticks = app.state.ready_check, Ticks(services.redis, services.settings.worker.lease_s)
-        work = (
+        work = [
             Periodic("readiness", check.again_s, check.look),
             Periodic("ticks", TICK_EVERY_S, ticks.tick, again_most_s=TICK_EVERY_S),
+            Periodic("waiting", LOOK_EVERY_S, _waiting(services).look),
             services.streams.checking,
-        )
+        ]
+        if services.settings.worker.fallback_s:
+            fallback = Fallback(services.settings, services.queue.live_workers, ticks.lead)
+            stack.push_async_callback(fallback.close)
+            work.append(Periodic("fallback", FALLBACK_EVERY_S, fallback.look, again_most_s=10))
         await stack.enter_async_context(going_on(work))
         if services.settings.api.auth == "off":
             _log.warning("AUTH=off: whoever uses this machine is an admin here, without a token")
@@ -312,6 +319,15 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
             _log.warning("API_TOKEN is not set: only tokens in the database open this API")
         yield
         services.draining.set()
+
+
+def _waiting(services: Services) -> WaitingLines:
+    def why(depth: Depth) -> str:
+        return no_worker(depth, services.settings.worker.fallback_s)
+
+    return WaitingLines(
+        services.queue, services.runs, services.publisher, now_us, why, after_s=NO_WORKER_AFTER_S
+    )
 
 
 def _open(settings: Settings, types: TaskTypes, models: ModelNames, stack: AsyncExitStack) -> Services:

@@ -5,8 +5,9 @@
     helm/tailrun/files/               from monitoring/
     k8s/base/                         the chart rendered with k8s/values.yaml, a file for each template
     k8s/overlays/*/added.yaml         what the overlay's values.yaml makes besides
-    k8s/overlays/*/changed.yaml       what it makes otherwise, as patches
+    k8s/overlays/*/changes/           what it makes otherwise, as patches
     k8s/overlays/*/config.env         the settings that it adds or changes
+    k8s/components/*/                 what the component's values.yaml makes besides: autoscalers
 
 For `kubectl apply -k` a few things are taken out: Helm's own labels, hooks, and the ConfigMap of settings
 with its checksums, for kustomize makes ConfigMaps of its own whose names change with their content.
@@ -148,6 +149,8 @@ def kustomize_files() -> dict[Path, str]:
     known = {identity(each): each for objects in base.values() for each in objects}
     for values in sorted(KUSTOMIZE.glob("overlays/*/values.yaml")):
         made |= overlay_files(values, known)
+    for values in sorted(KUSTOMIZE.glob("components/*/values.yaml")):
+        made |= component_files(values, known)
     return made
 
 
@@ -164,9 +167,54 @@ def overlay_files(values: Path, base: dict[tuple[str, str, str], Object]) -> dic
     folder = values.parent
     return {
         folder / "added.yaml": dump(added),
-        folder / "changed.yaml": dump(changed),
+        folder / "changes/changed.yaml": dump([_patch(each, base[identity(each)]) for each in changed]),
+        # A component, so that one of k8s/components may have the last word about what is in it.
+        folder / "changes/kustomization.yaml": _component(patches=[{"path": "changed.yaml"}]),
         folder / "config.env": HEADER + "".join(f"{name}={value}\n" for name, value in settings),
     }
+
+
+def component_files(values: Path, base: dict[tuple[str, str, str], Object]) -> dict[Path, str]:
+    """Return a component that adds what `values` make besides the base.
+
+    An autoscaler says how many pods there are, so their Deployment no longer does. A generated Secret's
+    name is known to kustomize in its own kinds alone.
+    """
+    rendered = render(_merge(_load(KUSTOMIZE / "values.yaml"), _load(values)))
+    del rendered["config.yaml"]
+    objects = [each for found in rendered.values() for each in found]
+    added = [each for each in objects if identity(each) not in base]
+    scaled = [name for kind, _, name in map(identity, added) if kind.startswith(("Horizontal", "Scaled"))]
+    patch = json.dumps([{"op": "remove", "path": "/spec/replicas"}])
+    made = {
+        values.parent / "added.yaml": dump(added),
+        values.parent / "kustomization.yaml": _component(
+            resources=["added.yaml"],
+            patches=[{"target": {"kind": "Deployment", "name": name}, "patch": patch} for name in scaled],
+            **({"configurations": ["names.yaml"]} if "keda" in values.parent.name else {}),
+        ),
+    }
+    if "keda" in values.parent.name:
+        field = {"kind": "TriggerAuthentication", "path": "spec/secretTargetRef/name"}
+        names = {"nameReference": [{"kind": "Secret", "version": "v1", "fieldSpecs": [field]}]}
+        made[values.parent / "names.yaml"] = HEADER + yaml.safe_dump(names, sort_keys=False)
+    return made
+
+
+def _component(**fields: object) -> str:
+    head = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component"}
+    return HEADER + yaml.safe_dump(head | fields, sort_keys=False)
+
+
+def _patch(made: Object, before: Object) -> Object:
+    """Return the whole object as a patch; variables that it has no more are deleted by name."""
+    pod, old = (each.get("spec", {}).get("template", {}).get("spec", {}) for each in (made, before))
+    for now, then in zip(pod.get("containers", ()), old.get("containers", ()), strict=True):
+        kept = {each["name"] for each in now.get("env", ())}
+        gone = [each["name"] for each in then.get("env", ()) if each["name"] not in kept]
+        if gone:
+            now["env"] = [*now.get("env", ()), *({"name": name, "$patch": "delete"} for name in gone)]
+    return made
 
 
 def _load(path: Path) -> Object:
@@ -187,6 +235,7 @@ def _merge(into: Object, values: Object) -> Object:
 def leftovers(made: dict[Path, str]) -> list[Path]:
     """Return files of folders that are made whole, which nothing makes any more."""
     whole = [*(KUSTOMIZE / "base").glob("*"), *(CHART / "files/dashboards").glob("*")]
+    whole += KUSTOMIZE.glob("overlays/*/changes/*")
     return [path for path in whole if path not in made]
 
 

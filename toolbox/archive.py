@@ -45,12 +45,12 @@ class Limits(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One file of an archive; time in nanoseconds since the epoch."""
+    """One file of an archive; time in nanoseconds since the epoch, `mode` its nine bits of permission."""
 
     path: str
     size: int
     mtime_ns: int
-    executable: bool
+    mode: int = 0o644
 
 
 def entries(read: Read, limits: Limits) -> Iterator[tuple[Entry, Iterator[bytes]]]:
@@ -106,7 +106,7 @@ class Packer:
 
     def add_bytes(self, path: str, data: bytes) -> None:
         """Add a file that is in memory."""
-        self._put(_header(Entry(path, len(data), 0, executable=False)) + data + bytes(-len(data) % _BLOCK))
+        self._put(_header(Entry(path, len(data), 0)) + data + bytes(-len(data) % _BLOCK))
 
     def close(self) -> None:
         """Write the end."""
@@ -190,7 +190,7 @@ def _entry(info: tarfile.TarInfo, more: dict[str, str]) -> Entry:
         raise Refused(f"{_shown(path)} has no sound size or time") from None
     if size < 0 or abs(mtime_ns) >= _END_NS:
         raise Refused(f"{_shown(path)} has no sound size or time")
-    return Entry(path, size, mtime_ns, executable=bool(info.mode & 0o100))
+    return Entry(path, size, mtime_ns, info.mode & 0o777)
 
 
 def _records(data: bytes) -> dict[str, str]:
@@ -229,7 +229,7 @@ _MOST_S = _END_NS // 1_000_000_000 - 1
 
 def _header(entry: Entry) -> bytes:
     info = tarfile.TarInfo(entry.path)
-    info.size, info.mode = entry.size, 0o755 if entry.executable else 0o644
+    info.size, info.mode = entry.size, entry.mode & 0o777
     info.mtime = max(-_MOST_S, min(entry.mtime_ns // 1_000_000_000, _MOST_S))
     return info.tobuf(tarfile.PAX_FORMAT)
 

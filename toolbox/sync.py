@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 from toolbox.archive import Entry, Limits, Packer, Read, Refused, entries
 from toolbox.settings import seconds
 from toolbox.transfer import TransferFailed, download, upload
-from toolbox.tree import Changes, Found, compare, scan
+from toolbox.tree import TREE, Changes, Found, SentTree, compare, recreate, scan
 
 MANIFEST = "manifest.json"
 """The last file of what goes up; without it the archive is not whole."""
@@ -151,12 +151,17 @@ def _unpack(read: Read, limits: Limits, places: Places) -> tuple[int, int]:
     tops = {"workspace": places.workspace, "source": places.shared / "source"}
     both = Limits(*(ours + more for ours, more in zip(limits, _SOURCE, strict=True)))
     files = size = 0
+    tree = SentTree([], {})
     for entry, content in entries(read, both):
+        if entry.path == TREE:
+            tree = SentTree.read(json.loads(b"".join(content)))
+            continue
         top, _, path = entry.path.partition("/")
         if top not in tops or not path:
             raise Refused(f"{entry.path[:200]!a} belongs nowhere")
         _put(tops[top] / path, entry, content)
         files, size = files + 1, size + entry.size
+    recreate(places.workspace, tree)  # behind all files: none is written through a link
     return files, size
 
 
@@ -166,7 +171,7 @@ def _put(path: Path, entry: Entry, content: Iterator[bytes]) -> None:
     with path.open("xb") as file:
         for piece in content:
             file.write(piece)
-    path.chmod(0o755 if entry.executable else 0o644)
+    path.chmod(entry.mode)
     # Not of now: whatever the tool writes from now on is seen as a change, however soon.
     os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
 
@@ -195,10 +200,8 @@ def _pack(spool: IO[bytes], changes: Changes, workspace: Path) -> None:
         try:
             with _opened(workspace / path) as file:
                 status = os.fstat(file.fileno())
-                executable = bool(status.st_mode & 0o100)
-                packer.add(
-                    Entry(f"workspace/{path}", status.st_size, status.st_mtime_ns, executable), file.read
-                )
+                found = status.st_size, status.st_mtime_ns, status.st_mode & 0o777
+                packer.add(Entry(f"workspace/{path}", *found), file.read)
         except PermissionError:
             changes.skipped.append(path)
     packer.add_bytes(
@@ -209,6 +212,7 @@ def _pack(spool: IO[bytes], changes: Changes, workspace: Path) -> None:
                 "skipped": changes.skipped,
                 "refused": changes.refused,
                 "whole": changes.whole,
+                **({"tree": changes.tree._asdict()} if changes.tree is not None else {}),
             }
         ).encode(),
     )

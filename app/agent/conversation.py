@@ -26,7 +26,24 @@ INTERRUPTED = (
     "It may have had part of its effect; look before you repeat it.)"
 )
 SKIPPED = "(not run)"
+FINISH_ONLY = "(That is not taken as the answer. Call `finish` with a result of the form that it wants.)"
 CUT = "(Your reply was cut at its length limit. Say it shorter, or write it into a file in pieces.)"
+
+
+STUB = "[… shortened, for the conversation is long: {} of {} bytes are left out …]"
+DROPPED = "(Replies 1 to {} and what came of them are left out here, for the conversation is long.)"
+_STUB_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What of a long conversation is left out: results of calls up to `stubs` are shortened to their ends.
+
+    Replies up to `dropped` are left out whole, with their results; what the user wrote never is.
+    """
+
+    stubs: int = 0
+    dropped: int = 0
 
 
 class ToolStatus(StrEnum):
@@ -72,27 +89,51 @@ def conversation(
     calls: Sequence[ModelCall],
     results: Sequence[CallResult],
     inbox: Sequence[UserMessage] = (),
+    view: View | None = None,
+    *,
+    finish_only: bool = False,
 ) -> tuple[Turn, ...]:
-    """Return the turns of the next request; rows may come in any order."""
+    """Return the turns of the next request; rows may come in any order.
+
+    `finish_only`: a reply without calls is no answer, which the model is told.
+    """
+    view = view or View()
     found = {(each.n, each.k): each for each in results}
     messages = sorted(inbox, key=lambda message: message.k)
     turns: list[Turn] = [UserTurn(prompt)]
+    if view.dropped:
+        turns.append(UserTurn(DROPPED.format(view.dropped)))
     seen = 0
     for call in sorted(calls, key=lambda call: call.n):
         if call.status is not CallStatus.ANSWERED or call.reply is None or call.reply.empty:
             continue
         turns += [UserTurn(each.content) for each in messages if seen < each.k <= call.inbox_upto]
         seen = max(seen, call.inbox_upto)
+        if call.n <= view.dropped:
+            continue
         turns.append(call.reply)
-        turns += _results(call.n, call.reply, found)
-        if call.reply.finish is Finish.LENGTH and not call.reply.calls:
+        turns += _results(call.n, call.reply, found, shortened=call.n <= view.stubs)
+        if not call.reply.calls and call.reply.finish is Finish.LENGTH:
             turns.append(UserTurn(CUT))
+        elif not call.reply.calls and finish_only:
+            turns.append(UserTurn(FINISH_ONLY))
     turns += [UserTurn(each.content) for each in messages if each.k > seen]
     return tuple(turns)
 
 
-def _results(n: int, reply: Reply, found: Mapping[tuple[int, int], CallResult]) -> list[Turn]:
-    return [ToolTurn(call.id, _told(call, found.get((n, k)))) for k, call in enumerate(reply.calls)]
+def _results(
+    n: int, reply: Reply, found: Mapping[tuple[int, int], CallResult], *, shortened: bool
+) -> list[Turn]:
+    told = [(call.id, _told(call, found.get((n, k)))) for k, call in enumerate(reply.calls)]
+    return [ToolTurn(call_id, _stub(text) if shortened else text) for call_id, text in told]
+
+
+def _stub(text: str) -> str:
+    left_out = text[_STUB_CHARS:-_STUB_CHARS]
+    if len(left_out) <= _STUB_CHARS:
+        return text
+    note = STUB.format(len(left_out.encode()), len(text.encode()))
+    return f"{text[:_STUB_CHARS]}\n{note}\n{text[-_STUB_CHARS:]}"
 
 
 def _told(call: ToolCall, result: CallResult | None) -> str:

@@ -22,7 +22,8 @@ from app.agent.model_turn import ModelTurn, Prefix
 from app.agent.order import AgentOrder
 from app.agent.output import ToolOutput
 from app.agent.prompt import system_prompt
-from app.agent.rows import AgentLog, AgentRows
+from app.agent.rows import MISFIT, AgentLog, AgentRows
+from app.agent.stuck import Circle, judge
 from app.agent.supervisor import Supervision
 from app.agent.tool_calls import ToolCalls
 from app.agent.tools.router import ToolRouter
@@ -35,7 +36,7 @@ from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
 from tailrun.process.stop import StopToken
 
-_EMPTY_MOST, _UNUSABLE_MOST = 3, 5
+_EMPTY_MOST, _UNUSABLE_MOST, _REPAIRS = 3, 5, 2
 _LOST_MESSAGE = (
     "call {n} of the model was lost with its worker: what it has written is void, and it counts as spent"
 )
@@ -83,6 +84,7 @@ class Agent:
             bench.models.prices,
             self._order.budget,
             self._prefix(),
+            self._order.result_schema is not None,
             bench.stop,
             bench.news,
             bench.clock,
@@ -104,10 +106,10 @@ class Agent:
             result = self._result()
             if result is not None and not self._rows.unread:
                 return result
-            self._check_sense()
+            note = self._check_sense()
             self._supervision.go_on()
             await self._log.flush()
-            await self._turn.call(self._prompt)
+            await self._turn.call(self._prompt, note)
             self._supervision.go_on()
 
     # -- before ---------------------------------------------------------------------------
@@ -156,11 +158,12 @@ class Agent:
         if reply is None or reply.empty:
             return None
         if not reply.calls:
-            return None if reply.finish is Finish.LENGTH else {"text": reply.text.strip()}
+            words_do = self._order.result_schema is None and reply.finish is not Finish.LENGTH
+            return {"text": reply.text.strip()} if words_do else None
         return self._rows.finished_with()
 
-    def _check_sense(self) -> None:
-        """End the run when the model says nothing of use, again and again."""
+    def _check_sense(self) -> str:
+        """End the run when the model does nothing of use, again and again; return what to tell it before."""
         if self._rows.empty_in_a_row() >= _EMPTY_MOST:
             n, reply = self._rows.last_reply or (0, None)
             cut = reply is not None and reply.finish is Finish.LENGTH
@@ -174,3 +177,12 @@ class Agent:
                 ErrorCode.MODEL_BAD_REPLY,
                 f"The last {_UNUSABLE_MOST} calls of tools could not be carried out. {last.for_model}",
             )
+        if self._order.result_schema is not None and self._rows.not_the_result() > _REPAIRS:
+            misfits = [record for record in self._rows.steps.values() if record.policy == MISFIT]
+            last = max(misfits, key=lambda record: record.idx, default=None)
+            text = (last and last.for_model) or "The model ended with words alone."
+            raise RunFailure(ErrorCode.INVALID_RESULT, f"No result of the form that was asked for. {text}")
+        judgement = judge(sorted(self._rows.steps.values(), key=lambda record: record.idx))
+        if judgement.circle is Circle.STUCK:
+            raise RunFailure(ErrorCode.STUCK_LOOP, judgement.text)
+        return f"({judgement.text})" if judgement.circle is Circle.NUDGE else ""

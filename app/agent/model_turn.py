@@ -19,7 +19,7 @@ import structlog
 
 from app.agent.agent_tools import proposed_step
 from app.agent.budget import BudgetSpent, Ledger, RunBudget
-from app.agent.conversation import encode_reply
+from app.agent.conversation import View, encode_reply
 from app.agent.rows import AgentRows, step_id
 from app.agent.words import Words
 from app.core.agent_records import CallRecord, CallStatus
@@ -28,8 +28,18 @@ from app.core.events import EventType
 from app.core.models import StepRecord, StepStatus
 from app.llm.client import ModelClient
 from app.llm.dialect import BYTES_A_TOKEN, input_estimate
-from app.llm.failures import ModelFailure, PauseAsked
-from app.llm.model import Delta, ModelRequest, Reply, Retrying, TokenUsage, ToolSpec, ToolTurn, UserTurn
+from app.llm.failures import ContextOverflow, ModelFailure, PauseAsked
+from app.llm.model import (
+    Delta,
+    ModelRequest,
+    Reply,
+    Retrying,
+    TokenUsage,
+    ToolSpec,
+    ToolTurn,
+    Turn,
+    UserTurn,
+)
 from app.llm.prices import Prices, Reservation
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
@@ -38,6 +48,11 @@ from tailrun.process.stop import StopToken
 log = structlog.get_logger()
 
 _MICRO = 1_000_000
+_FULL, _EMPTIED = 0.8, 0.5
+"""Parts of the window: a conversation over the first is cut down to the second."""
+_NARROWER, _MOST_OVERFLOWS = 0.7, 3
+"""What part of a refused conversation is taken for the window, and how often in a row."""
+_KEPT_REPLIES = 6
 _LOW = 4
 """The model is told what is left when less than one part of so many is."""
 
@@ -77,13 +92,19 @@ class ModelTurn:
     prices: Prices
     budget: RunBudget
     prefix: Prefix
+    finish_only: bool
+    """Whether the result has a form, so that words alone are none."""
     stop: StopToken
     news: asyncio.Event
     """Set when there may be a new message of the user."""
     clock: Callable[[], int]
+    window: float | None = None
+    """Tokens that the model takes, as its refusal of a longer conversation has shown."""
+    overflows: int = 0
+    """Refusals of that kind in a row."""
 
-    async def call(self, prompt: str) -> None:
-        """Make the next call; afterwards its row says what became of it.
+    async def call(self, prompt: str, note: str = "") -> None:
+        """Make the next call; afterwards its row says what became of it. `note` is for this call alone.
 
         When the run is asked to stop, or the user writes something that does not wait, the call is ended and
         counted, and nothing is raised.
@@ -91,15 +112,21 @@ class ModelTurn:
         Raises:
             RunFailure: the budget, or the model's failure.
         """
-        request, reserved = self._request(prompt)
-        sent, told = self._sent(request, reserved), self.rows.told
+        view, request, reserved = self._request(prompt, note)
+        sent, told = self._sent(request, reserved, view), self.rows.told
         await self.rows.send(sent)
         await self._messages(told)
         await self._event(sent.n, "sent", Level.DEBUG)
         try:
             reply, call = await self._streamed(request, sent)
         except ModelFailure as failure:
-            raise await self._failed(sent, failure) from failure
+            error = await self._failed(sent, failure)
+            self.overflows += isinstance(failure, ContextOverflow)
+            if not isinstance(failure, ContextOverflow) or self.overflows > _MOST_OVERFLOWS:
+                raise error from failure
+            self.window = input_estimate(request) * _NARROWER
+            return
+        self.overflows = 0
         if reply is None:
             await self.rows.settle(call)
             await self._event(sent.n, "cancelled", Level.WARNING)
@@ -108,15 +135,47 @@ class ModelTurn:
 
     # -- before ---------------------------------------------------------------------------
 
-    def _request(self, prompt: str) -> tuple[ModelRequest, Reservation]:
+    def _request(self, prompt: str, note: str) -> tuple[View, ModelRequest, Reservation]:
         ledger = self.rows.ledger
-        turns = self.rows.turns(prompt)
-        request = ModelRequest(self.prefix.system, _with_note(turns, self._left(ledger)), self.prefix.tools)
+        view = self._view(prompt)
+        notes = " ".join(each for each in (note, self._left(ledger)) if each)
+        turns = _with_note(self._turns(prompt, view), notes)
+        request = ModelRequest(self.prefix.system, turns, self.prefix.tools)
         try:
             reserved = ledger.next_call(self.budget, self.prices, self.model.config, request)
         except BudgetSpent as spent:
             raise RunFailure(ErrorCode.BUDGET, f"The budget of this run ({spent.which}): {spent}") from spent
-        return replace(request, max_output_tokens=reserved.tokens.output), reserved
+        return view, replace(request, max_output_tokens=reserved.tokens.output), reserved
+
+    def _turns(self, prompt: str, view: View) -> tuple[Turn, ...]:
+        return self.rows.turns(prompt, view, finish_only=self.finish_only)
+
+    def _view(self, prompt: str) -> View:
+        """Return what to leave out, so that the conversation fits into the model's window.
+
+        Little by little would cost what the server has cached at each call; so once it is too long, it is cut
+        down to the half. First old results are shortened, then old replies left out.
+        """
+        rows, config, view = self.rows, self.model.config, self.rows.view
+        output = min(config.max_output_tokens, config.context_tokens / _LOW)
+        window = config.context_tokens - output if self.window is None else self.window
+
+        def size(view: View) -> int:
+            return input_estimate(
+                ModelRequest(self.prefix.system, self._turns(prompt, view), self.prefix.tools)
+            )
+
+        if size(view) <= window * _FULL:
+            return view
+        for n in rows.answered[:-1] if self.window is None else rows.answered:
+            view = replace(view, stubs=max(view.stubs, n))
+            if size(view) <= window * _EMPTIED:
+                return view
+        for n in rows.answered[:-_KEPT_REPLIES]:
+            view = replace(view, dropped=max(view.dropped, n))
+            if size(view) <= window * _EMPTIED:
+                return view
+        return view
 
     def _left(self, ledger: Ledger) -> str:
         """Say what is left where it is little, so that the model comes to an end by itself."""
@@ -130,7 +189,7 @@ class ModelTurn:
         ]
         return f"(left for this task: {', '.join(left)})" if left else ""
 
-    def _sent(self, request: ModelRequest, reserved: Reservation) -> CallRecord:
+    def _sent(self, request: ModelRequest, reserved: Reservation, view: View) -> CallRecord:
         rows, config = self.rows, self.model.config
         first = not rows.calls
         return CallRecord(
@@ -146,6 +205,7 @@ class ModelTurn:
             sent_at=self.clock(),
             inbox_upto=rows.read_upto,
             prefix=self.prefix.as_dict() if first else None,
+            view=None if view == View() else asdict(view),
         )
 
     # -- while it comes -------------------------------------------------------------------
@@ -249,6 +309,7 @@ class ModelTurn:
 
     async def _usage(self, call: CallRecord) -> None:
         spent = self.rows.ledger
+        priced = any(each.cost_u is not None for each in self.rows.calls)
         data = {
             "call": call.n,
             "input_tokens": call.input_tokens,
@@ -256,7 +317,7 @@ class ModelTurn:
             "output_tokens": call.output_tokens,
             "estimated": call.estimated,
             "cost_usd": None if call.cost_u is None else call.cost_u / _MICRO,
-            "spent_usd": spent.cost / _MICRO,
+            "spent_usd": spent.cost / _MICRO if priced else None,
             "spent_tokens": spent.tokens,
         }
         await self.rows.log.event(EventType.USAGE, data=data)

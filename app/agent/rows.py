@@ -19,6 +19,7 @@ from app.agent.conversation import (
     ModelCall,
     ToolStatus,
     UserMessage,
+    View,
     conversation,
     decode_reply,
 )
@@ -42,6 +43,8 @@ from tailrun.process.lines import Level, Line
 
 FINISH = "finish"
 """The tool by which a model ends its run."""
+MISFIT = "result_schema"
+"""The policy of a `finish` whose result has not the form that the run asks for."""
 UNUSABLE = "unusable"
 """The policy of a call that can't be carried out as it is: no such tool, or wrong arguments."""
 
@@ -160,15 +163,27 @@ class AgentRows:
     def _seen(self) -> int:
         return max((call.inbox_upto for call in self._answered()), default=0)
 
-    def turns(self, prompt: str) -> tuple[Turn, ...]:
-        """Return the conversation so far."""
+    @property
+    def view(self) -> View:
+        """What the last request left out of the conversation; the next one leaves out at least that."""
+        kept = next((call.view for call in reversed(self.calls) if call.view), {})
+        return View(int(kept.get("stubs", 0)), int(kept.get("dropped", 0)))
+
+    @property
+    def answered(self) -> list[int]:
+        """The numbers of the calls that have a reply."""
+        return [call.n for call in self._answered()]
+
+    def turns(self, prompt: str, view: View, *, finish_only: bool = False) -> tuple[Turn, ...]:
+        """Return the conversation so far; `finish_only`: only `finish` ends it."""
         calls = [ModelCall(c.n, c.status, c.inbox_upto, self.replies.get(c.n)) for c in self._answered()]
         results = [
             CallResult(call.n, k, _TOLD.get(record.status, ToolStatus.DONE), record.for_model or "")
             for call in calls
             for k, record in self._results(call.n)
         ]
-        return conversation(prompt, calls, results, [UserMessage(m.k, m.content) for m in self.messages])
+        messages = [UserMessage(m.k, m.content) for m in self.messages]
+        return conversation(prompt, calls, results, messages, view, finish_only=finish_only)
 
     # -- what is to be done next ----------------------------------------------------------
 
@@ -192,6 +207,11 @@ class AgentRows:
             record = self.steps.get(step_id(n, k))
             if record is not None and _is_open(record):
                 yield call, record
+
+    def not_the_result(self) -> int:
+        """Return how often the model has ended with something of another form than the result has to have."""
+        words = sum(1 for call in self._answered() if not self.replies[call.n].calls)
+        return words + sum(1 for record in self.steps.values() if record.policy == MISFIT)
 
     def empty_in_a_row(self) -> int:
         """Return how many of the last replies in a row had nothing to go on with: empty, or cut."""

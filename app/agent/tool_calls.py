@@ -22,7 +22,7 @@ from app.agent.budget import BudgetSpent
 from app.agent.model_tools import UnusableCall, step_of
 from app.agent.order import AgentOrder
 from app.agent.policy import asks
-from app.agent.rows import AgentRows
+from app.agent.rows import FINISH, MISFIT, AgentRows
 from app.agent.step_lines import started
 from app.agent.supervisor import Supervision
 from app.agent.tools.router import ToolRouter, runs_program
@@ -33,6 +33,7 @@ from app.core.events import EventType
 from app.core.models import Step, StepRecord, StepStatus
 from app.execution.program_slots import ProgramSlots
 from app.llm.model import ToolCall
+from app.plan.result_schema import ResultSchema
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
 
@@ -186,12 +187,24 @@ class ToolCalls:
     async def _done_here(self, record: StepRecord) -> None:
         """Do what a tool of the loop does."""
         told = "noted"
+        if record.tool == FINISH and (wrong := self._misfit(record.args.get("result"))):
+            await self._refuse(replace(record, policy=MISFIT), f"Not accepted: {wrong}.")
+            return
         if record.tool == PLAN:
             await self.rows.log.event(EventType.PLAN, level=Level.INFO, data=plan_items(record.args))
         elif record.tool == ASK_USER:
             told = await self._ask_user(record)
         now = self.clock()
         await self.rows.save(replace(record, status=StepStatus.SUCCEEDED, ended_at=now, for_model=told))
+
+    def _misfit(self, result: Any) -> str:
+        """Return what is wrong with a result, empty where it is as the run asks for."""
+        if self.order.result_schema is None:
+            return ""
+        try:
+            return ResultSchema(self.order.result_schema).errors(result)
+        except ValueError as error:  # the API did not accept such a one
+            raise RunFailure(ErrorCode.INVALID_RESULT, f"result_schema {error}") from error
 
     async def _ask_user(self, record: StepRecord) -> str:
         """Return what the model is told once there is an answer, or no hope for one; else park the run."""

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from app.config import Settings
     from tailrun.commands.serving import Serving
 
+_WORKER_NAME, _WORKER_NAME_CHARS = frozenset(f"{ascii_letters}{digits}._-"), 100
 _NAME_COLOURS = {"api": "\x1b[34m", "worker": "\x1b[36m"}
 
 
@@ -125,7 +127,7 @@ def _command() -> str:
     script = Path(sys.executable).with_name("tailrun")
     if os.access(script, os.X_OK):
         return shlex.quote(str(script))
-    from app.up.parent_death import OWN_PYTHON, ROOT  # noqa: PLC0415 - only where nothing is installed
+    from app.core.parent_death import OWN_PYTHON, ROOT  # noqa: PLC0415 - only where nothing is installed
 
     return f"PYTHONPATH={shlex.quote(ROOT)} {shlex.join([*OWN_PYTHON, 'app'])}"
 
@@ -161,14 +163,14 @@ def api(
 
         _private_data_dir(chosen, "api")
         raise typer.Exit(serve(chosen))
+    from app.core.parent_death import OWN_PYTHON  # noqa: PLC0415
     from app.up.children import ChildSpec, Supervisor  # noqa: PLC0415
-    from app.up.parent_death import OWN_PYTHON  # noqa: PLC0415
 
-    drain = chosen.worker.drain_s + chosen.tools.cancel_grace_s + 10
+    env = dict(os.environ) | {"WORKER_FALLBACK_S": "0"}  # one supervisor is enough
     with Supervisor(say) as supervisor:
-        for stage, (name, stop_s) in enumerate({"api": 15.0, "worker": drain}.items()):
+        for stage, (name, stop_s) in enumerate({"api": 15.0, "worker": _drain_s(chosen)}.items()):
             argv = [*OWN_PYTHON, "app", name]
-            supervisor.start(ChildSpec(name, argv, os.environ, stop_s=stop_s, stage=stage))
+            supervisor.start(ChildSpec(name, argv, env, stop_s=stop_s, stage=stage))
         supervisor.run()
 
 
@@ -190,14 +192,41 @@ def _private_data_dir(chosen: Settings, process: str) -> None:
         )
 
 
-def worker() -> None:
+def worker(
+    *,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Start it again whenever it ends, until told to stop.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="What its id begins with, in place of this machine's name.")] = "",
+) -> None:
     """Run a worker: take runs from the queue until told to stop."""
     show_tracebacks()
+    if set(name) - _WORKER_NAME or len(name) > _WORKER_NAME_CHARS:
+        raise CliError("--name: letters, digits, '.', '_' and '-', at most 100", 2)
+    chosen = settings()
+    if keep:
+        _keep_worker(chosen, name)
+        return
     from app.worker.main import serve  # noqa: PLC0415 - everything a run needs, only here
 
-    chosen = settings()
     _private_data_dir(chosen, "worker")
-    raise typer.Exit(serve(chosen))
+    raise typer.Exit(serve(chosen, name))
+
+
+def _keep_worker(chosen: Settings, name: str) -> None:
+    """Supervise one worker; the API starts this command where it lets a worker of its own run."""
+    from app.core.parent_death import OWN_PYTHON, launcher_pipe  # noqa: PLC0415
+    from app.up.children import ChildSpec, Supervisor  # noqa: PLC0415
+
+    with Supervisor(say, launcher=launcher_pipe(), retires=True) as supervisor:
+        argv = [*OWN_PYTHON, "app", "worker", *(("--name", name) if name else ())]
+        supervisor.start(ChildSpec("worker", argv, os.environ, stop_s=_drain_s(chosen)))
+        supervisor.run()
+
+
+def _drain_s(chosen: Settings) -> float:
+    """Return how long a worker may take to end after SIGTERM, in seconds."""
+    return chosen.worker.drain_s + chosen.tools.cancel_grace_s + 10
 
 
 def migrate() -> None:

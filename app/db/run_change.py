@@ -17,7 +17,7 @@ from app.core.models import Run, RunStatus, StepStatus
 from app.db.log_rows import insert_lines
 from app.db.row_codec import to_json
 from app.db.run_queries import RUN_ROW
-from app.db.tables import runs, steps
+from app.db.tables import log_lines, runs, steps
 from app.db.webhook_store import drop_notice, note_end
 from tailrun.process.errors import ErrorCode
 from tailrun.process.lines import Level, Stream
@@ -89,9 +89,12 @@ def locked(connection: Connection, run_id: str) -> Run:
 
 
 def note_waiting(connection: Connection, run_id: str, text: str, now: int) -> Changed:
-    """Put a line into the log of a run that is queued and due; nothing where it is not."""
+    """Put a line into the log of a run that is queued and due; nothing where it is not, or ends with it."""
     run = locked(connection, run_id)
     if run.status is not RunStatus.QUEUED or (run.next_attempt_at or 0) > now:
+        return Changed(run, [])
+    last = (log_lines.c.run_id == run_id) & (log_lines.c.seq == run.last_seq)
+    if connection.scalar(select(log_lines.c.content).where(last)) == text:
         return Changed(run, [])
     level, stream = Level.WARNING, Stream.SYSTEM
     event = Event(run.last_seq + 1, EventType.LOG, now, run_id, run.attempt, level, stream, content=text)

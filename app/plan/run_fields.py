@@ -13,6 +13,7 @@ from app.core.clock import parse_ts
 from app.core.errors import Unprocessable
 from app.core.names import check_env
 from app.plan.explain import quote
+from app.plan.result_schema import ResultSchema
 from app.plan.steps import IMAGE, TOOLS, StepIn
 from tailrun.process.errors import ErrorCode
 
@@ -90,6 +91,7 @@ def _result_schema(value: dict[str, Any]) -> dict[str, Any]:
         raise ValueError('must be the schema of an object: "type": "object"')
     if len(orjson.dumps(value)) > MAX_SCHEMA_BYTES:
         raise ValueError(f"must be at most {MAX_SCHEMA_BYTES} bytes long")
+    ResultSchema(value)
     return value
 
 

@@ -75,12 +75,10 @@ class Depth:
         """Entries that workers hold."""
         return sum(self.processing.values())
 
-    def idle(self) -> str:
-        """Say why no worker takes runs though some are alive; empty where one does, or none is alive."""
-        alive = [name for name, left in self.workers.items() if left > 0]
-        if not all(name in self.lacks for name in alive):
-            return ""
-        return "; ".join(dict.fromkeys(self.lacks[name] for name in alive))
+    @property
+    def alive(self) -> list[str]:
+        """The workers whose leases run."""
+        return [name for name, left in self.workers.items() if left > 0]
 
 
 class Queue:
@@ -174,6 +172,16 @@ class Queue:
         with guard():
             entries = await self._redis.lrange(self._keys.pending(), -count, -1)
         return [run_id for raw in reversed(entries) if (run_id := run_id_of(raw)) is not None]
+
+    async def live_workers(self) -> list[str]:
+        """Return the ids of the workers whose leases run, by Redis TIME."""
+        with guard():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.time()
+                pipe.zrange(self._keys.workers(), 0, -1, withscores=True)
+                now, workers = await pipe.execute()
+        now_ms = now[0] * 1000 + now[1] // 1000
+        return [name.decode() for name, deadline in workers if deadline > now_ms]
 
     async def worker_alive(self, worker_id: str) -> bool:
         """Whether a worker's lease still runs, by Redis TIME."""

@@ -15,6 +15,7 @@ from app.plan.run_fields import Body, Name
 from app.routes.auth import Admin, CurrentServices
 from app.routes.schemas import EventView, RunView
 from app.routes.views import answer
+from app.runs.waiting import lacking, no_worker
 
 
 class WorkerView(BaseModel):
@@ -37,6 +38,9 @@ class QueueView(BaseModel):
     oldest_age_s: float | None = Field(description="Age of the oldest queued run; null: none is queued.")
     ended_per_min: int = Field(description="Runs that ended in the last 60 s.")
     workers: list[WorkerView]
+    idle: str | None = Field(
+        None, description="Why no worker takes runs, and what to do about it; null: one does."
+    )
 
 
 class DeadLetter(BaseModel):
@@ -136,5 +140,6 @@ async def show(_admin: Admin, services: CurrentServices) -> Response:
             "oldest_age_s": None if oldest is None else max(0, depth.now_us - oldest) / 1_000_000,
             "ended_per_min": ended,
             "workers": workers,
+            "idle": lacking(depth) or no_worker(depth, services.settings.worker.fallback_s) or None,
         }
     )

@@ -13,7 +13,7 @@ from app.core.models import Run, RunStatus
 from app.core.telemetry import APPROVALS, get_logger
 from app.plan.fenced_plans import AGENT
 from app.runs.services import Principal, Services
-from app.runs.take_over import pass_on
+from app.runs.waiting import pass_on
 
 _log = get_logger(__name__)
 

@@ -13,17 +13,12 @@ from __future__ import annotations
 import uuid
 from enum import Enum, auto
 
-from app.core.errors import StorageError
 from app.core.events import Event, EventType
 from app.core.models import Fence, Run, RunStatus
-from app.core.telemetry import get_logger
-from app.db.run_store import Batch, Changed, Outcome, RunStore
+from app.db.run_store import Batch, Outcome, RunStore
 from app.redis.publisher import Publisher, Tail
-from app.redis.queue import Queue
 from app.stream.lane import FencedTail
 from tailrun.process.errors import RunFailure
-
-_log = get_logger(__name__)
 
 
 def alone_from(max_redeliveries: int) -> int:
@@ -75,22 +70,6 @@ def judge(
     elif not running and run.next_attempt_at is not None and run.next_attempt_at > now:
         verdict = Verdict.DELAY
     return verdict
-
-
-async def pass_on(queue: Queue, publisher: Publisher, changed: Changed, now: int) -> None:
-    """Push a run that was woken to the queue's front, and tell its watchers.
-
-    Both may be lost: the reconciler pushes, and watchers compare with the database.
-    """
-    if not changed.events:
-        return
-    try:
-        if changed.run.status is RunStatus.QUEUED:
-            await queue.push_run(changed.run, now, front=True)
-        await publisher.announce(changed.events)
-    except StorageError as error:
-        run_id = changed.run.run_id
-        _log.warning("not pushed or told, the reconciler will", run_id=run_id, error=str(error))
 
 
 class OrphanEnd:

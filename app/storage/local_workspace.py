@@ -8,7 +8,6 @@ workspaces and renamed into place whole; limits are checked again under a lock j
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import tempfile
 import zlib
@@ -22,16 +21,20 @@ from app.storage.threads import Threads
 from app.storage.tree import (
     Snapshot,
     TreeEntry,
+    explained,
     is_link,
     open_file,
     opened_folder,
     recreate,
     remove_empty,
+    remove_folders,
+    remove_links,
     snapshot,
 )
 from app.storage.workspace import (
     PIECE,
     UNLIMITED,
+    BareTree,
     Budget,
     Checkout,
     Copied,
@@ -40,7 +43,6 @@ from app.storage.workspace import (
     Workspace,
     WorkspaceLimits,
     checked_out,
-    file_in_the_way,
     folder_in_the_way,
     impatient,
     merged,
@@ -170,9 +172,11 @@ class LocalWorkspace:
         """Give out the directory itself; it is not made where there is none."""
         yield self._home.root / self._key
 
-    async def take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
+    async def take_in(
+        self, checkout: Checkout, removed: Collection[str], tree: BareTree | None = None
+    ) -> None:
         """Move files in from a folder of the same disk."""
-        await self._run(self._take_in, checkout, removed)
+        await self._run(self._take_in, checkout, removed, tree)
 
     # Blocking from here on.
 
@@ -212,29 +216,44 @@ class LocalWorkspace:
         if failure is not None:
             raise failure
 
-    def _take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
-        files = snapshot(checkout.path).files
-        failure: TailrunError | None = None
+    def _take_in(self, checkout: Checkout, removed: Collection[str], tree: BareTree | None) -> None:
         with self._locked():
-            budget = self._budget()
-            budget.release(removed)
-            for path in sorted(removed):  # first, for one of them may be where a folder is to be
-                with contextlib.suppress(NotFound, Unprocessable):
-                    self._delete(path)
-                if path not in files:
-                    checkout.changed.append(FileInfo(path, -1, 0))
-            for path in sorted(files):
-                try:
-                    budget.take(path, files[path].size)
-                    self._place(checkout.path / path, path)
-                except StorageError:
-                    raise
-                except TailrunError as error:
-                    failure = failure or error
-                else:
-                    checkout.changed.append(files[path].info(path))
+            if tree is None:
+                failure = self._take_files(checkout, removed)
+            else:
+                kept, over = tree.within(self._limits)
+                place = self._home.root, self._key.split("/")
+                with explained(_FOLDER, writing=True):
+                    remove_links(*place, but=kept.links)  # first, for a file may be where one was
+                failure = self._take_files(checkout, removed) or over
+                with explained(_FOLDER, writing=True):
+                    remove_folders(*place, kept.folders, kept.links)
+                    recreate(*place, kept.folders, kept.links)
         if failure is not None:
             raise failure
+
+    def _take_files(self, checkout: Checkout, removed: Collection[str]) -> TailrunError | None:
+        """Delete and move in, as far as it goes; return the first error of a file."""
+        files = snapshot(checkout.path).files
+        failure: TailrunError | None = None
+        budget = self._budget()
+        budget.release(removed)
+        for path in sorted(removed):  # first, for one of them may be where a folder is to be
+            with contextlib.suppress(NotFound, Unprocessable):
+                self._delete(path)
+            if path not in files:
+                checkout.changed.append(FileInfo(path, -1, 0))
+        for path in sorted(files):
+            try:
+                budget.take(path, files[path].size)
+                self._place(checkout.path / path, path)
+            except StorageError:
+                raise
+            except TailrunError as error:
+                failure = failure or error
+            else:
+                checkout.changed.append(files[path].info(path))
+        return failure
 
     def _copy_from(self, other: LocalWorkspace) -> Copied:
         with self._locked():
@@ -344,31 +363,6 @@ class LocalWorkspace:
         name = f"commit-{zlib.crc32(self._key.encode()) % _STRIPES}"
         with explained(_FOLDER), self._home.scratch.lock(name):
             yield
-
-
-@contextlib.contextmanager
-def explained(path: str, *, writing: bool = False) -> Generator[None]:
-    """Turn an OSError about `path` into an error that a user can act on."""
-    try:
-        yield
-    except OSError as error:
-        raise _explanation(path, error, writing=writing) from error
-
-
-def _explanation(path: str, error: OSError, *, writing: bool) -> Exception:
-    match error.errno:
-        case errno.ENOTDIR if writing:
-            return file_in_the_way(path, "One of its folders")
-        case errno.ENOENT | errno.ENOTDIR:
-            return NotFound(f"There is no file {path!r}.")
-        case errno.ELOOP | errno.EMLINK:
-            return InvalidPath(path, "it passes through a link")
-        case errno.EACCES | errno.EPERM:
-            return Conflict(f"{path}: a tool took away the permission to open it.")
-        case errno.ENOSPC | errno.EDQUOT:
-            return StorageError(f"{path}: the disk of the workspaces is full.")
-        case _:
-            return StorageError(f"{path}: {error.strerror}.")
 
 
 def _mode(*, executable: bool) -> int:

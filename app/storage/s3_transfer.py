@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,36 +28,9 @@ from app.core.private_files import private_folder
 from app.storage.s3_bucket import Bucket, Object, ObjectContent
 from app.storage.threads import each
 from app.storage.tree import Snapshot, TreeEntry, open_file, opened_folder, recreate, snapshot
-from app.storage.workspace import PIECE, Budget, Checkout, FileInfo, WorkspaceLimits
+from app.storage.workspace import PIECE, BareTree, Budget, Checkout, FileInfo, WorkspaceLimits
 
 _OBJECT = f"{RESERVED}/tree.json"
-
-
-@dataclass(frozen=True, slots=True)
-class BareTree:
-    """Folders that hold no file, and where links lead."""
-
-    folders: tuple[str, ...] = ()
-    links: dict[str, str] = field(default_factory=dict[str, str])
-
-    @classmethod
-    def of(cls, found: Snapshot, limits: WorkspaceLimits) -> tuple[BareTree, TooLarge | None]:
-        """Return what there is besides files, and the error of what is over the limit."""
-        folders, links = found.bare_folders(), sorted(found.links.items())
-        over = len(folders) + len(links) - limits.files
-        error = None
-        if over > 0:
-            error = TooLarge(
-                f"A run keeps at most {limits.files} links and folders without files (WORKSPACE_MAX_FILES); "
-                f"{over} were left out."
-            )
-        kept = links[: limits.files]
-        return cls(tuple(folders[: limits.files - len(kept)]), dict(kept)), error
-
-    def under(self, mine: BareTree) -> BareTree:
-        """Return both together; where they differ, `mine` is right."""
-        folders = tuple(sorted({*self.folders, *mine.folders}))
-        return BareTree(folders, {**self.links, **mine.links})
 
 
 def read_tree(bucket: Bucket, prefix: str, there: Iterable[Object]) -> BareTree:
@@ -124,6 +96,7 @@ class Transfer:
         self._before = Snapshot()
         self._shadowed: set[str] = set()
         self._tree: BareTree | None = None
+        self._now: BareTree | None = None
         self._closed: list[str] = []
 
     def download(self, files: list[FileInfo], tree: BareTree) -> None:
@@ -138,9 +111,13 @@ class Transfer:
         recreate(self.folder, (), tree.folders, tree.links)
         self._before, self._tree = snapshot(self.folder), tree
 
-    def expect(self, paths: Iterable[str]) -> None:
-        """Record `paths` as downloaded: those that are not in the folder were deleted."""
+    def expect(self, paths: Iterable[str], before: BareTree, now: BareTree | None) -> None:
+        """Record `paths` as downloaded: those that are not in the folder were deleted.
+
+        The folder holds no links and no folders of `now`: they are kept as they are said to be.
+        """
         self._before = Snapshot({path: TreeEntry(-1, 0, 0, 0) for path in paths})
+        self._tree, self._now = (None if now is None else before), now
 
     def upload(self, checkout: Checkout, limits: WorkspaceLimits, stored: list[FileInfo]) -> None:
         """Store what changed and delete what was removed; fill `checkout`.
@@ -160,7 +137,8 @@ class Transfer:
         self._each(lambda path: self._store(path, after.files[path]), wanted)
         self._each(lambda path: self._bucket.delete(self._prefix + path), removed - set(wanted))
         if self._tree is not None:
-            tree, over = BareTree.of(after, limits)
+            now = self._now if self._now is not None else BareTree(tuple(after.bare_folders()), after.links)
+            tree, over = now.within(limits)
             write_tree(self._bucket, self._prefix, self._tree, tree)
             failure = failure or over
         stored_now = [path for path in wanted if path not in self._closed]

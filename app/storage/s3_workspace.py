@@ -22,12 +22,13 @@ from typing import IO
 from app.core.errors import NotFound, StorageError
 from app.core.names import is_normal, normalise, normalise_prefix, private_key, run_key
 from app.storage.s3_bucket import Bucket, Object, ObjectContent
-from app.storage.s3_transfer import BareTree, Transfer, read_tree, write_tree
+from app.storage.s3_transfer import Transfer, read_tree, write_tree
 from app.storage.scratch import Scratch, purge
 from app.storage.threads import Threads, each
 from app.storage.workspace import (
     PIECE,
     UNLIMITED,
+    BareTree,
     Budget,
     Checkout,
     Copied,
@@ -179,12 +180,19 @@ class S3Workspace:
             await self._run(lambda: transfer.download(*self._all()), on_cancel=stop.set)
             yield transfer
 
-    async def take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
+    async def take_in(
+        self, checkout: Checkout, removed: Collection[str], tree: BareTree | None = None
+    ) -> None:
         """Store what is in a folder, eight files at a time."""
         stop = threading.Event()
         transfer = Transfer(self._bucket, self._prefix, checkout.path, self._home.transfers, stop)
-        transfer.expect(removed)
-        await self._run(lambda: transfer.upload(checkout, self._limits, self._files()))
+
+        def take() -> None:
+            stored, before = self._all()
+            transfer.expect(removed, before, tree)
+            transfer.upload(checkout, self._limits, stored)
+
+        await self._run(take)
 
     # Blocking from here on.
 

@@ -94,7 +94,7 @@ class Staging(Protocol):
 
         The addresses hold for `lifetime_s` seconds: until the pod's deadline and its upload are
         over. Offering a key again replaces what is staged for it, also what had come back.
-        Links and special files in the workspace stay behind.
+        Special files in the workspace stay behind; links and folders without files travel.
 
         Raises:
             Unprocessable: a name in `source` is no path of a workspace.

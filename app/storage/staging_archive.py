@@ -19,15 +19,16 @@ from typing import IO, Any
 import orjson
 
 from app.core.errors import Conflict, StorageError, TailrunError, TooLarge, Unprocessable
-from app.core.names import is_normal, normalise
+from app.core.names import is_normal, is_text, normalise
 from app.core.private_files import private_folder
 from app.storage.scratch import Scratch, purge
 from app.storage.staging import Collected, UploadRefused
 from app.storage.threads import Threads
 from app.storage.tree import TreeEntry, open_file, opened_folder, snapshot
-from app.storage.workspace import Checkout, FileInfo, Workspace, WorkspaceLimits
+from app.storage.workspace import BareTree, Checkout, FileInfo, Workspace, WorkspaceLimits
 from toolbox.archive import Damaged, Entry, Packer, Read, Refused, entries
 from toolbox.archive import Limits as ArchiveLimits
+from toolbox.tree import TREE, SentTree
 
 _MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 16_000_000
@@ -54,6 +55,7 @@ class Returned:
     removed: set[str] = field(default_factory=set[str])
     skipped: list[str] = field(default_factory=list[str])
     failure: TailrunError | None = None
+    tree: BareTree | None = None
 
 
 class Archives:
@@ -77,7 +79,7 @@ class Archives:
             returned = await self.threads.run(_unpack, read, folder, self.limits)
             checkout, failure = Checkout(folder, []), returned.failure
             try:
-                await workspace.take_in(checkout, returned.removed)
+                await workspace.take_in(checkout, returned.removed, returned.tree)
             except (TooLarge, Conflict, Unprocessable) as error:
                 failure = failure or error
         skipped = sorted({*returned.skipped, *checkout.skipped})
@@ -113,12 +115,16 @@ def disk_error(error: OSError) -> StorageError:
 def _pack(folder: Path, source: Mapping[str, bytes], out: IO[bytes], stop: threading.Event) -> None:
     packer = Packer(out.write)
     with disk():
-        for path in sorted(snapshot(folder).files):
+        found = snapshot(folder)
+        for path in sorted(found.files):
             if stop.is_set():
                 return
             _pack_file(packer, folder, path)
         for name, content in source.items():
             packer.add_bytes(f"source/{name}", content)
+        folders = found.bare_folders()
+        if folders or found.links:  # else none, for a toolbox of an earlier release
+            packer.add_bytes(TREE, orjson.dumps({"folders": folders, "links": found.links}))
         packer.close()
 
 
@@ -131,7 +137,7 @@ def _pack_file(packer: Packer, folder: Path, path: str) -> None:
         return  # deleted over HTTP since we looked, or a tool took the permission away
     with file:
         found = TreeEntry.of(os.fstat(file.fileno()))
-        packer.add(Entry(f"workspace/{path}", found.size, found.mtime_ns, found.executable), file.read)
+        packer.add(Entry(f"workspace/{path}", found.size, found.mtime_ns, found.mode), file.read)
 
 
 def _unpack(read: Read, folder: Path, limits: WorkspaceLimits) -> Returned:
@@ -196,7 +202,8 @@ def _unpack_file(entry: Entry, content: Iterator[bytes], folder: Path, limits: W
         with target.open("xb") as file:
             for piece in content:
                 file.write(piece)
-        target.chmod(0o755 if entry.executable else 0o644)
+        os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
+        target.chmod(entry.mode)
     except (FileExistsError, NotADirectoryError):
         raise Refused(f"{path[:200]!a} is there twice, or in the way of another") from None
     except OSError as error:
@@ -218,9 +225,19 @@ def _manifest(data: bytes, limits: WorkspaceLimits) -> Returned:
         gone = {path for path in map(_text, removed) if is_normal(path)}
         names = _named(map(_text, skipped))
         over = [(_text(path), int(size)) for path, size in refused]
+        tree = _tree(manifest["tree"], limits) if "tree" in manifest else None
     except (ArithmeticError, KeyError, TypeError, ValueError):
         raise Refused("its manifest is malformed") from None
-    return Returned(gone, names, _over(over, limits, whole=whole is True))
+    return Returned(gone, names, _over(over, limits, whole=whole is True), tree)
+
+
+def _tree(said: Any, limits: WorkspaceLimits) -> BareTree:
+    """Return what a workspace can hold of the folders and links that came back."""
+    sent = SentTree.read(said)
+    if len(sent.folders) + len(sent.links) > limits.files + 2:
+        raise Refused("it has more links and folders than there can be")
+    links = {path: target for path, target in sent.links.items() if is_normal(path) and is_text(target)}
+    return BareTree(tuple(filter(is_normal, sent.folders)), links)
 
 
 def _expect_few(data: bytes, limits: WorkspaceLimits) -> None:
@@ -229,7 +246,7 @@ def _expect_few(data: bytes, limits: WorkspaceLimits) -> None:
     Counted are the quotes, and the commas, brackets and braces outside of them; two passes of
     the C library, whatever was sent.
     """
-    most = limits.files + 4 * _NAMED + 16
+    most = 3 * limits.files + 4 * _NAMED + 32
     plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     if plain.count(b'"') > 2 * most:
         raise Refused("its manifest has more entries than there can be")

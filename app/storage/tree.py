@@ -12,14 +12,15 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from app.core.errors import Conflict, NotFound, StorageError
 from app.core.names import InvalidPath, is_normal, is_text, parents
 from app.core.private_files import private_folder
-from app.storage.workspace import FileInfo
+from app.storage.workspace import FileInfo, file_in_the_way
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a FIFO would wait for a writer.
@@ -168,6 +169,26 @@ def recreate(base: Path, parts: Sequence[str], folders: Iterable[str], links: Ma
             os.symlink(target, name, dir_fd=folder)
 
 
+def remove_links(base: Path, parts: Sequence[str], but: Mapping[str, str]) -> None:
+    """Remove the links below the folder at `parts` that are not in `but`, or lead elsewhere there."""
+    for path, target in snapshot(base, parts).links.items():
+        *above, name = path.split("/")
+        if but.get(path) != target:
+            with opened_folder(base, [*parts, *above]) as folder:
+                os.unlink(name, dir_fd=folder)
+
+
+def remove_folders(base: Path, parts: Sequence[str], folders: Collection[str], links: Iterable[str]) -> None:
+    """Remove the folders below `parts` without files, but for `folders` and those that `links` are in."""
+    there = snapshot(base, parts)
+    kept = {*folders, *(folder for path in (*folders, *links) for folder in parents(path))}
+    kept.update(folder for path in there.files for folder in parents(path))
+    for path in sorted(there.folders - kept, reverse=True):
+        *above, name = path.split("/")
+        with opened_folder(base, [*parts, *above]) as folder:
+            remove_empty(folder, name)
+
+
 @contextlib.contextmanager
 def _descended(top: int, folder: str) -> Generator[int]:
     fd = os.dup(top)
@@ -217,3 +238,28 @@ def remove_empty(folder: int, name: str, depth: int = 64) -> bool:
             return False
         raise
     return True
+
+
+@contextlib.contextmanager
+def explained(path: str, *, writing: bool = False) -> Generator[None]:
+    """Turn an OSError about `path` into an error that a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        raise _explanation(path, error, writing=writing) from error
+
+
+def _explanation(path: str, error: OSError, *, writing: bool) -> Exception:
+    match error.errno:
+        case errno.ENOTDIR if writing:
+            return file_in_the_way(path, "One of its folders")
+        case errno.ENOENT | errno.ENOTDIR:
+            return NotFound(f"There is no file {path!r}.")
+        case errno.ELOOP | errno.EMLINK:
+            return InvalidPath(path, "it passes through a link")
+        case errno.EACCES | errno.EPERM:
+            return Conflict(f"{path}: a tool took away the permission to open it.")
+        case errno.ENOSPC | errno.EDQUOT:
+            return StorageError(f"{path}: the disk of the workspaces is full.")
+        case _:
+            return StorageError(f"{path}: {error.strerror}.")

@@ -28,6 +28,7 @@ from collections.abc import (
     Collection,
     Coroutine,
     Iterable,
+    Mapping,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager
@@ -71,6 +72,32 @@ class WorkspaceLimits:
     file_bytes: int
     total_bytes: int
     files: int
+
+
+@dataclass(frozen=True, slots=True)
+class BareTree:
+    """What is no file of a run: folders that hold neither a file nor a folder, and where links lead."""
+
+    folders: tuple[str, ...] = ()
+    links: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def under(self, mine: BareTree) -> BareTree:
+        """Return both together; where they differ, `mine` is right."""
+        folders = tuple(sorted({*self.folders, *mine.folders}))
+        return BareTree(folders, {**self.links, **mine.links})
+
+    def within(self, limits: WorkspaceLimits) -> tuple[BareTree, TooLarge | None]:
+        """Return as much as a run keeps of it, and the error of what is over the limit."""
+        links = sorted(self.links.items())
+        over = len(self.folders) + len(links) - limits.files
+        error = None
+        if over > 0:
+            error = TooLarge(
+                f"A run keeps at most {limits.files} links and folders without files (WORKSPACE_MAX_FILES); "
+                f"{over} were left out."
+            )
+        kept = links[: limits.files]
+        return BareTree(tuple(self.folders[: limits.files - len(kept)]), dict(kept)), error
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +184,12 @@ class Workspace(Protocol):
         """
         ...
 
-    async def take_in(self, checkout: Checkout, removed: Collection[str]) -> None:
+    async def take_in(
+        self, checkout: Checkout, removed: Collection[str], tree: BareTree | None = None
+    ) -> None:
         """Take the files below `checkout.path` from a tool that worked elsewhere; delete `removed`.
+
+        `tree`: all folders without files and links that there are now; None: those of before stay.
 
         The end of a checkout without its beginning: fills `checkout`, keeps what is within the
         limits, and raises the first `TooLarge`, `Conflict` or `Unprocessable` after all else is

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from app.up.parent_death import ROOT, bound_to_parent, ignore, tie
+from app.core.parent_death import RETIRE, ROOT, bound_to_parent, ignore, tie
 
 HEALTHY_S = 10.0
 """A child that ran so long has recovered: its next restart is quick again."""
@@ -75,6 +75,9 @@ class Supervisor:
     stops: int = 0
     launcher: int | None = None
     """The read end of a pipe that closes when whoever launched us in the foreground is gone."""
+    retires: bool = False
+    """Whether RETIRE is passed on to the children, which then end by themselves, and `run` with them."""
+    _retiring: bool = False
     _wake: tuple[int, int] = (-1, -1)
     _parent_pipe: tuple[int, int] = (-1, -1)
     _handlers: dict[int, object] = field(default_factory=dict[int, object])
@@ -87,6 +90,8 @@ class Supervisor:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
                 self._handlers[signum] = signal.signal(signum, self._on_stop)
+        if self.retires:
+            self._handlers[RETIRE] = signal.signal(RETIRE, self._on_retire)
         self._handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, ignore)
         return self
 
@@ -107,8 +112,8 @@ class Supervisor:
         return child
 
     def run(self) -> None:
-        """Keep everything running until a signal asks to stop."""
-        while not self.stops:
+        """Keep everything running until a signal asks to stop, or until all have retired."""
+        while not self.stops and not (self._retiring and not any(child.process for child in self.children)):
             self.tick(self.tick_s)
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -123,6 +128,8 @@ class Supervisor:
     def tick(self, timeout_s: float) -> None:
         """Restart what has ended, then sleep until something happens."""
         now = time.monotonic()
+        if self._retiring:
+            self._retire()
         for child in self.children:
             if child.process is not None and child.process.poll() is not None:
                 self._ended(child, child.process.returncode, now)
@@ -137,6 +144,13 @@ class Supervisor:
             self._stop([child for child in self.children if child.spec.stage == stage])
         self.children.clear()
         self.each_tick()
+
+    def _retire(self) -> None:
+        """Pass RETIRE on, once to each child; none is started again."""
+        for child in self.children:
+            if child.keep and child.process is not None:
+                child.process.send_signal(RETIRE)
+            child.keep = False
 
     def _stop(self, children: Sequence[Child]) -> None:
         now, asked = time.monotonic(), self.stops
@@ -217,6 +231,9 @@ class Supervisor:
 
     def _on_stop(self, signum: int, frame: FrameType | None) -> None:
         self.stops += 1
+
+    def _on_retire(self, signum: int, frame: FrameType | None) -> None:
+        self._retiring = True
 
 
 def _how(code: int) -> str:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 
 from app.config import ApiSettings, Settings, is_loopback
+from app.core.parent_death import OWN_PYTHON, launcher_pipe
 from app.core.private_files import private_folder
 from app.up.children import Child, ChildSpec, LogTail, Say, Supervisor, last_lines
 from app.up.data_folder import DataFolder, DataFolderRefused
-from app.up.parent_death import OWN_PYTHON, launcher_pipe
 from app.up.redis_server import answers, choose_port, find_engine, free_port, require_free
 from tailrun.commands.serving import Serving
 
@@ -172,9 +172,10 @@ class _Machine:
         return self._serve()
 
     def _serve(self) -> bool:
-        api = self._python("api", "api", {"API_TOKEN": self.plan.serving.token}, stage=1)
-        waits = [(api, _reachable(self.plan.settings.api.host), self.plan.port)]
         drain = self.plan.settings.worker.drain_s + self.plan.settings.tools.cancel_grace_s + 10
+        token, own_worker_s = self.plan.serving.token, drain if self.plan.settings.worker.fallback_s else 0
+        api = self._python("api", "api", {"API_TOKEN": token}, stage=1, stop_s=10 + own_worker_s)
+        waits = [(api, _reachable(self.plan.settings.api.host), self.plan.port)]
         for number, port in enumerate(self.plan.worker_ports, 1):
             name = "worker" if len(self.plan.worker_ports) == 1 else f"worker-{number}"
             env = {"WORKER_HOST": "127.0.0.1", "WORKER_PORT": str(port)}

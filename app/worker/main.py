@@ -2,7 +2,7 @@
 
 start    wait for Redis and the database, take a lease
 serve    fill the slots (`app.worker.slots`), with the periodic work beside it
-drain    on SIGTERM: claim no more, let runs finish for a while, give the rest back
+drain    on SIGTERM: claim no more, let runs finish for a while, give the rest back; on RETIRE let all finish
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import structlog
 
 from app.config import Settings
 from app.core.loop_guard import answering
+from app.core.parent_death import RETIRE
 from app.core.periodic import Periodic, going_on
 from app.core.telemetry import (
     MASK_LOG,
@@ -45,20 +46,21 @@ log = structlog.get_logger()
 class Worker:
     """One worker; `run` returns when it has drained."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
-        self._id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self._draining = asyncio.Event()
+        self._id = f"{name}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._draining, self._told_to_stop = asyncio.Event(), asyncio.Event()
         self._parts = parts = Wiring(settings, self._id)
         self._in_flight, self._readiness = parts.in_flight, parts.readiness
         self._slots = Slots(parts.bench, parts.in_flight, parts.resources, parts.readiness, self._draining)
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain."""
+        """Serve until SIGTERM, SIGINT or RETIRE, then drain."""
         MASK_LOG.set(self._parts.bench.secrets.shared.text)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._drain_begins)
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(RETIRE, self._retire)
         health = HealthServer(self._settings.worker.host, self._settings.worker.port, self._ready)
         await health.start()
         try:
@@ -90,7 +92,7 @@ class Worker:
             async with going_on(work):
                 log.info("worker ready", worker_id=self._id, slots=self._settings.worker.concurrency)
                 await self._slots.fill()
-                await self._slots.drain()
+                await self._slots.drain(self._told_to_stop)
         finally:
             await asyncio.to_thread(lease.stop)
         log.info("worker gone", worker_id=self._id)
@@ -107,21 +109,30 @@ class Worker:
         lease = Lease(client, loop, on_renewed=heartbeat, on_held=ownership.held)
         return lease, ownership
 
-    def _drain_begins(self) -> None:
-        if not self._draining.is_set():
+    def _stop(self) -> None:
+        if not self._told_to_stop.is_set():
             log.info("draining", in_flight=len(self._in_flight), seconds=self._settings.worker.drain_s)
+        self._told_to_stop.set()
+        self._draining.set()
+
+    def _retire(self) -> None:
+        if not self._draining.is_set():
+            log.info("retiring, runs may finish", in_flight=len(self._in_flight))
         self._draining.set()
 
 
-def serve(settings: Settings) -> int:
-    """Run a worker until it is told to stop; return the exit code."""
+def serve(settings: Settings, name: str = "") -> int:
+    """Run a worker until it is told to stop; return the exit code.
+
+    Its id begins with `name`; empty: with that of this machine.
+    """
     configure_logging(settings.own_log, "worker")
     leave_out(OF_API)
     log_retired_settings()
     log_the_unexpected()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_guarded(Worker(settings)))
+            runner.run(_guarded(Worker(settings, name or socket.gethostname())))
     except (OSError, BadAddress, BadModels, BadTasksFile, CannotRun) as error:
         log.critical("worker could not start", error=str(error))
         return 1

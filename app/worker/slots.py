@@ -145,13 +145,17 @@ class Slots:
 
     # -- drain --------------------------------------------------------------------------
 
-    async def drain(self) -> None:
-        """Let runs finish for `DRAIN_S`, then stop them and give them back.
+    async def drain(self, told_to_stop: asyncio.Event) -> None:
+        """Let runs finish: all of them, but from `told_to_stop` on for `DRAIN_S`; then give them back.
 
         Where programs outlive their worker there is nothing to wait for: the next one continues with them.
         """
         settings = self._bench.settings
         if not self._bench.executor.reattaches:
+            told = asyncio.create_task(told_to_stop.wait())
+            while self._tasks and not told.done():
+                await asyncio.wait((told, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
             await self._wait_for_tasks(settings.worker.drain_s)
         self._in_flight.stop_all(StopReason.DRAIN)
         await self._wait_for_tasks(settings.tools.cancel_grace_s + 10)

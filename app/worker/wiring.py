@@ -26,7 +26,6 @@ from app.maintenance.log_janitor import JANITOR_EVERY_S, Janitor, LogArchiver
 from app.maintenance.reconciler import RECONCILE_EVERY_S, Reconciler
 from app.maintenance.scheduler import SCHEDULE_EVERY_S, Scheduler
 from app.maintenance.usage import USAGE_LOOK_EVERY_S, UsageCount
-from app.maintenance.waiting import LOOK_EVERY_S, OVERDUE_EVERY_S, OverdueWaits, WaitingLines
 from app.maintenance.webhooks import open_webhooks
 from app.plan.task_types import load
 from app.redis.claims import Claims
@@ -36,6 +35,7 @@ from app.redis.publisher import Publisher, Tail
 from app.redis.queue import Queue
 from app.redis.subscriber import Signals
 from app.runs.readiness import StoreCheck
+from app.runs.waiting import LOOK_EVERY_S, OVERDUE_EVERY_S, OverdueWaits, WaitingLines, lacking
 from app.storage.factory import open_workspaces
 from app.storage.scratch import Scratch
 from app.worker.attempts import InFlight
@@ -114,7 +114,7 @@ class Wiring:
     def periodic(self) -> list[Periodic]:
         """Return the work that runs beside the runs for as long as the worker serves."""
         scheduler, janitor = self._scheduler(), self._janitor()
-        waiting = WaitingLines(self._pushes, self.runs, self._publisher, now_us)
+        waiting = WaitingLines(self._pushes, self.runs, self._publisher, now_us, lacking)
         overdue = OverdueWaits(self._pushes, self.runs, self._publisher, now_us)
         reconciler, tokens = Reconciler(self.runs, self._pushes, now_us), TokenStore(self._db)
         work = [

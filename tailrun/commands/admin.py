@@ -63,6 +63,7 @@ def _print_queue(depths: dict[str, Any]) -> None:
             ("dead", str(depths["dead"])),
             ("ended", f"{depths['ended_per_min']} in the last minute"),
             ("workers", str(len(depths["workers"])) if depths["workers"] else "none: nothing will run"),
+            *([("waiting for", idle)] if (idle := depths.get("idle")) else []),
         ],
     )
     rows = [

@@ -17,7 +17,7 @@ from tailrun.commands.render import Renderer, as_json, duration, exit_code, outc
 
 if TYPE_CHECKING:
     from tailrun import Client, Event, TailrunError
-    from tailrun.commands.answers import Answers
+    from tailrun.commands.agents import Answers
 
 EXIT_DETACHED = 130
 _QUIET_TYPES = frozenset({"status", "step"})
@@ -105,7 +105,7 @@ def _show(show: Renderer, spinner: Spinner | None, event: Event) -> None:
 
 def _answer(client: Client, run_id: str, view: FollowView, show: Renderer, spinner: Spinner | None) -> None:
     """Have the person at the terminal say what the run waits for, or say how to."""
-    from tailrun.commands.answers import Asker  # noqa: PLC0415 - most runs ask nothing
+    from tailrun.commands.agents import Asker  # noqa: PLC0415 - most runs ask nothing
 
     if view.as_json and view.answers != "yes":
         return

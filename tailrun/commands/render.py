@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
 
 def spent(tokens: int | None, usd: float | None) -> str:
     """Format what an agent took: `12 345 tokens, $0.0123`; without a cost where the price is unknown."""
-    cost = f", ${usd:.4f}" if usd else ""
+    cost = f", ${usd:.4f}" if usd is not None else ""
     return f"{tokens or 0} tokens{cost}"
 
 

@@ -59,6 +59,23 @@ def test_everything_is_well(up: Up, tmp_path: Path) -> None:
     assert {run["status"] for run in runs} == {"succeeded", "cancelled"}
 
 
+@pytest.mark.deep  # one check waits for half a minute
+def test_why_a_run_hangs_is_said(tmp_path: Path) -> None:
+    """Its log knows: here that there is no worker, and what to do."""
+    idle = Up(tmp_path / "up", UP_WORKERS="0").start()
+    try:
+        secret = tmp_path / "token"
+        secret.write_text(idle.token)
+        url = f"http://127.0.0.1:{idle.port}/"
+        code, checks = verify("--url", url, "--token-file", str(secret), "--timeout", "5")
+    finally:
+        idle.stop()
+    assert code == 1
+    said = [each["detail"] for each in checks.values() if "its log says" in str(each.get("detail"))]
+    assert said
+    assert "no worker is alive: start one with `tailrun worker`" in said[0]
+
+
 @pytest.mark.skipif(shutil.which("redis-cli") is None, reason="no redis-cli here")
 def test_the_entry_is_seen_in_redis(up: Up) -> None:
     """With REDIS_URL the lists themselves are read."""

@@ -218,6 +218,23 @@ def test_a_store_without_ranges_has_to_be_said_open() -> None:
     assert changed("minimal", tools=network, networkPolicy={"enabled": False})
 
 
+@pytest.mark.parametrize("name", ["production", "local-tools"])
+def test_an_api_that_may_supervise_a_worker_may_do_what_that_one_may(name: str) -> None:
+    """WORKER_FALLBACK_S: its role, its ways out, its time to drain; off, nothing of it."""
+    for seconds, falls_back in ((0, False), ("0", False), (30, True), ("0.5", True)):
+        made = changed(name, config={"WORKER_FALLBACK_S": seconds}, networkPolicy={"enabled": True})
+        api, worker = (
+            made.one("Deployment", f"agent-{each}")["spec"]["template"]["spec"] for each in ("api", "worker")
+        )
+        on_kubernetes = worker["automountServiceAccountToken"]
+        assert api["automountServiceAccountToken"] is (falls_back and on_kubernetes)
+        assert (api["terminationGracePeriodSeconds"] >= worker["terminationGracePeriodSeconds"]) is falls_back
+        subjects = [each["name"] for found in made.all("RoleBinding") for each in found["subjects"]]
+        assert ("agent-api" in subjects) is (falls_back and on_kubernetes)
+        ways = [made.one("NetworkPolicy", f"agent-{each}")["spec"]["egress"] for each in ("api", "worker")]
+        assert (ways[0] == ways[1]) is falls_back
+
+
 PEERS = {"volume": ("api", 8081), "bundled": ("s3", 7070), "minimal": None, "production": None}
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,11 @@ from inline_snapshot import snapshot
 
 from tailrun import VERSION
 
+sys.path.append(str(ROOT / "scripts"))
+import manifests
+
 KUSTOMIZATIONS = ("base", "overlays/dev", "overlays/prod")
+COMPONENTS = ("worker-keda", "worker-hpa", "api-hpa")
 
 
 def test_made_files_are_in_step() -> None:
@@ -71,7 +76,7 @@ def test_files_of_the_base_are_named_for_what_is_in_them() -> None:
 
 def test_the_base_holds_no_secret() -> None:
     """They come from an overlay, or are made beforehand."""
-    for path in [*(ROOT / "k8s/base").iterdir(), *(ROOT / "k8s/overlays/prod").iterdir()]:
+    for path in [*(ROOT / "k8s/base").iterdir(), *(ROOT / "k8s/overlays/prod").rglob("*.*")]:
         assert "kind: Secret\n" not in path.read_text()
 
 
@@ -81,10 +86,14 @@ def test_the_base_holds_no_secret() -> None:
 @cache
 def built(name: str) -> list[Object]:
     """Return the objects of a kustomization, as kubectl builds them."""
+    return build(ROOT / "k8s" / name)
+
+
+def build(folder: Path) -> list[Object]:
     if shutil.which("kubectl") is None:
         pytest.skip("NOT TESTED: kustomizations are built by kubectl, which is not on PATH")
     done = subprocess.run(
-        ["kubectl", "kustomize", f"k8s/{name}"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["kubectl", "kustomize", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr
@@ -182,6 +191,96 @@ def test_the_chart_and_the_overlay_run_with_the_same_settings(name: str) -> None
     assert {k: v for k, v in config["data"].items() if k not in images} == {
         k: v for k, v in overlay.items() if k not in images
     }
+
+
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_the_chart_and_the_overlay_make_the_same_objects(name: str) -> None:
+    """Whatever the overlay's values change: who may do what, what is reached, how long a pod may take."""
+    values = [
+        manifests._load(ROOT / path) for path in ("k8s/values.yaml", f"k8s/overlays/{name}/values.yaml")
+    ]
+    by_hand = {"tool-files"} if name == "prod" else set[str]()  # its store's ranges
+    there = {manifests.identity(each): each for each in map(plain, built(f"overlays/{name}"))}
+    for made in chart_objects(manifests._merge(*values)):
+        kind, _, called = identity = manifests.identity(made)
+        if kind not in {"Secret", "ConfigMap", "ValidatingAdmissionPolicy"} and called not in by_hand:
+            assert there.get(identity) == plain(made), identity
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_the_chart_and_the_component_scale_alike(name: str, tmp_path: Path) -> None:
+    """On top of the base a component makes just what the chart makes of its values."""
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    top = tmp_path / "k8s/top"
+    top.mkdir()
+    (top / "kustomization.yaml").write_text(f"resources: [../base]\ncomponents: [../components/{name}]\n")
+    values = [
+        manifests._load(ROOT / path) for path in ("k8s/values.yaml", f"k8s/components/{name}/values.yaml")
+    ]
+    made = [each for each in chart_objects(manifests._merge(*values)) if each["kind"] != "ConfigMap"]
+    found = [each for each in build(top) if each["kind"] != "ConfigMap"]
+    assert {manifests.identity(each): plain(each) for each in found} == {
+        manifests.identity(each): plain(each) for each in made
+    }
+
+
+@pytest.mark.parametrize("workers", ["worker-keda", "worker-hpa"])
+def test_prod_scales_by_choice(workers: str, tmp_path: Path) -> None:
+    """The lines of its kustomization as they stand, without their marks; the token by its real name."""
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    folder = tmp_path / "k8s/overlays/prod"
+    file = folder / "kustomization.yaml"
+    text = file.read_text()
+    for name in (workers, "api-hpa"):
+        assert text.count(f"  # - ../../components/{name}\n") == 1
+        text = text.replace(f"  # - ../../components/{name}\n", f"  - ../../components/{name}\n")
+    file.write_text(
+        text + "secretGenerator:\n- {name: tailrun-api-token, namespace: agents, literals: [a=b]}\n"
+    )
+    objects = build(folder)
+    scalers = {(e["kind"], e["metadata"]["name"]) for e in objects if "scaleTargetRef" in e.get("spec", {})}
+    kind = "ScaledObject" if workers == "worker-keda" else "HorizontalPodAutoscaler"
+    assert scalers == {(kind, "agent-worker"), ("HorizontalPodAutoscaler", "agent-api")}
+    assert ["replicas" in e["spec"] for e in objects if e["kind"] == "Deployment"] == [False, False]
+    [secret] = [e["metadata"]["name"] for e in objects if e["kind"] == "Secret"]
+    for each in objects:
+        if each["kind"] == "TriggerAuthentication":
+            assert each["spec"]["secretTargetRef"][0]["name"] == secret != "tailrun-api-token"
+
+
+def test_dev_goes_on_without_workers() -> None:
+    """WORKER_FALLBACK_S is set, and with it the API has all that its worker needs."""
+    assert settings(ROOT / "k8s/overlays/dev/config.env")["WORKER_FALLBACK_S"] == "15"
+    api = one("overlays/dev", "Deployment", "agent-api")["spec"]["template"]["spec"]
+    worker = one("overlays/dev", "Deployment", "agent-worker")["spec"]["template"]["spec"]
+    assert api["automountServiceAccountToken"] is True
+    assert api["terminationGracePeriodSeconds"] >= worker["terminationGracePeriodSeconds"]
+    [container] = api["containers"]
+    assert not {e["name"] for e in container["env"]} & {"LLM_KEY", "LLM_PROXY", "PROJECTS_TOKEN"}
+    bound = one("overlays/dev", "RoleBinding", "agent-worker")["subjects"]
+    assert {each["name"] for each in bound} == {"agent-api", "agent-worker"}
+    for name in ("overlays/prod", "base"):
+        assert (
+            one(name, "Deployment", "agent-api")["spec"]["template"]["spec"]["automountServiceAccountToken"]
+            is False
+        )
+        assert [e["name"] for e in one(name, "RoleBinding", "agent-worker")["subjects"]] == ["agent-worker"]
+
+
+def chart_objects(values: Object) -> Iterator[Object]:
+    return (each for objects in manifests.render(values).values() for each in objects)
+
+
+def plain(made: Object) -> Object:
+    """Without what differs by design: hashes in names, the registry of the images, the order of variables."""
+    text = re.sub(
+        r"\b(tailrun-(?:config|api-token|redis|postgresql|s3))-[a-z0-9]{10}\b", r"\1", json.dumps(made)
+    )
+    found = json.loads(text.replace("registry.example/team/tailrun", "tailrun"))
+    pod = found.get("spec", {}).get("template", {}).get("spec", {})
+    for each in pod.get("containers", []):
+        each.get("env", []).sort(key=lambda variable: variable["name"])
+    return found
 
 
 def settings(file: Path) -> dict[str, str]:

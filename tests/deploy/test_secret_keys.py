@@ -86,6 +86,14 @@ def test_a_component_gets_the_secrets_on_its_list_and_no_other(name: str) -> Non
     assert {"api", "worker", "migrate"} <= seen
 
 
+def test_an_api_that_may_supervise_a_worker_gets_that_one_s_secrets_too() -> None:
+    every = {"references": {name: {"name": "theirs", "key": "k"} for name in EVERYTHING - {"API_TOKEN"}}}
+    made = changed("production", secrets=every, config={"WORKER_FALLBACK_S": 30})
+    found = secrets_of(made.container("agent-api"))
+    assert MODELS | {"PROJECTS_TOKEN"} <= found <= ALLOWED["api"] | ALLOWED["worker"]
+    assert "API_TOKEN" not in secrets_of(made.container("agent-worker"))
+
+
 @pytest.mark.parametrize("name", [*SCENARIOS, "dev", "prod"])
 def test_what_is_needed_is_there(name: str) -> None:
     for pod in pods()[name]:

@@ -20,7 +20,8 @@ from tailrun import VERSION
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(1200)]
 
-LARGEST_MB = 250
+LARGEST_MB = 290
+"""Of which 45 are the two libraries of models' makers, as source and compiled."""
 OFFICIAL_BASE_MB = 125
 """python:3.13-slim unpacked, rounded up: what the image stands on where a registry can be reached."""
 
@@ -81,7 +82,7 @@ def answers(url: str) -> Callable[[], bool]:
 
 
 def test_the_image_is_small(image: Image) -> None:
-    """What is added to python:3.13-slim leaves the whole below 250 MB."""
+    """What is added to python:3.13-slim leaves the whole below what was set."""
     with image.builder.mounted(BASE) as base:
         added = size_mb(image.root) - size_mb(base)
     print(f"added to the base: {added:.0f} MB")
@@ -122,6 +123,7 @@ def test_commands_run_in_the_image(image: Image) -> None:
     assert "very-secret" not in shown
     assert "up to date" in image.run("tailrun", "migrate")
     assert (image.data / "tailrun.db").exists()
+    assert image.run("python", "-c", "import app.k8s.login, app.k8s.client, app.llm.client") == ""
 
 
 def test_a_run_goes_through_api_and_worker_of_the_image(image: Image, redis_server: RedisServer) -> None:

@@ -166,6 +166,33 @@ class ExecutorConformance:
         assert sink.of(Stream.STDOUT) == ["red", f"{what.run_id}/1/s1"]
         assert (cwd / "here").exists()
 
+    async def test_the_next_step_finds_the_folder_as_this_one_left_it(
+        self, executor: Executor, cwd: Path
+    ) -> None:
+        """Links, empty folders, executables; a repository is one."""
+        git = "git -c user.name=a -c user.email=a@b -C repo"
+        made, _ = await ended(
+            executor,
+            shell(
+                cwd,
+                "mkdir -p empty/inner bin; echo 'echo ran' > bin/run; chmod 755 bin/run; ln -s bin/run link; "
+                f"git init -q repo; echo 1 > repo/f; ln -s f repo/l; {git} add .; {git} commit -qm one",
+            ),
+        )
+        assert made.exit_code == 0
+        result, sink = await ended(
+            executor,
+            shell(
+                cwd,
+                f"sh -c ./link; readlink link; ls -d empty/inner; {git} status --porcelain; "
+                f"{git} fsck --strict; {git} log --format=%s; "
+                "rm -rf empty repo bin link; mkdir -p bin/left; ln -s left bin/l",
+            ),
+        )
+        assert (result.exit_code, sink.of(Stream.STDOUT)) == (0, ["ran", "bin/run", "empty/inner", "one"])
+        _, sink = await ended(executor, shell(cwd, "find . -mindepth 1 | sort; rm -r bin"))
+        assert sink.of(Stream.STDOUT) == ["./bin", "./bin/l", "./bin/left"]
+
     async def test_standard_input_is_empty(self, executor: Executor, cwd: Path) -> None:
         _, sink = await ended(executor, shell(cwd, "cat; echo done"))
         assert sink.of(Stream.STDOUT) == ["done"]

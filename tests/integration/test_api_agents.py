@@ -28,10 +28,10 @@ from app.core.errors import StorageError
 from app.core.models import RunStatus
 from app.db.run_store import RunStore
 from app.maintenance.reconciler import SETTLE_US, Reconciler
-from app.maintenance.waiting import OverdueWaits
 from app.redis.clients import RedisClients
 from app.redis.publisher import Publisher
 from app.redis.queue import Queue
+from app.runs.waiting import OverdueWaits
 
 YES = {"decision": "approved", "args_sha256": HASH}
 NO = {"decision": "denied", "args_sha256": HASH}

@@ -59,6 +59,17 @@ async def test_start_is_idempotent(store: RunStore) -> None:
         await store.start(run.run_id, NOW + 5)
 
 
+async def test_why_a_run_waits_is_said_once(store: RunStore, database: Database) -> None:
+    """Several processes may say it: a line with which the log ends already is not repeated."""
+    run_id = (await store.create(new_run(), NOW)).run.run_id
+    said = [await store.note_waiting(run_id, text, NOW + 1) for text in ("a", "a", "b", "b", "a")]
+    assert [[event.content for event in each.events] for each in said] == [["a"], [], ["b"], [], ["a"]]
+    lines = await LogStore(database).page(run_id, 2, 10)
+    assert [(event.seq, event.content) for event in lines] == [(3, "a"), (4, "b"), (5, "a")]
+    await store.claim([run_id], "w1", NOW + 2)
+    assert (await store.note_waiting(run_id, "c", NOW + 3)).events == []
+
+
 async def test_an_unknown_run_is_not_found(store: RunStore) -> None:
     assert await store.get("nobody") is None
     assert await store.owner("nobody") is None

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from support.up_process import until
 
+from app.core.parent_death import bound_to_parent
 from app.up.children import ChildSpec, LogTail, Supervisor
-from app.up.parent_death import bound_to_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -99,7 +99,7 @@ async def test_a_round_trip(world: World) -> None:
             "made/empty": 0,
             "removed": -1,
         }
-        assert (collected.skipped, collected.failure) == (["link", "pipe"], None)
+        assert (collected.skipped, collected.failure) == (["pipe"], None)
         assert await paths(world.workspace) == [
             "changed", "folder", "keep/same", "made/deep/run.sh", "made/empty", "ünïcode \u2028"
         ]  # fmt: skip
@@ -108,6 +108,132 @@ async def test_a_round_trip(world: World) -> None:
     again = world.pod(await world.offer()).wait_ready()
     assert os.access(again.workspace / "made/deep/run.sh", os.X_OK)
     assert not (again.shared / "source").exists()
+
+
+async def test_all_of_a_folder_travels(world: World) -> None:
+    """Links, empty folders, modes and times are in the next pod what the last one left, and can change."""
+    pod = world.pod(await world.offer()).wait_ready()
+    here = pod.workspace
+    (here / "empty/inner").mkdir(parents=True)
+    (here / "with a link").mkdir()
+    for link, target in {
+        "a": "file",
+        "with a link/up": "../file",
+        "nowhere": "no/such",
+        "out": "/etc",
+    }.items():
+        (here / link).symlink_to(target)
+    (here / "file").write_bytes(b"1")
+    (here / "file").chmod(0o440)
+    os.utime(here / "file", (1_500_000_000, 1_500_000_000))
+    was = described(here)
+    assert pod.terminate() == 0, pod.log
+    for _ in range(2):
+        collected = await world.staging.collect(KEY, world.workspace)
+        assert ([file.path for file in collected.changed], collected.skipped) == (["file"], [])
+    assert await paths(world.workspace) == ["file"]
+
+    second = world.pod(await world.offer()).wait_ready()
+    here = second.workspace
+    assert described(here) == was
+    (here / "a").unlink()
+    (here / "a").write_bytes(b"a file where a link was")
+    (here / "nowhere").unlink()
+    (here / "nowhere").mkdir()
+    (here / "nowhere/file").write_bytes(b"in a folder where a link was")
+    (here / "out").unlink()
+    (here / "out").symlink_to("elsewhere")
+    (here / "file").unlink()
+    (here / "file").symlink_to("a")
+    (here / "empty/inner").rmdir()
+    (here / "with a link/up").unlink()
+    (here / "with a link").rmdir()
+    (here / "with a link").symlink_to("empty")
+    was = described(here)
+    assert second.terminate() == 0, second.log
+    for _ in range(2):
+        collected = await world.staging.collect(KEY, world.workspace)
+        assert (collected.skipped, collected.failure) == ([], None)
+    third = world.pod(await world.offer()).wait_ready()
+    assert described(third.workspace) == was
+    assert third.terminate() == 0
+    async with world.workspace.checkout() as local:  # as a step of the local executor finds it
+        assert described(local.path) == was
+
+
+def described(top: Path) -> dict[str, object]:
+    """Everything below a folder: where links lead, folders, files with mode, time and content."""
+    found: dict[str, object] = {}
+    for path in sorted(top.rglob("*")):
+        name, status = str(path.relative_to(top)), path.lstat()
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        elif path.is_dir():
+            found[name] = "folder"
+        else:
+            found[name] = oct(status.st_mode & 0o777), int(status.st_mtime), path.read_bytes()
+    return found
+
+
+async def test_a_pod_of_an_earlier_release_leaves_links_and_folders_alone(world: World) -> None:
+    """Its manifest has no word of them."""
+    pod = world.pod(await world.offer()).wait_ready()
+    (pod.workspace / "empty").mkdir()
+    (pod.workspace / "link").symlink_to("a")
+    assert pod.terminate() == 0
+    await world.staging.collect(KEY, world.workspace)
+    await world.send_back(packed(member("workspace/a", b"a"), manifest()))
+    await world.staging.collect(KEY, world.workspace)
+    next_one = world.pod(await world.offer()).wait_ready()
+    assert sorted(described(next_one.workspace)) == ["a", "empty", "link"]
+
+
+async def test_links_and_folders_are_limited(world: World) -> None:
+    pod = world.pod(await world.offer()).wait_ready()
+    for number in range(20):
+        (pod.workspace / f"link{number:02}").symlink_to("x")
+    assert pod.terminate() == 0
+    collected = await world.staging.collect(KEY, world.workspace)
+    assert isinstance(collected.failure, TooLarge)
+    again = world.pod(await world.offer()).wait_ready()
+    assert sorted(described(again.workspace)) == [f"link{number:02}" for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [],
+        {"folders": []},
+        {"folders": ["../out"], "links": {}},
+        {"folders": ["/out"], "links": {}},
+        {"folders": [], "links": {"../out": "x"}},
+        {"folders": [], "links": {"a/../../out": "x"}},
+        {"folders": [], "links": {"l": 5}},
+        {"folders": [], "links": {"l": ""}},
+        {"folders": [], "links": {"l": "a\0b"}},
+        {"folders": [f"f{number}" for number in range(500)], "links": {}},
+    ],
+)
+async def test_a_hostile_tree_is_refused(world: World, tree: object) -> None:
+    await world.send_back(packed(member("workspace/x", b"x"), manifest(tree=tree)))
+    with pytest.raises(UploadRefused):
+        await world.staging.collect(KEY, world.workspace)
+    assert await paths(world.workspace) == []
+
+
+async def test_a_link_leads_no_file_elsewhere(world: World, tmp_path: Path) -> None:
+    """Whether it came before, or comes in the same upload as a file below its name."""
+    out = tmp_path / "out"
+    out.mkdir()
+    tree = {"folders": [], "links": {"l": str(out)}}
+    await world.send_back(packed(member("workspace/l/x", b"x"), manifest(tree=tree)))
+    await world.staging.collect(KEY, world.workspace)
+    await world.send_back(packed(manifest(tree=tree, removed=["l/x"])))
+    await world.staging.collect(KEY, world.workspace)
+    await world.send_back(packed(member("workspace/l/x", b"x"), manifest(tree=tree)))
+    collected = await world.staging.collect(KEY, world.workspace)
+    assert list(out.iterdir()) == []
+    assert isinstance(collected.failure, Unprocessable | None)
 
 
 async def test_a_change_that_hides(world: World) -> None:

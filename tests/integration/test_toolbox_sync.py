@@ -80,7 +80,13 @@ def test_bad_moments_of_the_store_are_survived(pods: Pods) -> None:
         assert pod.terminate() == 0, pod.log
         files, manifest = came_up(server)
     assert files == {"workspace/new": b"new"}
-    assert manifest == {"removed": ["a"], "skipped": [], "refused": [], "whole": True}
+    assert manifest == {
+        "removed": ["a"],
+        "skipped": [],
+        "refused": [],
+        "whole": True,
+        "tree": {"folders": [], "links": {}},
+    }
     assert [line["k"] for line in pod.said()] == ["synced", "uploaded"]
 
 
@@ -164,7 +170,7 @@ def test_an_upload_that_fails(pods: Pods, fault: int | str, reason: str) -> None
 
 
 def test_odd_things_in_a_workspace(pods: Pods) -> None:
-    """Links and special files are named, never followed or opened; names may be any bytes."""
+    """Links are kept and never followed, special files are named; names may be any bytes."""
     with serving_archive(DOWN) as server:
         pod = pods.start(server.sync_json()).wait_ready()
         here = pod.workspace
@@ -182,7 +188,9 @@ def test_odd_things_in_a_workspace(pods: Pods) -> None:
         assert pod.terminate() == 0, pod.log
         files, manifest = came_up(server)
     assert set(files) == {"workspace/new\nline", f"workspace/{'/'.join(['d' * 200] * 15)}/x"}
-    assert manifest["skipped"] == sorted(["link", "folder link", "folder", "pipe", "\\udcff"])
+    assert manifest["skipped"] == sorted(["pipe", "\\udcff"])
+    links = {"folder": "/etc", "folder link": str(pod.folder), "link": str(pod.folder / "sync.json")}
+    assert manifest["tree"] == {"folders": [], "links": links}
     assert manifest["removed"] == ["folder/b"]
 
 

@@ -17,7 +17,7 @@ import pytest
 from support.servers import free_port
 from support.up_process import Up, clean_environment, tailrun, until
 
-from app.up.parent_death import OWN_PYTHON, ROOT
+from app.core.parent_death import OWN_PYTHON, ROOT
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import anyio
 import httpx2
@@ -110,15 +112,19 @@ def changed(settings: Settings, **more: Any) -> Settings:
 def serving(
     settings: Settings, *, migrated: bool = True, more: Sequence[socket.socket] = ()
 ) -> Generator[Api]:
-    """Serve until the block ends; on `more` sockets as well."""
+    """Serve until the block ends; on `more` sockets as well.
+
+    No run is told that no worker is alive: there is none here, and how long a test takes is chance.
+    """
     if migrated:
         migrate(settings.data.effective_database_url)
     sock = listen("127.0.0.1", 0)
     ready = threading.Event()
     server = Server(create_app(settings), ready.set)
     thread = threading.Thread(target=server.serve_on, args=(sock, *more), name="api")
-    thread.start()
-    assert ready.wait(60), "the server did not start"
+    with patch("app.main.NO_WORKER_AFTER_S", math.inf):
+        thread.start()
+        assert ready.wait(60), "the server did not start"
     api = Api(f"http://127.0.0.1:{sock.getsockname()[1]}", settings, server, thread)
     try:
         yield api

@@ -137,6 +137,7 @@ class MigratedDatabases:
             connection.execute(
                 "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND backend_type = 'client backend'"
             )
             if connection.execute(self._SHAPE).fetchone() != self._shape:
                 return False

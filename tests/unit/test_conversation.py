@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -15,6 +16,7 @@ from app.agent.conversation import (
     ModelCall,
     ToolStatus,
     UserMessage,
+    View,
     conversation,
     decode_reply,
     encode_reply,
@@ -105,6 +107,24 @@ def test_it_can_be_written_in_a_dialect_that_wants_turns_to_alternate(
     roles = [each["role"] for each in Messages().body(CONFIG, request, Learned())["messages"]]
     assert all(one != other for one, other in pairwise(roles))
     assert roles[0] == "user"
+
+
+@given(rows(), st.integers(0, 6), st.integers(0, 6))
+def test_what_is_left_out_of_a_long_one_breaks_no_pair_and_hides_nothing_of_the_user(
+    found: tuple[list[ModelCall], list[CallResult], list[UserMessage]], stubs: int, dropped: int
+) -> None:
+    calls, results, inbox = found
+    long = [replace(each, for_model="x" * 5_000) for each in results]
+    turns = conversation("go", calls, long, inbox, View(stubs, dropped))
+    replies = [turn for turn in turns if isinstance(turn, Reply)]
+    assert replies == [c.reply for c in calls if c.reply and c.n > dropped]
+    wanted = [call.id for reply in replies for call in reply.calls]
+    assert [turn.call_id for turn in turns if isinstance(turn, ToolTurn)] == wanted
+    said = {turn.text for turn in turns if isinstance(turn, UserTurn)}
+    assert said >= {"go", *(message.content for message in inbox)}
+    for turn in turns:
+        if isinstance(turn, ToolTurn) and int(turn.call_id[1 : turn.call_id.index("-")]) <= stubs:
+            assert len(turn.text) < 1_500
 
 
 def test_what_became_of_a_call_is_told() -> None:

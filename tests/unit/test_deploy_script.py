@@ -524,6 +524,25 @@ def test_in_process_and_back(fakes: Recorder) -> None:
     assert order == sorted(order)
 
 
+def test_an_api_that_falls_back_by_itself_is_left_as_it_is(fakes: Recorder) -> None:
+    """It starts a worker of its own where none is alive, so stopping them is all there is to do."""
+    fakes.answer("{.spec.replicas}", 0, "3")
+    fakes.answer("tailrun/replicas}", 0, "3")
+    fakes.answer("tailrun/worker-fallback}", 0, "15")
+    fakes.answer("get scaledobject", 0)
+    assert fakes.run(SCRIPT, "--in-process").returncode == 0
+    order = [
+        fakes.at("annotate deployment agent-worker", "tailrun/replicas=3"),
+        fakes.at("paused-replicas=0"),
+        fakes.at("scale deployment agent-worker --replicas=0"),
+    ]
+    assert order == sorted(order)
+    assert fakes.run(SCRIPT, "--out-of-process").returncode == 0
+    fakes.at("scale deployment agent-worker --replicas=3")
+    lines = [call.line for call in fakes.calls]
+    assert not [line for line in lines if " patch deployment" in line or " apply " in line]
+
+
 @pytest.mark.parametrize("args", [PROD, ("--rollback",), ("--rollback", "--helm")], ids=" ".join)
 def test_what_would_leave_no_worker_at_all_is_refused(fakes: Recorder, args: tuple[str, ...]) -> None:
     """An upgrade sets the API back to serving alone, and a deployment of zero workers stays at zero."""

@@ -19,6 +19,7 @@ REGISTRIES = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs", "
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/-])/(?:ro" + r"ot|wo" + r"rk|fa" + r"rm|ho" + r"me/(?!me/|you/)\w+|Us" + r"ers/\w+)/"
 )
+CONFLICT = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
 UNFINISHED = re.compile("NotImplemented" + "Error|TO" + r"DO\b|FIX" + r"ME\b")
 EVERYWHERE = {"__init__.py", "conftest.py"}
 NAMES_OF_NOTHING = {"utils.py", "util.py", "helpers.py", "common.py", "manager.py", "misc.py"}
@@ -83,6 +84,11 @@ def test_no_file_holds_a_path_of_somebodys_machine() -> None:
 def test_the_path_pattern_finds_paths(text: str, found: bool) -> None:
     """The check above can fail, and leaves URLs alone."""
     assert bool(MACHINE_PATH.search(text)) is found
+
+
+def test_no_merge_is_left_half_done() -> None:
+    """A marker of a conflict is text to everything but Python."""
+    assert [str(path.relative_to(ROOT)) for path in FILES if CONFLICT.search(text_of(path))] == []
 
 
 def test_nothing_is_left_unfinished() -> None:

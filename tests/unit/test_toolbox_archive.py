@@ -22,7 +22,7 @@ def pack(files: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
     packer = Packer(out.write)
     for path, data in files.items():
-        packer.add(Entry(path, len(data), 1_700_000_000_000_000_000, executable=True), io.BytesIO(data).read)
+        packer.add(Entry(path, len(data), 1_700_000_000_000_000_000, 0o755), io.BytesIO(data).read)
     packer.close()
     return out.getvalue()
 
@@ -49,7 +49,7 @@ def test_no_time_of_a_file_makes_an_archive_that_is_refused(when: int) -> None:
     """File systems know more than 64 bits of nanoseconds do."""
     out = io.BytesIO()
     packer = Packer(out.write)
-    packer.add(Entry("a", 1, when, executable=False), io.BytesIO(b"x").read)
+    packer.add(Entry("a", 1, when), io.BytesIO(b"x").read)
     packer.close()
     assert unpack(out.getvalue()) == {"a": b"x"}
 
@@ -109,7 +109,7 @@ def test_a_file_that_shrinks_is_an_error() -> None:
     """What is packed is what was promised."""
     packer = Packer(io.BytesIO().write)
     with pytest.raises(OSError, match="shorter"):
-        packer.add(Entry("a", 10, 0, executable=False), io.BytesIO(b"short").read)
+        packer.add(Entry("a", 10, 0), io.BytesIO(b"short").read)
 
 
 def test_what_is_not_read_is_skipped() -> None:

@@ -61,6 +61,7 @@ an empty value counts as none, and `env` goes before `envFrom`. WEBHOOK_SECRET t
 {{- define "tailrun.withheld" -}}
 {{- $of := dict
     "api" (list "LLM_KEY" "LLM_PROXY" "PROJECTS_TOKEN")
+    "apiWithWorker" list
     "worker" (list "API_TOKEN" "UPSTASH_REDIS_REST_TOKEN" "UPSTASH_REDIS_REST_URL")
     "migrate" (list "API_TOKEN" "LLM_KEY" "LLM_PROXY" "PROJECTS_KEY" "PROJECTS_TOKEN" "REDIS_SENTINEL_PASSWORD" "REDIS_SENTINEL_USERNAME" "REDIS_URL" "S3_ACCESS_KEY" "S3_SECRET_KEY" "UPSTASH_REDIS_REST_TOKEN" "UPSTASH_REDIS_REST_URL" "WEBHOOK_SECRET") }}
 {{- get $of . | toJson }}
@@ -86,7 +87,8 @@ an empty value counts as none, and `env` goes before `envFrom`. WEBHOOK_SECRET t
   valueFrom: {secretKeyRef: {name: tailrun-s3, key: password}}
 {{- end }}
 {{- end }}
-{{- $withheld := include "tailrun.withheld" .component | fromJsonArray }}
+{{- $of := ternary "apiWithWorker" .component (and (eq .component "api") (eq (include "tailrun.fallback" .root) "yes")) }}
+{{- $withheld := include "tailrun.withheld" $of | fromJsonArray }}
 {{- range $name, $reference := .root.Values.secrets.references }}
 {{- if not (has $name $withheld) }}
 - name: {{ $name }}

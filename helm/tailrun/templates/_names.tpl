@@ -115,6 +115,19 @@ agent-api-token
 {{ if .Values.apiToken.existingSecret.name }}{{ .Values.apiToken.existingSecret.key }}{{ else }}API_TOKEN{{ end }}
 {{- end }}
 
+{{/* "yes" where an API may supervise a worker: it has that worker's rights, settings and time to end, then. */}}
+{{- define "tailrun.fallback" -}}
+{{- if gt (float64 (.Values.config.WORKER_FALLBACK_S | default 0)) 0.0 }}yes{{ end }}
+{{- end }}
+
+{{- define "tailrun.apiGrace" -}}
+{{- $grace := int .Values.api.terminationGracePeriodSeconds }}
+{{- if include "tailrun.fallback" . }}
+{{- $grace = max $grace (add (include "tailrun.drainSeconds" .) 30 .Values.api.preStopSeconds) }}
+{{- end }}
+{{- $grace }}
+{{- end }}
+
 {{- define "tailrun.drainSeconds" -}}
 {{ add (ceil (float64 (.Values.config.DRAIN_S | default 30))) (ceil (float64 (.Values.config.CANCEL_GRACE_S | default 5))) }}
 {{- end }}

@@ -1,7 +1,7 @@
-"""An index of the runs that wait for somebody, by when their wait is over.
+"""An index of the runs that wait for a person, by when their wait is over.
 
 Expands only. On PostgreSQL it is built beside the traffic, after this transaction:
-see `app.db.online_indexes`.
+see `app.db.migrate`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ties a child process to its parent: no child outlives `up`, even after `kill -9`.
+"""Ties a child process to its parent: no child outlives `up` or the API, even after `kill -9`.
 
 On Linux the kernel does it (`PR_SET_PDEATHSIG`). Elsewhere this module is started as a small
 process between the two: it watches a pipe that closes when the parent is gone.
@@ -19,7 +19,10 @@ from types import FrameType
 _PR_SET_PDEATHSIG = 1
 
 LAUNCHER_FD = "TAILRUN_LAUNCHER_FD"
-"""Names the read end of a pipe that `scripts/foreground.py` holds open for as long as it lives."""
+"""Names the read end of a pipe that whoever started us holds open for as long as it lives."""
+
+RETIRE = signal.SIGUSR1
+"""Asks a worker to claim no more, and to end when its runs have, however long they take."""
 
 
 def launcher_pipe() -> int | None:
@@ -64,7 +67,7 @@ def tie(signum: signal.Signals) -> Callable[[], None]:
 
 def bound_to_parent(argv: Sequence[str], signum: signal.Signals, pipe: int) -> list[str]:
     """Return the command that runs `argv` until the pipe, inherited as fd `pipe`, closes."""
-    return [*OWN_PYTHON, "app.up.parent_death", str(pipe), str(int(signum)), *argv]
+    return [*OWN_PYTHON, "app.core.parent_death", str(pipe), str(int(signum)), *argv]
 
 
 def main(pipe: int, signum: int, argv: Sequence[str]) -> int:
@@ -74,7 +77,7 @@ def main(pipe: int, signum: int, argv: Sequence[str]) -> int:
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, ignore)
     child = subprocess.Popen(list(argv), close_fds=False)
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in (signal.SIGTERM, signal.SIGINT, RETIRE):
         signal.signal(each, lambda number, _: child.send_signal(number))
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
