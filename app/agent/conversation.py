@@ -39,11 +39,13 @@ _STUB_CHARS = 500
 class View:
     """What of a long conversation is left out: results of calls up to `stubs` are shortened to their ends.
 
-    Replies up to `dropped` are left out whole, with their results; what the user wrote never is.
+    Replies up to `dropped` are left out whole, with their results; what the user wrote never is. `forgotten`:
+    the conversation of the run that this one continues is left out.
     """
 
     stubs: int = 0
     dropped: int = 0
+    forgotten: bool = False
 
 
 class ToolStatus(StrEnum):

@@ -64,7 +64,7 @@ class Agent:
     def __init__(self, bench: AgentBench) -> None:
         self._bench, self._rows, self._log = bench, bench.rows, bench.log
         run = bench.rows.run
-        self._prompt = str(run.spec.get("prompt", ""))
+        self._prompt = bench.rows.prompt
         self._order = AgentOrder.of(run.agent, bench.settings.agent)
         self._supervision = Supervision(
             run, None, bench.output, bench.tools, bench.stop, bench.clock, output=bench.output

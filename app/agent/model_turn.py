@@ -171,6 +171,10 @@ class ModelTurn:
             view = replace(view, stubs=max(view.stubs, n))
             if size(view) <= window * _EMPTIED:
                 return view
+        if rows.before:
+            view = replace(view, forgotten=True)
+            if size(view) <= window * _EMPTIED:
+                return view
         for n in rows.answered[:-_KEPT_REPLIES]:
             view = replace(view, dropped=max(view.dropped, n))
             if size(view) <= window * _EMPTIED:

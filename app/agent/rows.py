@@ -48,6 +48,8 @@ MISFIT = "result_schema"
 UNUSABLE = "unusable"
 """The policy of a call that can't be carried out as it is: no such tool, or wrong arguments."""
 
+_MOST_EARLIER = 10
+"""Runs that continue each other, of which the conversation is kept."""
 _TOLD = {
     StepStatus.PROPOSED: ToolStatus.PROPOSED,
     StepStatus.WAITING: ToolStatus.PROPOSED,
@@ -105,6 +107,8 @@ class AgentRows:
     steps: dict[str, StepRecord] = field(default_factory=dict[str, StepRecord])
     messages: list[InboxMessage] = field(default_factory=list[InboxMessage])
     approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
+    before: tuple[Turn, ...] = ()
+    """The conversation of the run that this one continues."""
 
     # -- read -----------------------------------------------------------------------------
 
@@ -115,6 +119,25 @@ class AgentRows:
         self.replies = {call.n: decode_reply(call.reply) for call in self.calls if call.reply}
         self.steps = {record.step_id: record for record in await self.stores.runs.steps(run_id)}
         self.approvals = {asked.step_id: asked for asked in await self.stores.approvals.of_run(run_id)}
+
+    async def load_earlier(self, depth: int = 0) -> None:
+        """Read the conversation that this one continues. May raise `StorageError`."""
+        earlier_id = (self.run.agent or {}).get("continue_of")
+        if not isinstance(earlier_id, str) or depth == _MOST_EARLIER:
+            return
+        earlier = await self.stores.runs.get(earlier_id)
+        if earlier is None or earlier.user_id != self.run.user_id:
+            return
+        rows = AgentRows(earlier, self.fence, self.stores, self.log)
+        await rows.load()
+        await rows.read_messages()
+        await rows.load_earlier(depth + 1)
+        self.before = rows.turns(rows.prompt, rows.view)
+
+    @property
+    def prompt(self) -> str:
+        """What the run is for."""
+        return str(self.run.spec.get("prompt", ""))
 
     async def read_messages(self) -> None:
         """Read what the user has written since the last look. May raise `StorageError`."""
@@ -167,7 +190,7 @@ class AgentRows:
     def view(self) -> View:
         """What the last request left out of the conversation; the next one leaves out at least that."""
         kept = next((call.view for call in reversed(self.calls) if call.view), {})
-        return View(int(kept.get("stubs", 0)), int(kept.get("dropped", 0)))
+        return View(int(kept.get("stubs", 0)), int(kept.get("dropped", 0)), bool(kept.get("forgotten")))
 
     @property
     def answered(self) -> list[int]:
@@ -183,7 +206,8 @@ class AgentRows:
             for k, record in self._results(call.n)
         ]
         messages = [UserMessage(m.k, m.content) for m in self.messages]
-        return conversation(prompt, calls, results, messages, view, finish_only=finish_only)
+        own = conversation(prompt, calls, results, messages, view, finish_only=finish_only)
+        return own if view.forgotten else (*self.before, *own)
 
     # -- what is to be done next ----------------------------------------------------------
 

@@ -180,6 +180,7 @@ class JobProcessor:
         rows = AgentRows(run, self._fence, bench.agents, writer)
         if run.attempt > 1:
             await rows.load()
+        await rows.load_earlier()
         output = ToolOutput(writer, bench.settings.agent.tool_result_bytes)
         tools = ToolRouter(workspace, bench.executor, run, output)
         agent = AgentBench(

@@ -100,3 +100,26 @@ async def test_a_result_that_never_has_its_form_ends_the_run(agents: Agents, cal
     assert run.error is not None
     assert run.error["code"] == "invalid_result"
     assert len(agents.model.asked) == 3
+
+
+async def test_a_run_that_continues_another_has_its_conversation(agents: Agents) -> None:
+    agents.start_worker()
+    agents.model.script(
+        says("I look.", ("file_list", {})), says("It is blue."), says("Because of the sky."), says("Still.")
+    )
+    first = await agents.do("Which colour?")
+    second = await agents.do("Why?", agent={"continue_of": first.run_id})
+    assert second.result == {"text": "Because of the sky."}
+    third = await agents.do("Sure?", agent={"continue_of": second.run_id})
+    assert third.result == {"text": "Still."}
+    roles = [each["role"] for each in agents.model.asked[-1].body["messages"]]
+    assert roles == ["system", "user", "assistant", "tool", "assistant", "user", "assistant", "user"]
+
+
+async def test_a_conversation_is_not_continued_for_another_user(agents: Agents) -> None:
+    agents.start_worker()
+    agents.model.script(says("a secret"), says("Who are you?"))
+    first = await agents.do("Tell me.")
+    await agents.do("Go on.", agent={"continue_of": first.run_id}, user_id="eve")
+    roles = [each["role"] for each in agents.model.asked[-1].body["messages"]]
+    assert roles == ["system", "user"]

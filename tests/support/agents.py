@@ -83,10 +83,15 @@ class Agents:
 
     async def submit(self, prompt: str, *, agent: dict[str, Any] | None = None, **fields: Any) -> str:
         spec = {"prompt": prompt, "planner": "agent", **fields.pop("spec", {})}
-        draft: dict[str, Any] = {"max_attempts": 1, "timeout_s": 120.0, "labels": {}, **fields}
+        draft: dict[str, Any] = {
+            "user_id": "ann",
+            "max_attempts": 1,
+            "timeout_s": 120.0,
+            "labels": {},
+            **fields,
+        }
         new = RunDraft(
             run_id=str(uuid.uuid4()),
-            user_id="ann",
             kind=RunKind.PROMPT,
             spec=spec,
             start=True,
