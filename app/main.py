@@ -145,6 +145,7 @@ def create_app(settings: Settings) -> FastAPI:
     for module in _ROUTES:
         app.include_router(module.router)
     app.add_middleware(access.HeadAsGet)
+    app.add_middleware(access.PlainBodies)
     if settings.api.auth == "off":
         app.add_middleware(LocalOnly, settings=settings.api)
     if (port := own_staging_port(settings.api)) is not None:

@@ -3,7 +3,7 @@
 The line has the path without its query, for a stream token may be in it; uvicorn's own
 access log is off for the same reason.
 
-HEAD is answered wherever GET is: probes, `curl -I` and link checkers ask so.
+HEAD is answered wherever GET is: probes, `curl -I` and link checkers ask so. Bodies come as they are.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 _SHOWN_PATH = 500
 HEADER = "X-Request-ID"
+_IDENTITY = {"Accept-Encoding": "identity"}
 
 
 class Access:
@@ -82,6 +83,23 @@ class HeadAsGet:
         if refused:
             with suppress(_HeadIsOut, ClientDisconnect):  # what the body would have been is closed with it
                 await self.app({**scope, "method": "GET"}, receive, head_alone)
+
+
+class PlainBodies:
+    """ASGI middleware. A body that is compressed is refused: a small one may hold gigabytes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        coding = Headers(scope=scope).get("content-encoding", "") if scope["type"] == "http" else ""
+        if coding.lower() in {"", "identity"}:
+            await self.app(scope, receive, send)
+            return
+        message = "The body is compressed (Content-Encoding); send it as it is."
+        refusal = error_answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed_body", message, _IDENTITY)
+        await refusal(scope, receive, send)
 
 
 class _HeadIsOut(OSError):

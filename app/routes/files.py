@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 
 from app.core.clock import calendar_second, format_ts
@@ -161,7 +162,24 @@ router = APIRouter(tags=["files"])
 FilePath = Annotated[
     str, Path(description="The file's path within the workspace.", examples=["report/chart.svg"])
 ]
-_FILE = "/v1/runs/{run_id}/files/{path:path}"
+
+
+class _AnyName(Convertor[str]):
+    """The rest of a path whatever is in it, line ends too: what can't be a name is refused with a reason."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        """Take it as it is."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """Put it into a path as it is."""
+        return value
+
+
+register_url_convertor("name", _AnyName())
+_FILE = "/v1/runs/{run_id}/files/{path:name}"
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 

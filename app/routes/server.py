@@ -1,4 +1,5 @@
-"""uvicorn's protocols, with two things added: the app may abort its connection, and ask what was taken.
+"""uvicorn's protocols, with three things added: the app may abort its connection, and ask what was taken;
+and HTTP/1.0 is answered without chunks, which it does not know.
 
 ASGI can only end a response, and ending waits until the peer has read what is buffered. A
 reader that does not read would keep its connection, its memory and the server's shutdown
@@ -32,8 +33,33 @@ _Scope = MutableMapping[str, Any]
 _App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
+class _UntilClose(int):
+    """The length of a body that ends with its connection, as uvicorn counts down what is left to send."""
+
+    def __lt__(self, other: object) -> bool:
+        """Whether more was sent than there is: never."""
+        return False
+
+    def __sub__(self, other: object) -> _UntilClose:
+        """Take off what was sent."""
+        return self
+
+    def __ne__(self, other: object) -> bool:
+        """Whether it differs from what is left at the end: never."""
+        return False
+
+    __hash__ = int.__hash__
+
+
 class AbortableHttp(BoundedHttp):
-    """HTTP/1.1 whose responses may abort the connection."""
+    """HTTP/1.1 whose responses may abort the connection; HTTP/1.0 whose responses end with it."""
+
+    def on_headers_complete(self) -> None:
+        """Hand the request over."""
+        super().on_headers_complete()
+        cycle = self._answering()
+        if cycle is not None and self.scope["http_version"] == "1.0":
+            cycle.chunked_encoding, cycle.expected_content_length = False, _UntilClose()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Remember the way to the transport for every request on it."""

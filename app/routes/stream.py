@@ -79,6 +79,8 @@ async def stream_events(
     """Stream a run's events from a cursor on, live, until its `end`."""
     cursor = await _cursor(services, run, last_event_id, after, tail)
     ended = run.status.terminal
+    if not ended:
+        cursor = await services.hub.within(run, cursor)
     if follow and ended and cursor >= run.last_seq:
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
     services.streams.admit(user.user_id)

@@ -119,8 +119,8 @@ class _Session:
         listening: asyncio.Future[None] | None = None
         try:
             while self._resume is not None and not (self._gone or self._revoked):
-                with self._open(self._resume) as self._reader:
-                    self._resume = None
+                after, self._resume = self._resume, None
+                with self._open(await self._services.hub.within(self._run, after)) as self._reader:
                     listening = listening or asyncio.ensure_future(self._listen())
                     await self._send_all(watchdog)
         except StorageError as error:

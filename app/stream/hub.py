@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from app.core.errors import Unavailable
+from app.core.models import Run
 from app.core.periodic import Periodic
 from app.core.telemetry import STREAM_LIMIT, WATCHERS
 from app.redis.clients import RedisClients
@@ -109,6 +110,13 @@ class StreamHub:
     async def top(self, run_id: str) -> int:
         """Return the highest seq that exists now; `StorageError` when neither store answers."""
         return await self._backfill.top(run_id)
+
+    async def within(self, run: Run, after: int) -> int:
+        """Return `after`, or the highest seq of a run if `after` is ahead of it: then it was another run's.
+
+        Such a reader would wait for a seq that never comes, and miss the run's end. May raise `StorageError`.
+        """
+        return after if after <= run.last_seq else min(after, await self.top(run.run_id))
 
     async def close(self) -> None:
         """End every stream and close the subscription."""

@@ -124,6 +124,17 @@ async def test_no_content_after_the_end(run: LiveRun, stores: Stores) -> None:
         assert (response.status_code, response.content) == (204, b"")
 
 
+async def test_a_cursor_ahead_of_the_run_is_at_its_top(run: LiveRun, stores: Stores) -> None:
+    """It was another run's: what comes from now on is told, the end above all."""
+    await run.lines(3)
+    watching = asyncio.create_task(body(stores, f"{run.path}?after=5000"))
+    await until(lambda: hub_of(stores.api).readers == 1)
+    await run.lines(1)
+    before = run.seq
+    await run.end()
+    assert ids(await watching) == [before, run.seq]
+
+
 async def test_cursor_precedence(run: LiveRun, stores: Stores) -> None:
     """Last-Event-ID wins over after, after wins over tail; tail counts lines."""
     await run.lines(10)

@@ -91,6 +91,14 @@ async def test_resume_goes_on_behind_an_event(run: LiveRun) -> None:
     await until(lambda: hub_of(run.stores.api).readers == 0)
 
 
+async def test_a_cursor_ahead_of_the_run_is_at_its_top(run: LiveRun) -> None:
+    await run.lines(3)
+    async with events(run, "?after=5000") as socket:
+        await until(lambda: hub_of(run.stores.api).readers == 1)
+        await run.end()
+        assert [orjson.loads(text)["seq"] for text in await all_of(socket)] == [run.seq]
+
+
 @pytest.mark.parametrize("what", ["-1", "1.5", "true", "null", '"7"', str(2**60)])
 async def test_resume_with_nonsense_is_told(run: LiveRun, what: str) -> None:
     """The close code says that the parameter is wrong, as it does for `?after=`."""
