@@ -140,8 +140,10 @@ class AgentRows:
         return str(self.run.spec.get("prompt", ""))
 
     async def read_messages(self) -> None:
-        """Read what the user has written since the last look. May raise `StorageError`."""
-        self.messages += await self.stores.inbox.after(self.run.run_id, self.read_upto)
+        """Read what the user has written since the last look, however long it takes."""
+        run_id, last = self.run.run_id, self.read_upto
+        new = await self.log.stored(lambda: self.stores.inbox.after(run_id, last))
+        self.messages += [message for message in new if message.k > self.read_upto]
 
     @property
     def read_upto(self) -> int:
@@ -268,8 +270,8 @@ class AgentRows:
         return [call for call in self.calls if call.n in numbers]
 
     async def send(self, call: CallRecord) -> None:
-        """Commit that a call is about to be made. May raise `StorageError`."""
-        await self.stores.calls.send(self.fence, call)
+        """Commit that a call is about to be made, however long it takes."""
+        await self.log.stored(lambda: self.stores.calls.send(self.fence, call))
         self.calls.append(call)
 
     async def settle(
