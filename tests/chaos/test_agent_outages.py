@@ -1,4 +1,4 @@
-"""Redis restarts, or the database is away, in the middle of a reply: it is paid for once, and the log whole."""
+"""Redis restarts, or the database is away, in the middle of a reply: it is paid for once, the log is whole."""
 
 from __future__ import annotations
 
