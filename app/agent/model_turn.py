@@ -306,6 +306,7 @@ class ModelTurn:
 
     async def _usage(self, call: CallRecord) -> None:
         spent = self.rows.ledger
+        priced = any(each.cost_u is not None for each in self.rows.calls)
         data = {
             "call": call.n,
             "input_tokens": call.input_tokens,
@@ -313,7 +314,7 @@ class ModelTurn:
             "output_tokens": call.output_tokens,
             "estimated": call.estimated,
             "cost_usd": None if call.cost_u is None else call.cost_u / _MICRO,
-            "spent_usd": spent.cost / _MICRO,
+            "spent_usd": spent.cost / _MICRO if priced else None,
             "spent_tokens": spent.tokens,
         }
         await self.rows.log.event(EventType.USAGE, data=data)

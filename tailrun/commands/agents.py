@@ -213,11 +213,14 @@ def _decide(
     note: str | None,
     as_json: bool,
 ) -> None:
-    waiting = [one for one in client.approvals(run_id) if one["decision"] is None]
+    asked = client.approvals(run_id)
+    waiting = [one for one in asked if one["decision"] is None]
     chosen = [one for one in waiting if step in (None, one["step"])]
     if not chosen:
-        what = f"step {step}" if step else "no step"
-        raise CliError(f"{run_id}: {what} waits for a decision: see `tailrun approvals {run_id[:8]}`")
+        decided = next((one for one in asked if one["step"] == step), None)
+        what = f"step {step} does not wait" if step else "no step waits"
+        known = f", it is {decided['decision']}" if decided else ""
+        raise CliError(f"{run_id}: {what} for a decision{known}: see `tailrun approvals {run_id[:8]}`")
     if len(chosen) > 1 and not every:
         names = ", ".join(one["step"] for one in chosen)
         raise CliError(f"{run_id}: {names} wait for a decision: name one of them, or give --all", 2)

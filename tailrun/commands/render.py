@@ -246,7 +246,7 @@ class Renderer:
         for line in call.last if failed else ():
             self._log(line)
         took = f" · {duration(event.data['duration_s'])}" if "duration_s" in event.data else ""
-        lines = f" · {call.lines} lines" if call.lines else ""
+        lines = f" · {call.lines} line{'s' * (call.lines > 1)}" if call.lines else ""
         why = f" · {event.content.partition(': ')[2]}" if failed and event.content else ""
         self._note(
             f"{'✗' if failed else '✓'} {call.heading}{why or took}{lines}",

@@ -60,7 +60,7 @@ async def test_words_calls_and_usage_are_in_the_one_sequence(working: Agents) ->
     models = [(e.data["n"], e.data["status"]) for e in events if e.type is EventType.MODEL]
     assert models == [(1, "sent"), (1, "answered"), (2, "sent"), (2, "answered")]
     usage = [e.data for e in events if e.type is EventType.USAGE]
-    assert [each["spent_tokens"] for each in usage] == [15, 30]
+    assert [(each["spent_tokens"], each["spent_usd"]) for each in usage] == [(15, None), (30, None)]
     assert events[-1].type is EventType.END
     assert events[-1].data["result"] == {"text": "The end."}
 

@@ -165,7 +165,7 @@ def test_every_kind_of_run_is_taken(api: Api) -> None:
         ({**PROMPT, "params": {}}, "invalid", "params goes with type only"),
         ({"prompt": "Test Phase 2B"}, "no_model", 'ask for "planner": "smoke"'),
         ({"prompt": "```python\nsteps: []\n```"}, "no_model", "send steps, an argv or a typed task"),
-        ({**PROMPT, "planner": "gpt"}, "invalid", "planner must be one of smoke, not 'gpt'"),
+        ({**PROMPT, "planner": "gpt"}, "invalid", "planner must be one of smoke, agent, not 'gpt'"),
         ({"argv": ["true"], "planner": "smoke"}, "invalid", "planner goes with prompt only"),
         ({**PROMPT, "timeout_s": 3601}, "invalid", "at most 3600"),
         ({**PROMPT, "nonsense": 1}, "invalid", "nonsense"),

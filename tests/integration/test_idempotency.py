@@ -42,6 +42,8 @@ OTHERS = {
     "/v1/dead/retry": "makes one run of each letter, and the letters go",
     "/v1/runs/{run_id}/start": "changes, and changes nothing again",
     "/v1/runs/{run_id}/cancel": "changes, and changes nothing again",
+    "/v1/runs/{run_id}/approvals/{step}": "is decided once, and a 409 from then on",
+    "/v1/runs/{run_id}/messages": "kept once, with a 202 each time: test_api_agents.py",
 }
 
 

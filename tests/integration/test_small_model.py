@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from support.agents import Agents
 from support.small_model import SmallModel, missing
 
 from app.agent.model_tools import tool_specs
+from app.core.models import RunStatus, StepStatus
 from app.llm.client import ModelClient
 from app.llm.failures import ContextOverflow
 from app.llm.model import Delta, Finish, ModelRequest, Piece, Reply, ToolTurn, UserTurn
@@ -18,7 +20,7 @@ from app.llm.models_file import ModelConfig
 
 pytestmark = [pytest.mark.deep, pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
 
-CONTEXT = 2048
+CONTEXT = 4096
 TOOLS = tool_specs(("file_write", "file_read"))
 
 
@@ -86,3 +88,24 @@ async def test_a_conversation_that_is_too_long_is_said_to_be(model: ModelClient)
     long = ModelRequest("You are helpful.", (UserTurn("word " * 2 * CONTEXT),), max_output_tokens=10)
     with pytest.raises(ContextOverflow, match="exceeds the available context size"):
         await call(model, long)
+
+
+async def test_a_whole_run_of_an_agent(agents: Agents, server: SmallModel) -> None:
+    """A real reply asks for a file, the file is there, and a real reply ends the run."""
+    agents.start_worker(
+        LLM_URL=server.url,
+        LLM_CONTEXT_TOKENS=str(CONTEXT),
+        LLM_MAX_OUTPUT_TOKENS="100",
+        LLM_EXTRA_BODY='{"temperature": 0}',
+    )
+    run_id = await agents.submit(
+        "Write hello into the file note.txt", agent={"tools": ["file_write", "file_read"]}
+    )
+    run = await agents.ended(run_id, 300)
+    assert (run.status, run.error) == (RunStatus.SUCCEEDED, None)
+    first, *_ = await agents.steps(run_id)
+    assert (first.tool, first.status) == ("file_write", StepStatus.SUCCEEDED)
+    calls = await agents.calls_of(run_id)
+    assert all(call.input_tokens > 100 and not call.estimated for call in calls)
+    words = [event for event in await agents.events(run_id) if event.stream == "model"]
+    assert words
