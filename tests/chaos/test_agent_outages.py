@@ -1,4 +1,4 @@
-"""Redis restarts, or the database is away, in the middle of a reply: it is paid for once, the log is whole."""
+"""Redis restarts, or the database is away, in the middle of a reply: it is paid for once, and whole."""
 
 from __future__ import annotations
 
