@@ -32,6 +32,7 @@ from app.agent.tools.router import ToolRouter
 from app.config import Settings
 from app.core.events import EventType
 from app.execution.program_slots import ProgramSlots
+from app.llm.client import ModelClient
 from app.llm.model import Finish
 from app.llm.pool import ModelPool, NoSuchModel
 from app.storage.workspace import Workspace
@@ -118,7 +119,7 @@ class Agent:
 
     # -- before ---------------------------------------------------------------------------
 
-    def _model(self) -> Any:
+    def _model(self) -> ModelClient:
         try:
             return self._bench.models.model(self._order.model)
         except NoSuchModel as error:
