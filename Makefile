@@ -46,7 +46,7 @@ check: $(DEV) ## lint, format, types, layers, dependencies, locks, documents
 	$(BIN)/python scripts/lock.py --check
 	$(BIN)/python -m pytest tests/unit/test_docs.py tests/unit/test_repository.py
 
-bench: $(DEV) ## measure; WHAT=run, queue, runs, stream, ingest, backlog, tools (on a cluster) or load
+bench: $(DEV) ## measure; WHAT=run, queue, runs, stream, ingest, backlog, agent, tools (on a cluster) or load
 	@$(BIN)/python bench/$(or $(BENCH_$(WHAT)),$(WHAT)).py
 
 build: ## build the container image (docker or buildah)

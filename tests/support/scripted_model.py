@@ -15,6 +15,7 @@ import asyncio
 import json
 import ssl
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,10 @@ class Asked:
     sent: int = 0
     hung_up: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
+    came_at: float = field(default_factory=time.perf_counter)
+    first_at: float = 0.0
+    ended_at: float = 0.0
+    """When it was whole, when the first piece of its answer went out and the last one; `perf_counter`."""
 
 
 class ScriptedModel:
@@ -181,6 +186,7 @@ class ScriptedModel:
                 early = b"" if watch.exception() else watch.result()
                 asked.hung_up = not early
             watch.cancel()
+            await asyncio.wait([watch])  # the next request is read by another reader
             asked.ended.set()
         return early if kept and not asked.hung_up else None
 
@@ -206,12 +212,14 @@ class ScriptedModel:
             for _ in range(times):
                 if watch.done():
                     return False
+                asked.first_at = asked.first_at or time.perf_counter()
                 writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 await writer.drain()
                 asked.sent += len(piece)
                 if isinstance(act, Repeat):
                     await asyncio.wait([watch], timeout=act.every_s)
         writer.write(b"0\r\n\r\n")
+        asked.ended_at = time.perf_counter()
         await writer.drain()
         return True
 
