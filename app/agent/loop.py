@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from app.agent.agent_tools import specs_of
 from app.agent.model_turn import ModelTurn, Prefix
 from app.agent.order import AgentOrder
@@ -30,13 +32,16 @@ from app.agent.tools.router import ToolRouter
 from app.config import Settings
 from app.core.events import EventType
 from app.execution.program_slots import ProgramSlots
+from app.llm.client import ModelClient
 from app.llm.model import Finish
 from app.llm.pool import ModelPool, NoSuchModel
+from app.storage.workspace import Workspace
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
 from tailrun.process.stop import StopToken
 
 _EMPTY_MOST, _UNUSABLE_MOST, _REPAIRS = 3, 5, 2
+_RESULT_BYTES, _HEAD_CHARS = 16_000, 1_000
 _LOST_MESSAGE = (
     "call {n} of the model was lost with its worker: what it has written is void, and it counts as spent"
 )
@@ -114,7 +119,7 @@ class Agent:
 
     # -- before ---------------------------------------------------------------------------
 
-    def _model(self) -> Any:
+    def _model(self) -> ModelClient:
         try:
             return self._bench.models.model(self._order.model)
         except NoSuchModel as error:
@@ -186,3 +191,18 @@ class Agent:
         if judgement.circle is Circle.STUCK:
             raise RunFailure(ErrorCode.STUCK_LOOP, judgement.text)
         return f"({judgement.text})" if judgement.circle is Circle.NUDGE else ""
+
+
+async def within_a_row(result: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
+    """Return a result as the run's row and its last event hold it; one that is large becomes a file."""
+    raw = orjson.dumps(result, option=orjson.OPT_INDENT_2)
+    if len(raw) <= _RESULT_BYTES:
+        return result
+    text = result["text"] if result.keys() == {"text"} and isinstance(result["text"], str) else None
+    name, content = ("result.json", raw) if text is None else ("result.md", text.encode())
+    file = await workspace.write(name, content)
+    return {
+        "text": f"{(text or '')[:_HEAD_CHARS]}… (the whole result is in {name})",
+        "file": name,
+        "size": file.size,
+    }

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
-import structlog
 
 from app.agent.agent_tools import proposed_step
 from app.agent.budget import BudgetSpent, Ledger, RunBudget
@@ -23,7 +22,6 @@ from app.agent.conversation import View, encode_reply
 from app.agent.rows import AgentRows, step_id
 from app.agent.words import Words
 from app.core.agent_records import CallRecord, CallStatus
-from app.core.errors import StorageError
 from app.core.events import EventType
 from app.core.models import StepRecord, StepStatus
 from app.llm.client import ModelClient
@@ -44,8 +42,6 @@ from app.llm.prices import Prices, Reservation
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
 from tailrun.process.stop import StopToken
-
-log = structlog.get_logger()
 
 _MICRO = 1_000_000
 _FULL, _EMPTIED = 0.8, 0.5
@@ -237,10 +233,7 @@ class ModelTurn:
         while not self.rows.user_interrupts_after(self.rows.told):
             await self.news.wait()
             self.news.clear()
-            try:
-                await self.rows.read_messages()
-            except StorageError as error:
-                log.warning("messages not read, they are before the next call", error=str(error))
+            await self.rows.read_messages()
 
     # -- after ----------------------------------------------------------------------------
 

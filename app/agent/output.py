@@ -21,6 +21,7 @@ from tailrun.process.errors import RunFailure
 from tailrun.process.lines import Level, Line
 
 _NAMED_FILES = 20
+_RESUMED = "(Its output before another worker took over is not shown here.)"
 _LEFT_OUT = "[… {} bytes of {} left out …]"
 
 
@@ -67,9 +68,11 @@ class ToolOutput:
         self._log, self._most = log, most
         self._kept = HeadAndTail(most)
 
-    def begin(self) -> None:
-        """Forget what the step before has printed."""
+    def begin(self, *, resumed: bool = False) -> None:
+        """Forget what was printed before; `resumed`: an earlier attempt has the beginning of this step's."""
         self._kept = HeadAndTail(self._most)
+        if resumed:
+            self._kept.add(_RESUMED, goes_on=False)
 
     def told(self, outcome: ToolOutcome, failure: RunFailure | None) -> str:
         """Return what the model is told of the step that has ended."""
@@ -90,8 +93,10 @@ class ToolOutput:
         return written
 
     async def say(self, level: Level, content: str, step: str | None = None) -> None:
-        """As `RunLog`."""
+        """As `RunLog`; what is said of a step is told too."""
         await self._log.say(level, content, step)
+        if step is not None:
+            self._kept.add(f"({content})", goes_on=False)
 
     async def event(
         self,

@@ -34,6 +34,7 @@ from app.core.agent_records import (
 )
 from app.core.events import EventType
 from app.core.models import Fence, Run, StepRecord, StepStatus
+from app.core.telemetry import MODEL_CALLS, MODEL_COST, MODEL_FIRST_SECONDS, MODEL_TOKENS
 from app.db.approval_store import ApprovalStore
 from app.db.call_store import CallStore
 from app.db.inbox_store import InboxStore
@@ -48,6 +49,7 @@ MISFIT = "result_schema"
 UNUSABLE = "unusable"
 """The policy of a call that can't be carried out as it is: no such tool, or wrong arguments."""
 
+_MICRO = 1_000_000
 _MOST_EARLIER = 10
 """Runs that continue each other, of which the conversation is kept."""
 _TOLD = {
@@ -140,8 +142,10 @@ class AgentRows:
         return str(self.run.spec.get("prompt", ""))
 
     async def read_messages(self) -> None:
-        """Read what the user has written since the last look. May raise `StorageError`."""
-        self.messages += await self.stores.inbox.after(self.run.run_id, self.read_upto)
+        """Read what the user has written since the last look, however long it takes."""
+        run_id, last = self.run.run_id, self.read_upto
+        new = await self.log.stored(lambda: self.stores.inbox.after(run_id, last))
+        self.messages += [message for message in new if message.k > self.read_upto]
 
     @property
     def read_upto(self) -> int:
@@ -265,11 +269,14 @@ class AgentRows:
             replace(call, status=CallStatus.LOST, ended_at=now) if call.n in numbers else call
             for call in self.calls
         ]
-        return [call for call in self.calls if call.n in numbers]
+        lost = [call for call in self.calls if call.n in numbers]
+        for call in lost:
+            MODEL_CALLS.labels(call.model, call.status).inc()
+        return lost
 
     async def send(self, call: CallRecord) -> None:
-        """Commit that a call is about to be made. May raise `StorageError`."""
-        await self.stores.calls.send(self.fence, call)
+        """Commit that a call is about to be made, however long it takes."""
+        await self.log.stored(lambda: self.stores.calls.send(self.fence, call))
         self.calls.append(call)
 
     async def settle(
@@ -279,6 +286,7 @@ class AgentRows:
         hidden = [self.log.hidden(record) for record in proposed]
         await self.log.stored(lambda: self.stores.calls.settle(self.fence, call, hidden))
         self.calls = [call if each.n == call.n else each for each in self.calls]
+        _count(call)
         if reply is not None:
             self.replies[call.n] = reply
         self.steps |= {record.step_id: record for record in proposed}
@@ -324,6 +332,18 @@ def as_result(found: Any) -> dict[str, Any]:
 def is_cut(reply: Reply) -> bool:
     """Whether a reply was cut at its length limit within its words, so that it is no answer."""
     return reply.finish is Finish.LENGTH and not reply.calls
+
+
+def _count(call: CallRecord) -> None:
+    """Count a call that has ended."""
+    MODEL_CALLS.labels(call.model, call.status).inc()
+    MODEL_CALLS.labels(call.model, "retried").inc(max(0, call.tries - 1))
+    MODEL_TOKENS.labels(call.model, "input").inc(call.input_tokens)
+    MODEL_TOKENS.labels(call.model, "output").inc(call.output_tokens)
+    if call.cost_u is not None:
+        MODEL_COST.labels(call.model).inc(call.cost_u / _MICRO)
+    if call.first_at is not None:
+        MODEL_FIRST_SECONDS.labels(call.model).observe(max(0, call.first_at - call.sent_at) / _MICRO)
 
 
 def _is_open(record: StepRecord) -> bool:

@@ -157,7 +157,7 @@ class Supervision:
             policy=earlier.policy if earlier else None,
         )
         if self.output is not None:
-            self.output.begin()
+            self.output.begin(resumed=again.resumed)
         data: dict[str, Any] = {"tool": step.tool, "status": record.status, "n": idx + 1}
         data |= {"of": self.of} if record.call is None else {"call": record.call}
         content = started(step)

@@ -88,10 +88,8 @@ class ToolCalls:
     # -- the catalogue's tools --------------------------------------------------------------
 
     async def _perform(self, call: ToolCall, record: StepRecord) -> None:
-        try:
-            self.rows.ledger.next_tool(self.order.budget)
-        except BudgetSpent as spent:
-            raise RunFailure(ErrorCode.BUDGET, f"The budget of this run: {spent}") from spent
+        if record.status in _NOT_BEGUN:  # what has begun is counted
+            self._hold_budget()
         step = self._step(call, record)
         if self._rule(step, record) is not None:
             asked = self.rows.approvals.get(step.id)
@@ -101,6 +99,12 @@ class ToolCalls:
                 await self._refuse(record, _denied(asked))
                 return
         await self._run(step, record)
+
+    def _hold_budget(self) -> None:
+        try:
+            self.rows.ledger.next_tool(self.order.budget)
+        except BudgetSpent as spent:
+            raise RunFailure(ErrorCode.BUDGET, f"The budget of this run: {spent}") from spent
 
     async def _run(self, step: Step, record: StepRecord) -> None:
         """Run a step; a program in a slot of its worker."""

@@ -243,6 +243,19 @@ WEBHOOKS = Counter(
 APPROVALS = Counter(
     "tailrun_approvals", "Steps of agents that were decided: approved, denied, expired.", ["decision"]
 )
+MODEL_CALLS = Counter(
+    "tailrun_model_calls",
+    "Calls of a model, by outcome: answered, retried, failed, cancelled, lost.",
+    ["model", "outcome"],
+)
+MODEL_TOKENS = Counter("tailrun_model_tokens", "Tokens of a model, in and out.", ["model", "kind"])
+MODEL_COST = Counter("tailrun_model_cost_usd", "US dollars of a model whose price is known.", ["model"])
+MODEL_FIRST_SECONDS = Histogram(
+    "tailrun_model_first_token_seconds",
+    "Time from a call of a model to its first token.",
+    ["model"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180),
+)
 DEAD_LETTERS = Counter("tailrun_dead_letters", "Entries put into jobs:dead, by reason.", ["reason"])
 RUN_WAIT_SECONDS = Histogram(
     "tailrun_run_wait_seconds",
@@ -289,6 +302,7 @@ OF_WORKER = (
         RUN_WAIT_SECONDS,
     ),
     *(RUN_SECONDS, LOG_COMMIT_SECONDS, WORKSPACE_BYTES, LOG_UPKEEP, TOOL_STAGE_SECONDS),
+    *(MODEL_CALLS, MODEL_TOKENS, MODEL_COST, MODEL_FIRST_SECONDS),
 )
 
 

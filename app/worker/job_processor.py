@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from app.agent.loop import Agent, AgentBench
+from app.agent.loop import Agent, AgentBench, within_a_row
 from app.agent.model_turn import ModelPause
 from app.agent.output import ToolOutput
 from app.agent.planner import AGENT, is_agent, plan
@@ -195,7 +195,7 @@ class JobProcessor:
             clock=bench.clock,
             settings=bench.settings,
         )
-        return await Agent(agent).run()
+        return await within_a_row(await Agent(agent).run(), workspace)
 
     async def _copy(self, source: str, workspace: Workspace) -> None:
         copied = await workspace.copy_from(self._bench.workspaces.open(self._run.user_id, source))

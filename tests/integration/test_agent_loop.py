@@ -129,3 +129,18 @@ async def test_calls_that_are_wrong_again_and_again_end_the_run(working: Agents)
     assert run.error is not None
     assert run.error["code"] == "model_bad_reply"
     assert len(working.model.asked) == 5
+
+
+async def test_a_large_result_is_a_file(working: Agents) -> None:
+    working.model.script(says("word " * 10_000))
+    run = await working.do("Say much.")
+    assert run.result is not None
+    assert (run.result["file"], run.result["size"]) == ("result.md", 49_999)
+    assert len(run.result["text"]) < 2_000
+
+
+async def test_the_model_is_told_that_a_file_is_longer_than_what_it_sees(working: Agents) -> None:
+    write = ("file_write", {"path": "long.txt", "content": "x" * 70_000})
+    working.model.script(says("", write, ("file_read", {"path": "long.txt"})), says("ok"))
+    await working.do("Read.")
+    assert "65536 of 70000 bytes are shown" in working.told()[1]
