@@ -106,6 +106,13 @@ class MigratedDatabases:
             f"SELECT '{name}', count(*) FROM (SELECT FROM \"{name}\" LIMIT {self._MOST_ROWS}) AS first_rows"
             for name in sorted(names)
         )
+        with self._open(template) as connection:
+            self._first_rows = {
+                table: connection.execute(f'SELECT json_agg(t)::text FROM "{table}" t'.encode()).fetchone()[0]
+                for table, count in connection.execute(self._count.encode())
+                if count
+            }
+        """What migrations themselves put into tables."""
 
     @contextmanager
     def lend(self) -> Iterator[str]:
@@ -146,6 +153,11 @@ class MigratedDatabases:
                 return False
             for table in rows:
                 connection.execute(f'DELETE FROM "{table}"'.encode())
+            for table, born in self._first_rows.items():
+                insert = (
+                    f'INSERT INTO "{table}" SELECT * FROM json_populate_recordset(NULL::"{table}", %s::json)'
+                )
+                connection.execute(insert.encode(), (born,))
             return True
 
     def _open(self, name: str) -> Any:
