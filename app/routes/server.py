@@ -1,5 +1,4 @@
-"""uvicorn's protocols, with three things added: the app may abort its connection, and ask what was taken;
-and HTTP/1.0 is answered without chunks, which it does not know.
+"""uvicorn's protocols, with three things added: an abort, what the peer has taken, HTTP/1.0 without chunks.
 
 ASGI can only end a response, and ending waits until the peer has read what is buffered. A
 reader that does not read would keep its connection, its memory and the server's shutdown
