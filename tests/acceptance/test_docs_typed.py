@@ -285,7 +285,8 @@ def test_the_check_of_a_signature_takes_the_right_one_alone() -> None:
 
 def test_a_tailed_run_outlives_its_worker_as_the_readme_shows(up: Up) -> None:
     """Its console comes out, in this order, when the worker is killed after the third line."""
-    shown = only_block("README.md", "console").splitlines()
+    killed, _prompt = (block.text for block in blocks("console") if block.document == "README.md")
+    shown = killed.splitlines()
     assert len(shown) <= 12
     assert shown[0] == "$ tailrun run -- python train.py &"
     (up.folder / "train.py").write_text(
