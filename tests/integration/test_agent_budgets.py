@@ -10,14 +10,15 @@ from support.agents import Agents, says
 
 from app.core.models import RunStatus
 
-LIST = ("file_list", {})
 PRICES = "scripted: {input: 1, output: 10}\n"
 
 
 async def ended_by_budget(agents: Agents, budget: dict[str, Any], word: str) -> int:
     """Run an agent that never ends by itself; return how many calls its model's server saw."""
     agents.start_worker()
-    agents.model.script(says("on and on", LIST))
+    agents.model.script(
+        *(says("on and on", ("file_write", {"path": f"{n}.txt", "content": ""})) for n in range(100))
+    )
     run = await agents.do("Go.", agent={"budget": budget})
     assert run.status is RunStatus.FAILED
     assert run.error is not None

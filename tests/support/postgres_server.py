@@ -206,7 +206,7 @@ class _Guard:
             "unix_socket_directories": "",
             "max_connections": 200,
             "fsync": os.environ.get("TEST_PG_FSYNC", "off"),
-            "synchronous_commit": "off",
+            "synchronous_commit": "on",  # a server that is killed forgets nothing that it has confirmed
             "full_page_writes": "off",
         }
         self.process = subprocess.Popen(
