@@ -132,7 +132,8 @@ async def admin_calls(conn: HTTPConnection, services: Services) -> bool:
 
 async def find_run(services: Services, principal: Principal, run_id: str) -> Run:
     """Return a run that the caller may see; `NotFound` for every other."""
-    run = await services.runs.get(run_id) if RUN_ID.fullmatch(run_id) else None
+    known = run_id.lower()  # some tools write ids in capitals
+    run = await services.runs.get(known) if RUN_ID.fullmatch(known) else None
     if run is None or not _may_see(principal, run):
         raise NotFound(f"There is no run {run_id[:64]!r}.")
     return run

@@ -12,7 +12,7 @@ import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from app.core.clock import now_us
 from app.core.errors import Forbidden, NotFound, Unprocessable
@@ -64,7 +64,7 @@ class ScheduleList(BaseModel):
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
 
 _KEYS = uuid.UUID("6f0d6c1e-5a51-4c0e-8a0f-9d2f5f1b7a34")
-ScheduleId = Annotated[str, Path(max_length=64, description="A schedule's id.")]
+ScheduleId = Annotated[str, Path(max_length=64, description="A schedule's id."), AfterValidator(str.lower)]
 _EXAMPLES = {
     "nightly": {
         "cron": "30 2 * * *",

@@ -259,7 +259,8 @@ async def _source(services: Services, user: Principal, field: str, run_id: str |
 
 
 async def _own(services: Services, user: Principal, field: str, run_id: str) -> Run:
-    found = await services.runs.get(run_id) if RUN_ID.fullmatch(run_id) else None
+    known = run_id.lower()
+    found = await services.runs.get(known) if RUN_ID.fullmatch(known) else None
     if found is None or found.user_id != user.user_id:
         raise NotFound(f"{field}: there is no run {run_id[:64]!r} of yours.")
     return found

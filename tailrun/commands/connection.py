@@ -93,6 +93,7 @@ def connect(url: str | None, token: str | None) -> Generator[Client]:
 
 def resolve(client: Client, run: str) -> str:
     """Turn `last`, or the first characters of an id, into a run id."""
+    run = run.lower()
     if run == "last":
         newest = client.list(limit=1)["items"]
         if not newest:

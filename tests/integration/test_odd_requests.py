@@ -1,4 +1,4 @@
-"""What few clients send and all have to be told: compressed bodies, HTTP/1.0, names with line ends."""
+"""What few clients send: compressed bodies, HTTP/1.0, names with line ends, ids in capitals."""
 
 from __future__ import annotations
 
@@ -65,3 +65,15 @@ def test_a_name_with_a_line_end_is_refused_with_a_reason(
     run_id = client.post("/v1/runs", json=RUN).json()["run_id"]
     answer = client.request(method, f"/v1/runs/{run_id}/files/{name}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_path")
+
+
+def test_an_id_in_capitals_is_the_same_id(client: httpx2.Client) -> None:
+    """Some tools write a UUID so."""
+    run_id = client.post("/v1/runs", json=RUN).json()["run_id"]
+    assert client.get(f"/v1/runs/{run_id.upper()}").json()["run_id"] == run_id
+    assert client.get(f"/v1/runs/{run_id.upper()}/stream?follow=0").status_code == 200
+    again = client.post("/v1/runs", json=RUN | {"workspace_from": run_id.upper()})
+    assert again.json()["workspace_from"] == run_id
+    body = {"cron": "@daily", "run": {"argv": ["true"]}}
+    schedule_id = client.post("/v1/schedules", json=body).json()["schedule_id"]
+    assert client.get(f"/v1/schedules/{schedule_id.upper()}").json()["schedule_id"] == schedule_id
