@@ -312,7 +312,7 @@ OF_THE_OPERATOR = {
     "app/up/redis_server.py:_VERSION": "what a Redis server says of its version",
     "app/stream/masking.py:_compile": "LOG_MASK_PATTERNS",
     "app/redis/address.py:_SERVER": "REDIS_URL",
-    "app/worker/project_source.py:_each": "secrets among the settings",
+    "app/stream/own_secrets.py:_each": "secrets among the settings",
 }
 """What sees only what the operator wrote."""
 
