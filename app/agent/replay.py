@@ -37,10 +37,13 @@ class RequestHash:
         self._hide = hide
         self._texts = dict[str, str]()
         self._replies = dict[int, tuple[Reply, str]]()
+        self._prefix: tuple[dict[str, Any], str] | None = None
 
     def of(self, prefix: dict[str, Any], turns: Sequence[Turn]) -> str:
         """Return the hash of a request: what it begins with, and its conversation without notes."""
-        parts = [prefix_hash(self._hide(prefix)), *map(self.turn, turns)]
+        if self._prefix is None or self._prefix[0] != prefix:
+            self._prefix = prefix, prefix_hash(self._hide(prefix))
+        parts = [self._prefix[1], *map(self.turn, turns)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def turn(self, turn: Turn) -> str:
@@ -154,7 +157,7 @@ class Replay:
         """Name the first message that differs."""
         hide, recording = self.rows.log.hide, self.recording
         hashes = RequestHash(hide)
-        if prefix_hash(hide(prefix)) != prefix_hash(hide(recording.prefix)):
+        if prefix_hash(hide(prefix)) != prefix_hash(hide(recording.prefix or {})):
             return "the system text or the tools differ"
         steps, messages = recording.steps, recording.messages
         prompt, agent = recording.prompt, recording.agent

@@ -6,7 +6,7 @@ Its words come in pieces, as a server's do, so that a replay is watched as the r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from app.llm.model import Delta, ModelRequest, Piece, Reply
@@ -23,13 +23,14 @@ class RecordedModel:
 
     def __init__(self, name: str, following: Callable[[], Reply]) -> None:
         self._following = following
-        self.config = ModelConfig(
-            name=name[:100] or "recorded",
-            model="recorded",
-            url="http://recorded.invalid/v1",
-            context_tokens=_NO_LIMIT,
-            max_output_tokens=1,
-        )
+        fields = {
+            "name": name[:100] or "recorded",
+            "model": "recorded",
+            "url": "http://recorded.invalid/v1",
+            "context_tokens": _NO_LIMIT,
+            "max_output_tokens": 1,
+        }
+        self.config = ModelConfig.model_validate(fields)
 
     @property
     def name(self) -> str:
@@ -37,7 +38,7 @@ class RecordedModel:
         return self.config.name
 
     @asynccontextmanager
-    async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[Piece]]:
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[AsyncIterator[Piece]]:
         """Give the recorded reply, whatever the request is: whoever asks compares it."""
         del request
         yield self._pieces(self._following())

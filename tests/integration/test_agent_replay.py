@@ -13,6 +13,7 @@ from support.agents import Agents, says
 from support.api_server import TOKEN, Api, error_of, serving, settings_for
 from support.servers import RedisServer
 
+from app.core.agent_records import Decision
 from app.core.models import Run, RunStatus, StepStatus
 
 SECRET = "hunter2-of-the-run"
@@ -131,6 +132,45 @@ async def test_recorded_tools_run_nothing(world: tuple[Agents, Api]) -> None:
         assert http.get(f"/v1/runs/{again.run_id}/files").json()["items"] == []
     ends = [e.content or "" for e in await agents.events(again.run_id) if e.step == "c1-1"]
     assert any("nothing was run" in text for text in ends)
+
+
+async def test_what_people_said_comes_where_it_came_and_approves_nothing(world: tuple[Agents, Api]) -> None:
+    """An answer, and a denied step: nobody is asked for either again; an approved step is asked for anew."""
+    agents, api = world
+    agents.model.script(
+        says("", ("ask_user", {"question": "Which?"})),
+        says("", ("shell", {"command": "echo no > no"}), ("shell", {"command": "echo yes"})),
+        says("Done."),
+    )
+    fields: dict[str, Any] = {"user_id": "admin", "agent": {"approve": ["shell"]}}
+    run_id = await agents.submit("Ask, then work.", **fields)
+    await agents.waits(run_id)
+    await agents.say(run_id, "The second.")
+
+    async def asks() -> bool:
+        return len(await agents.approvals.of_run(run_id)) == 2
+
+    await agents.until(asks, "the questions")
+    await agents.waits(run_id)
+    first, second = await agents.approvals.of_run(run_id)
+    await agents.decide(first, Decision.DENIED, "no")
+    await agents.decide(second, Decision.APPROVED)
+    run = await agents.ended(run_id)
+    assert run.status is RunStatus.SUCCEEDED, run.error
+    told = await replayed(agents, api, transcript=transcript_of(api, run_id), tools="recorded")
+    assert (told.error, told.result) == (None, run.result)
+    answer = post(api, replay_of=run_id)
+    again = answer.json()["run_id"]
+    await agents.waits(again)
+    [asked] = await agents.approvals.of_run(again)
+    assert asked.step_id == second.step_id
+    with api.client(TOKEN) as http:
+        refused = http.post(f"/v1/runs/{again}/messages", json={"content": "Hello."})
+    assert error_of(refused) == (422, "is_replay")
+    await agents.decide(asked, Decision.APPROVED)
+    assert (await agents.ended(again)).error is None
+    hashes = [[call.request_hash for call in await agents.calls_of(each)] for each in (run_id, again)]
+    assert hashes[0] == hashes[1]
 
 
 async def test_a_recording_that_ends_before_its_run_would_says_how_it_ended(

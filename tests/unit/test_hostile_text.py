@@ -35,6 +35,7 @@ from app.plan.fenced_plans import fenced_blocks, read_block
 from app.plan.projects import ProjectConfig, check_project, is_project_id
 from app.plan.run_fields import RETRY_CODES
 from app.plan.task_values import PLACE
+from app.plan.transcript import same_everywhere
 from app.plan.webhook_url import checked
 from app.redis.queue import run_id_of
 from app.routes.files import byte_range, content_type, disposition
@@ -288,6 +289,9 @@ READERS = {
     "projects": Reader(
         projects,
         ("app/plan/projects.py:_ID", "app/plan/projects.py:_PATH_NAME", "app/plan/task_values.py:PLACE"),
+    ),
+    "what tools told": Reader(
+        same_everywhere, ("app/plan/transcript.py:_ID", "app/plan/transcript.py:_TIME")
     ),
     "entries": Reader(entries, ("app/redis/queue.py:_RUN_ID",)),
     "client": Reader(client, ("tailrun/sse.py:_LINE_END",)),
