@@ -17,7 +17,7 @@ BENCH_queue := queues
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
-demo: $(RUNTIME) ## start everything, run one real job, show its lines and files, stop everything
+demo: $(RUNTIME) ## start everything, run a real job and a recorded agent, show their lines and files, stop everything
 	@$(BIN)/tailrun demo
 
 up: $(RUNTIME) ## serve on this machine until Ctrl-C (HOST, PORT, REDIS_PORT, DATA_DIR, API_TOKEN)

@@ -40,6 +40,7 @@ from app.core.telemetry import (
     log_the_unexpected,
 )
 from app.db.approval_store import ApprovalStore
+from app.db.call_store import CallStore
 from app.db.engine import Database
 from app.db.inbox_store import InboxStore
 from app.db.log_store import LogStore
@@ -58,6 +59,7 @@ from app.redis.queue import DeadLetters, Depth, Queue
 from app.routes import (
     access,
     agents,
+    calls,
     dead,
     docs_page,
     errors,
@@ -98,6 +100,7 @@ _ROUTES = (
     execute,
     runs,
     agents,
+    calls,
     schedules,
     logs,
     stream,
@@ -363,6 +366,7 @@ def _open(settings: Settings, types: TaskTypes, models: ModelNames, stack: Async
         models=models,
         approvals=ApprovalStore(db),
         inbox=InboxStore(db),
+        calls=CallStore(db),
         logs=history,
         tokens=tokens,
         redis=redis,

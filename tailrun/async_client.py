@@ -147,6 +147,20 @@ class AsyncClient:
         mode = "interrupt" if interrupt else "next"
         return await self._json(calls.say(run_id, content, mode, idempotency_key))
 
+    async def calls(self, run_id: str, *, after: int = 0, limit: int | None = None) -> Json:
+        """Get a page of a run's calls of its model: `items`, and `next` for the next page's `after`."""
+        return await self._json(calls.model_calls(run_id, after, limit))
+
+    async def call(self, run_id: str, n: int) -> Json:
+        """Get one call of the model, with what was asked and the reply."""
+        return await self._json(calls.model_call(run_id, n))
+
+    async def transcript(self, run_id: str) -> AsyncGenerator[bytes]:
+        """Yield what was recorded of an agent's run, in pieces: lines of JSON."""
+        async with self._open(calls.transcript(run_id)) as response:
+            async for piece in response.aiter_bytes():
+                yield piece
+
     # Logs
 
     async def logs(

@@ -74,6 +74,21 @@ def say(run_id: str, content: str, mode: str, idempotency_key: str | None) -> Ca
     return Call("POST", _run(run_id, "/messages"), json=body, headers=_once(idempotency_key))
 
 
+def model_calls(run_id: str, after: int, limit: int | None) -> Call:
+    """Page through the calls of the model that a run has made."""
+    return Call("GET", _run(run_id, "/calls"), _params(after=after, limit=limit))
+
+
+def model_call(run_id: str, n: int) -> Call:
+    """Get one call of the model, with what was asked."""
+    return Call("GET", _run(run_id, f"/calls/{n}"))
+
+
+def transcript(run_id: str) -> Call:
+    """Get what was recorded of an agent's run."""
+    return Call("GET", _run(run_id, "/transcript"))
+
+
 def models() -> Call:
     """List the language models that a run may name."""
     return Call("GET", "/v1/models")

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 import typer
 
 from tailrun import VERSION
-from tailrun.commands import admin, agents, dead, files, run, runs, schedules, tasks
+from tailrun.commands import admin, agents, dead, files, recorded, run, runs, schedules, tasks
 from tailrun.commands.entry import call
 
 app = typer.Typer(
@@ -52,6 +52,9 @@ app.command("say", rich_help_panel=AGENTS)(agents.say)
 app.command("approvals", rich_help_panel=AGENTS)(agents.approvals)
 app.command("approve", rich_help_panel=AGENTS)(agents.approve)
 app.command("deny", rich_help_panel=AGENTS)(agents.deny)
+app.command("calls", rich_help_panel=AGENTS)(recorded.calls)
+app.command("transcript", rich_help_panel=AGENTS)(recorded.transcript)
+app.command("replay", rich_help_panel=AGENTS)(recorded.replay)
 app.add_typer(files.app, name="files", rich_help_panel=RUNS)
 app.add_typer(tasks.app, name="tasks", rich_help_panel=RUNS)
 

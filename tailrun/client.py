@@ -149,6 +149,19 @@ class Client:
         mode = "interrupt" if interrupt else "next"
         return self._json(calls.say(run_id, content, mode, idempotency_key))
 
+    def calls(self, run_id: str, *, after: int = 0, limit: int | None = None) -> Json:
+        """Get a page of a run's calls of its model: `items`, and `next` for the next page's `after`."""
+        return self._json(calls.model_calls(run_id, after, limit))
+
+    def call(self, run_id: str, n: int) -> Json:
+        """Get one call of the model, with what was asked and the reply."""
+        return self._json(calls.model_call(run_id, n))
+
+    def transcript(self, run_id: str) -> Generator[bytes]:
+        """Yield what was recorded of an agent's run, in pieces: lines of JSON."""
+        with self._open(calls.transcript(run_id)) as response:
+            yield from response.iter_bytes()
+
     # Logs
 
     def logs(

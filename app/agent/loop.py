@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from app.agent.agent_tools import specs_of
+from app.agent.budget import RunBudget
 from app.agent.model_turn import ModelTurn, Prefix
-from app.agent.order import AgentOrder
+from app.agent.order import AgentOrder, ceiling
 from app.agent.output import ToolOutput
 from app.agent.prompt import system_prompt
+from app.agent.replay import Replay, RequestHash
 from app.agent.rows import MISFIT, AgentLog, AgentRows
 from app.agent.stuck import Circle, judge
 from app.agent.supervisor import Supervision
@@ -35,6 +37,8 @@ from app.execution.program_slots import ProgramSlots
 from app.llm.client import ModelClient
 from app.llm.model import Finish
 from app.llm.pool import ModelPool, NoSuchModel
+from app.llm.prices import Prices
+from app.llm.recorded import RecordedModel
 from app.storage.workspace import Workspace
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
@@ -61,6 +65,7 @@ class AgentBench:
     news: asyncio.Event
     clock: Callable[[], int]
     settings: Settings
+    replay: Replay | None = None
 
 
 class Agent:
@@ -71,6 +76,9 @@ class Agent:
         run = bench.rows.run
         self._prompt = bench.rows.prompt
         self._order = AgentOrder.of(run.agent, bench.settings.agent)
+        if bench.replay is not None:  # nothing is paid, so only what its tools do is bounded
+            bounded = RunBudget(tool_calls=ceiling(bench.settings.agent).tool_calls)
+            self._order = replace(self._order, budget=bounded)
         self._supervision = Supervision(
             run, None, bench.output, bench.tools, bench.stop, bench.clock, output=bench.output
         )
@@ -82,17 +90,20 @@ class Agent:
             bench.programs,
             bench.clock,
             bench.settings,
+            bench.replay,
         )
         self._turn = ModelTurn(
             bench.rows,
             self._model(),
-            bench.models.prices,
+            bench.models.prices if bench.replay is None else Prices({}),
             self._order.budget,
             self._prefix(),
             self._order.result_schema is not None,
             bench.stop,
             bench.news,
             bench.clock,
+            bench.replay,
+            RequestHash(bench.log.hide),
         )
 
     async def run(self) -> dict[str, Any]:
@@ -119,7 +130,9 @@ class Agent:
 
     # -- before ---------------------------------------------------------------------------
 
-    def _model(self) -> ModelClient:
+    def _model(self) -> ModelClient | RecordedModel:
+        if self._bench.replay is not None:
+            return self._bench.replay.model
         try:
             return self._bench.models.model(self._order.model)
         except NoSuchModel as error:
@@ -128,6 +141,8 @@ class Agent:
 
     def _prefix(self) -> Prefix:
         kept = next((call.prefix for call in self._rows.calls if call.prefix), None)
+        if self._bench.replay is not None:
+            kept = self._bench.replay.recording.prefix
         if kept is not None:
             return Prefix.of(kept)
         order = self._order
@@ -169,6 +184,8 @@ class Agent:
 
     def _check_sense(self) -> str:
         """End the run when the model does nothing of use, again and again; return what to tell it before."""
+        if self._bench.replay is not None:
+            return ""  # it goes as far as its recording
         if self._rows.empty_in_a_row() >= _EMPTY_MOST:
             n, reply = self._rows.last_reply or (0, None)
             cut = reply is not None and reply.finish is Finish.LENGTH

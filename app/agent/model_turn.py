@@ -9,17 +9,16 @@ that commit lies one transaction; a worker that is killed there has paid for a r
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import orjson
-
 from app.agent.agent_tools import proposed_step
 from app.agent.budget import BudgetSpent, Ledger, RunBudget
 from app.agent.conversation import View, encode_reply
-from app.agent.rows import AgentRows, step_id
+from app.agent.folding import step_id
+from app.agent.replay import Replay, RequestHash
+from app.agent.rows import AgentRows
 from app.agent.words import Words
 from app.core.agent_records import CallRecord, CallStatus
 from app.core.events import EventType
@@ -39,6 +38,7 @@ from app.llm.model import (
     UserTurn,
 )
 from app.llm.prices import Prices, Reservation
+from app.llm.recorded import RecordedModel
 from tailrun.process.errors import ErrorCode, RunFailure
 from tailrun.process.lines import Level
 from tailrun.process.stop import StopToken
@@ -84,7 +84,7 @@ class ModelTurn:
     """Makes the calls of one run's model, one after the other."""
 
     rows: AgentRows
-    model: ModelClient
+    model: ModelClient | RecordedModel
     prices: Prices
     budget: RunBudget
     prefix: Prefix
@@ -94,6 +94,8 @@ class ModelTurn:
     news: asyncio.Event
     """Set when there may be a new message of the user."""
     clock: Callable[[], int]
+    replay: Replay | None
+    hashes: RequestHash
     window: float | None = None
     """Tokens that the model takes, as its refusal of a longer conversation has shown."""
     overflows: int = 0
@@ -108,8 +110,12 @@ class ModelTurn:
         Raises:
             RunFailure: the budget, or the model's failure.
         """
-        view, request, reserved = self._request(prompt, note)
-        sent, told = self._sent(request, reserved, view), self.rows.told
+        view = self._view(prompt)
+        turns = self._turns(prompt, view)
+        request, reserved = self._request(turns, note)
+        sent, told = self._sent(self.hashes.of(self.prefix.as_dict(), turns), reserved, view), self.rows.told
+        if self.replay is not None:
+            await self.replay.compare(sent.request_hash, self.prefix.as_dict(), turns)
         await self.rows.send(sent)
         await self._messages(told)
         await self._event(sent.n, "sent", Level.DEBUG)
@@ -131,17 +137,15 @@ class ModelTurn:
 
     # -- before ---------------------------------------------------------------------------
 
-    def _request(self, prompt: str, note: str) -> tuple[View, ModelRequest, Reservation]:
+    def _request(self, turns: tuple[Turn, ...], note: str) -> tuple[ModelRequest, Reservation]:
         ledger = self.rows.ledger
-        view = self._view(prompt)
         notes = " ".join(each for each in (note, self._left(ledger)) if each)
-        turns = _with_note(self._turns(prompt, view), notes)
-        request = ModelRequest(self.prefix.system, turns, self.prefix.tools)
+        request = ModelRequest(self.prefix.system, _with_note(turns, notes), self.prefix.tools)
         try:
             reserved = ledger.next_call(self.budget, self.prices, self.model.config, request)
         except BudgetSpent as spent:
             raise RunFailure(ErrorCode.BUDGET, f"The budget of this run ({spent.which}): {spent}") from spent
-        return view, replace(request, max_output_tokens=reserved.tokens.output), reserved
+        return replace(request, max_output_tokens=reserved.tokens.output), reserved
 
     def _turns(self, prompt: str, view: View) -> tuple[Turn, ...]:
         return self.rows.turns(prompt, view, finish_only=self.finish_only)
@@ -152,6 +156,8 @@ class ModelTurn:
         Little by little would cost what the server has cached at each call; so once it is too long, it is cut
         down to the half. First old results are shortened, then old replies left out.
         """
+        if self.replay is not None:
+            return self.replay.view
         rows, config, view = self.rows, self.model.config, self.rows.view
         output = min(config.max_output_tokens, config.context_tokens / _LOW)
         window = config.context_tokens - output if self.window is None else self.window
@@ -189,17 +195,17 @@ class ModelTurn:
         ]
         return f"(left for this task: {', '.join(left)})" if left else ""
 
-    def _sent(self, request: ModelRequest, reserved: Reservation, view: View) -> CallRecord:
+    def _sent(self, request_hash: str, reserved: Reservation, view: View) -> CallRecord:
         rows, config = self.rows, self.model.config
         first = not rows.calls
         return CallRecord(
             run_id=rows.run.run_id,
-            n=rows.calls[-1].n + 1 if rows.calls else 1,
+            n=self.replay.number if self.replay else rows.calls[-1].n + 1 if rows.calls else 1,
             status=CallStatus.SENT,
             attempt=rows.run.attempt,
             model=config.name,
             dialect=config.dialect,
-            request_hash=_hash(request),
+            request_hash=request_hash,
             reserved_tokens=reserved.tokens.total,
             reserved_u=reserved.cost,
             sent_at=self.clock(),
@@ -374,8 +380,3 @@ def _with_note(turns: Sequence[Any], note: str) -> tuple[Any, ...]:
     if not note or not isinstance(last, UserTurn | ToolTurn):
         return tuple(turns)
     return (*turns[:-1], replace(last, text=f"{last.text}\n\n{note}"))
-
-
-def _hash(request: ModelRequest) -> str:
-    body = {"system": request.system, "turns": [asdict(turn) for turn in request.turns]}
-    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()

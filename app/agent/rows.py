@@ -14,19 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from app.agent.budget import Ledger
-from app.agent.conversation import (
-    CallResult,
-    ModelCall,
-    ToolStatus,
-    UserMessage,
-    View,
-    conversation,
-    decode_reply,
-)
+from app.agent.conversation import View, decode_reply
+from app.agent.folding import answered, fold, step_id, view_of
 from app.agent.tools.program import RunLog
 from app.core.agent_records import (
     Approval,
-    CallPurpose,
     CallRecord,
     CallStatus,
     InboxMessage,
@@ -52,13 +44,6 @@ UNUSABLE = "unusable"
 _MICRO = 1_000_000
 _MOST_EARLIER = 10
 """Runs that continue each other, of which the conversation is kept."""
-_TOLD = {
-    StepStatus.PROPOSED: ToolStatus.PROPOSED,
-    StepStatus.WAITING: ToolStatus.PROPOSED,
-    StepStatus.RUNNING: ToolStatus.RUNNING,
-    StepStatus.REFUSED: ToolStatus.REFUSED,
-    StepStatus.INTERRUPTED: ToolStatus.INTERRUPTED,
-}
 _NOT_COUNTED = frozenset({StepStatus.PROPOSED, StepStatus.WAITING, StepStatus.REFUSED})
 
 T = TypeVar("T")
@@ -193,8 +178,7 @@ class AgentRows:
     @property
     def view(self) -> View:
         """What the last request left out of the conversation; the next one leaves out at least that."""
-        kept = next((call.view for call in reversed(self.calls) if call.view), {})
-        return View(int(kept.get("stubs", 0)), int(kept.get("dropped", 0)), bool(kept.get("forgotten")))
+        return view_of(next((call.view for call in reversed(self.calls) if call.view), None))
 
     @property
     def answered(self) -> list[int]:
@@ -203,14 +187,8 @@ class AgentRows:
 
     def turns(self, prompt: str, view: View, *, finish_only: bool = False) -> tuple[Turn, ...]:
         """Return the conversation so far; `finish_only`: only `finish` ends it."""
-        calls = [ModelCall(c.n, c.status, c.inbox_upto, self.replies.get(c.n)) for c in self._answered()]
-        results = [
-            CallResult(call.n, k, _TOLD.get(record.status, ToolStatus.DONE), record.for_model or "")
-            for call in calls
-            for k, record in self._results(call.n)
-        ]
-        messages = [UserMessage(m.k, m.content) for m in self.messages]
-        own = conversation(prompt, calls, results, messages, view, finish_only=finish_only)
+        calls = self._answered()
+        own = fold(prompt, calls, self.replies, self.steps, self.messages, view=view, finish_only=finish_only)
         return own if view.forgotten else (*self.before, *own)
 
     # -- what is to be done next ----------------------------------------------------------
@@ -307,19 +285,7 @@ class AgentRows:
         await self.log.save_step(record)
 
     def _answered(self) -> list[CallRecord]:
-        act = CallPurpose.ACT
-        return [call for call in self.calls if call.n in self.replies and call.purpose is act]
-
-    def _results(self, n: int) -> Iterator[tuple[int, StepRecord]]:
-        for k, _ in enumerate(self.replies[n].calls):
-            record = self.steps.get(step_id(n, k))
-            if record is not None:
-                yield k, record
-
-
-def step_id(n: int, k: int) -> str:
-    """Name the step of the `k`-th call of a tool (from 0) in the reply of the model's call `n`."""
-    return f"c{n}-{k + 1}"
+        return answered(self.calls, self.replies)
 
 
 def as_result(found: Any) -> dict[str, Any]:

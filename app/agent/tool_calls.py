@@ -22,6 +22,7 @@ from app.agent.budget import BudgetSpent
 from app.agent.model_tools import UnusableCall, step_of
 from app.agent.order import AgentOrder
 from app.agent.policy import asks
+from app.agent.replay import Replay
 from app.agent.rows import FINISH, MISFIT, AgentRows
 from app.agent.step_lines import started
 from app.agent.supervisor import Supervision
@@ -35,7 +36,7 @@ from app.execution.program_slots import ProgramSlots
 from app.llm.model import ToolCall
 from app.plan.result_schema import ResultSchema
 from tailrun.process.errors import ErrorCode, RunFailure
-from tailrun.process.lines import Level
+from tailrun.process.lines import Level, Line, Stream
 
 _SECOND = 1_000_000
 _SKIPPED = "Not run: the user wrote something first."
@@ -64,6 +65,7 @@ class ToolCalls:
     programs: ProgramSlots
     clock: Callable[[], int]
     settings: Settings
+    replay: Replay | None = None
 
     async def carry_out(self) -> None:
         """Carry out what is open of the newest reply, up to a `finish`.
@@ -76,7 +78,10 @@ class ToolCalls:
             if self.rows.finished_with() is not None:
                 return
             await self.rows.read_messages()
-            if record.status in _NOT_BEGUN and self.rows.user_interrupts:
+            then = None if self.replay is None else self.replay.outcome(record)
+            if then is not None:
+                await self._end_as_recorded(record, then)
+            elif record.status in _NOT_BEGUN and self.rows.user_interrupts:
                 await self._refuse(record, _SKIPPED)
             elif record.tool in LOOP_TOOLS:
                 await self._done_here(record)
@@ -224,6 +229,21 @@ class ToolCalls:
             question = str(record.args.get("question", ""))
             await self.rows.tell_step(waiting, f"? {record.step_id} {record.tool}: {question}")
         raise Parked(WaitingFor.ANSWER, until, self.rows.read_upto)
+
+    # -- of a replay ------------------------------------------------------------------------
+
+    async def _end_as_recorded(self, record: StepRecord, then: StepRecord) -> None:
+        """Give a step the end that is recorded of it; nothing is run."""
+        names = ("status", "for_model", "exit_code", "error", "policy")
+        kept = {name: getattr(then, name) for name in names}
+        await self.rows.save(replace(record, **kept, ended_at=self.clock()))
+        lines = [Line(Stream.STDOUT, text) for text in (then.for_model or "").split("\n")]
+        await self.rows.log.lines(lines, record.step_id)
+        text = f"{record.step_id} {record.tool}: {then.status}, as recorded; nothing was run"
+        data = {"tool": record.tool, "status": then.status, "call": record.call, "exit_code": then.exit_code}
+        await self.rows.log.event(
+            EventType.STEP, level=Level.INFO, step=record.step_id, content=text, data=data
+        )
 
     # -- after a crash ----------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
-"""`tailrun demo`: everything starts, one real run goes through it, everything stops.
+"""`tailrun demo`: everything starts, two runs go through it, everything stops.
 
-The run takes the way that every run takes: HTTP, queue, worker, tools, and its lines come
-back over the public event stream. It reads this repository's own documents.
+A run takes the way that every run takes: HTTP, queue, worker, tools, and its lines come
+back over the public event stream. The first reads this repository's own documents. The second is an agent's,
+without a model: its replies are recorded, the loop and its tools are real.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "examples" / "demo" / "plan.yaml"
+TRANSCRIPT = PLAN.with_name("agent.ndjson")
 KEPT = Path(".tailrun") / "demo"
 
 
 def demo() -> None:
-    """Start everything on free ports, run one real job, show its lines and files, stop everything."""
+    """Start everything on free ports, run a real job and a recorded agent, stop everything."""
     if not PLAN.exists():
         raise CliError("The demo works on the documents of a checkout: git clone, then make demo")
     folder = Path(tempfile.mkdtemp(prefix="tailrun-demo-"))
@@ -83,11 +85,26 @@ def _run(serving: Serving, supervisor: Supervisor) -> tuple[int, str]:
         code = follow(client, run_id, FollowView(framed=True, on_event=lambda: supervisor.tick(0)))
         made = _keep(client, run_id, {upload.path for upload in uploads})
         run = client.get(run_id)
+        _tell(made)
+        if code:
+            return code, f"\nThe run {run['status']}. Nothing is left running."
+        replay = client.create(transcript=TRANSCRIPT.read_text(encoding="utf-8"))
+        _say("\nNow an agent. No model is called: its replies are RECORDED. Its loop and its tools are real.")
+        _say(f"Its task: {replay['spec']['prompt']}\n")
+        view = FollowView(framed=True, on_event=lambda: supervisor.tick(0))
+        code = follow(client, replay["run_id"], view)
+        again = _keep(client, replay["run_id"], set())
+        agent = client.get(replay["run_id"])
+    _tell(again)
+    lines, files = run["log_lines"] + agent["log_lines"], len(made) + len(again)
+    ended = "Both runs succeeded" if not code else f"The agent's run {agent['status']}"
+    return code, f"\n{ended}: {lines} lines, {files} files. Nothing is left running. Next: make up"
+
+
+def _tell(made: list[tuple[str, int]]) -> None:
     _say("\nFiles that it made, kept for you to look at:")
     for path, bytes_ in made:
         _say(f"  {KEPT / path}  {size(bytes_)}")
-    took = f"{run['log_lines']} lines, {len(made)} files"
-    return code, f"\nThe run {run['status']}: {took}. Nothing is left running. Next: make up"
 
 
 def _keep(client: Client, run_id: str, brought: set[str]) -> list[tuple[str, int]]:

@@ -19,10 +19,10 @@ from sqlalchemy import Connection, insert, select, text, update
 from app.core.agent_records import CallRecord, CallStatus
 from app.core.models import Fence, StepRecord
 from app.db.engine import Database
-from app.db.row_codec import RowCodec
+from app.db.row_codec import RowCodec, unpacked
 from app.db.run_claim import hold
 from app.db.run_queries import STEP_ROW
-from app.db.tables import model_calls, runs, steps
+from app.db.tables import model_calls, runs, steps, transcripts
 
 CALL_ROW = RowCodec(CallRecord, model_calls)
 
@@ -68,6 +68,26 @@ class CallStore:
         query = select(*CALL_ROW.columns).where(model_calls.c.run_id == run_id).order_by(model_calls.c.n)
         rows = await self._db.read_one(lambda connection: connection.execute(query).all())
         return [CALL_ROW.read(row) for row in rows]
+
+    async def page(self, run_id: str, after: int, limit: int) -> list[CallRecord]:
+        """Return at most `limit` calls behind the `after`-th, in order."""
+        mine = (model_calls.c.run_id == run_id) & (model_calls.c.n > after)
+        query = select(*CALL_ROW.columns).where(mine).order_by(model_calls.c.n).limit(limit)
+        rows = await self._db.read_one(lambda connection: connection.execute(query).all())
+        return [CALL_ROW.read(row) for row in rows]
+
+    async def steps_of(self, run_id: str, first: int, last: int) -> list[StepRecord]:
+        """Return the steps that the replies to the calls `first` to `last` have asked for, in order."""
+        mine = (steps.c.run_id == run_id) & steps.c.call.between(first, last)
+        query = select(*STEP_ROW.columns).where(mine).order_by(steps.c.idx, steps.c.step_id)
+        rows = await self._db.read_one(lambda connection: connection.execute(query).all())
+        return [STEP_ROW.read(row) for row in rows]
+
+    async def transcript(self, run_id: str) -> str | None:
+        """Return the transcript that was sent for a run to replay it."""
+        query = select(transcripts.c.content).where(transcripts.c.run_id == run_id)
+        found = await self._db.read_one(lambda connection: connection.execute(query).scalar())
+        return None if found is None else unpacked(found, "transcripts.content").decode()
 
 
 def _check(fence: Fence, call: CallRecord, *, sent: bool) -> None:

@@ -47,9 +47,10 @@ class InboxStore:
         """
         return await self._db.write(lambda connection: _add(connection, message))
 
-    async def after(self, run_id: str, k: int) -> list[InboxMessage]:
-        """Return the messages behind the `k`-th, in order."""
+    async def after(self, run_id: str, k: int, limit: int | None = None) -> list[InboxMessage]:
+        """Return the messages behind the `k`-th, at most `limit`, in order."""
         query = select(*_ROW.columns).where((inbox.c.run_id == run_id) & (inbox.c.k > k)).order_by(inbox.c.k)
+        query = query.limit(limit)
         rows = await self._db.read_one(lambda connection: connection.execute(query).all())
         return [_ROW.read(row) for row in rows]
 

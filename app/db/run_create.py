@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+import zstandard
+from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import NoResultFound
 
 from app.core.errors import Conflict
@@ -16,20 +17,21 @@ from app.db.engine import Database
 from app.db.log_rows import insert_from, insert_lines, line_arrays
 from app.db.row_codec import clean, clean_or_none
 from app.db.run_queries import BACKLOG, RUN_ROW, owner
-from app.db.tables import runs
+from app.db.tables import runs, transcripts
 
 KEY_REUSED = "this Idempotency-Key was used for another request: use a new key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDraft(RunDefinition):
-    """A run to be made. `start`: queued at once, else held as `created`."""
+    """A run to be made. `start`: queued at once, else held as `created`. `transcript`: what it replays."""
 
     run_id: str
     user_id: str
     start: bool
     retry_of: str | None = None
     planner: str | None = None
+    transcript: str | None = None
     run_at: int | None = None
     idempotency_key: str | None = None
     request_hash: str | None = None
@@ -56,7 +58,8 @@ _INSERT_POSTGRES = text(
 async def create(db: Database, new: RunDraft, now: int) -> Created:
     """Insert the run; Conflict when its idempotency key was used for another request."""
     run, events = _first_state(new, now)
-    if await db.write_one(lambda connection: _insert(connection, new, run, events)):
+    write = db.write_one if new.transcript is None else db.write
+    if await write(lambda connection: _insert(connection, new, run, events)):
         return Created(run, events, fresh=True)
     earlier = await db.read_one(lambda connection: _earlier(connection, new))
     return Created(earlier, [], fresh=False)
@@ -111,8 +114,12 @@ def _insert(connection: Connection, new: RunDraft, run: Run, events: Sequence[Ev
         "idempotency_key": clean_or_none(new.idempotency_key),
         "request_hash": clean_or_none(new.request_hash),
     }
-    insert = _insert_sqlite if connection.dialect.name == "sqlite" else _insert_postgres
-    return insert(connection, values, events)
+    make = _insert_sqlite if connection.dialect.name == "sqlite" else _insert_postgres
+    made = make(connection, values, events)
+    if made and new.transcript is not None:
+        content = zstandard.compress(new.transcript.encode())
+        connection.execute(insert(transcripts).values(run_id=run.run_id, content=content))
+    return made
 
 
 def _insert_postgres(connection: Connection, values: dict[str, Any], events: Sequence[Event]) -> bool:

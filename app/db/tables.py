@@ -197,6 +197,13 @@ model_calls = Table(
     Column("reply", LargeBinary),
 )
 
+transcripts = Table(
+    "transcripts",
+    metadata,
+    _run_id(),
+    Column("content", LargeBinary, nullable=False),
+)
+
 inbox = Table(
     "inbox",
     metadata,

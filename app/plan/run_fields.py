@@ -32,6 +32,10 @@ MAX_INSTRUCTIONS = 32_000
 MAX_SCHEMA_BYTES = 16_000
 
 
+MAX_TRANSCRIPT = 1_000_000
+"""Characters of a transcript that comes in."""
+
+
 RETRY_CODES = [code.value for code in ErrorCode if code not in {ErrorCode.CANCELLED, ErrorCode.WORKER_LOST}]
 """What `retry_on` may hold: a cancel is final, and a lost worker has a limit of its own."""
 
@@ -175,7 +179,7 @@ class AgentIn(Body):
 
 
 class RunFields(Body):
-    """What a run is made of: exactly one of `prompt`, `steps`, `type` and `argv`."""
+    """What a run is made of: exactly one of `prompt`, `steps`, `type`, `argv`, `replay_of`, `transcript`."""
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_prompt)] | None = Field(
         default=None,
@@ -194,6 +198,24 @@ class RunFields(Body):
         default=None,
         description="With a prompt: an ended run of yours that a model carried out. The new one follows "
         "it, and begins with its files.",
+    )
+    replay_of: str | None = Field(
+        default=None,
+        description="An ended run of yours that a model carried out: once more, with the replies that are "
+        "recorded of it. With a `prompt`, that one is used instead of its own.",
+    )
+    transcript: Annotated[Text, Field(max_length=MAX_TRANSCRIPT)] | None = Field(
+        default=None,
+        description="The same with what `GET /v1/runs/{run_id}/transcript` gave, of any server.",
+    )
+    strict: bool | None = Field(
+        default=None,
+        description="Of a replay: whether it ends (`replay_diverged`) with the first request that is not the "
+        "recorded one; true if left out.",
+    )
+    tools: Literal["real", "recorded"] | None = Field(
+        default=None,
+        description="Of a replay: `real` runs the tools, `recorded` runs none and gives what they gave.",
     )
     steps: Annotated[list[StepIn], SkipValidation] | None = Field(
         default=None, description="What to do, step by step."

@@ -109,6 +109,8 @@ async def create(
         raise Unprocessable("run: a schedule says itself when its runs start; leave out start and run_at.")
     if body.run.continue_of is not None:
         raise Unprocessable("run: continue_of follows one run once; a schedule makes many.")
+    if body.run.replay_of is not None or body.run.transcript is not None:
+        raise Unprocessable("run: a replay is made once; a schedule makes many.")
     new = await compose(services, user, body.run, start=True)
     now = now_us()
     check_steps(body.cron)

@@ -48,6 +48,8 @@ async def send_message(services: Services, run: Run, message: InboxMessage) -> I
             "Only a run that a language model carries out reads messages; this one follows its plan.",
             code="no_agent",
         )
+    if (run.agent or {}).get("replay"):
+        raise Unprocessable("A replay reads the recorded messages and no others.", code="is_replay")
     delivered = await services.inbox.add(message)
     await pass_on(services.queue, services.publisher, delivered.changed, message.created_at)
     if delivered.changed.run.status is RunStatus.RUNNING:

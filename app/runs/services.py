@@ -9,6 +9,7 @@ from typing import Literal
 
 from app.config import Settings
 from app.db.approval_store import ApprovalStore
+from app.db.call_store import CallStore
 from app.db.engine import Database
 from app.db.inbox_store import InboxStore
 from app.db.project_store import ProjectStore
@@ -52,6 +53,7 @@ class Services:
     models: ModelNames
     approvals: ApprovalStore
     inbox: InboxStore
+    calls: CallStore
     logs: LogHistory
     tokens: TokenStore
     redis: RedisClients

@@ -28,6 +28,7 @@ from app.plan.projects import DEFAULT
 from app.plan.run_fields import RunFields
 from app.plan.steps import parse_steps
 from app.plan.webhook_url import checked
+from app.runs.replays import asks_for_replay, of_run, of_transcript
 from app.runs.services import RUN_ID, Principal, Services
 
 _log = get_logger(__name__)
@@ -64,24 +65,54 @@ async def submit(
 
 async def compose(services: Services, user: Principal, body: RunFields, *, start: bool) -> RunDraft:
     """Check what the body's model cannot, and return the run that it asks for; raises as `submit`."""
+    run_id = str(uuid.uuid4())
+    if asks_for_replay(body):
+        return await _replay(services, user, body, run_id, start=start)
     kind, spec = _spec(body, services.models)
     earlier = await _earlier(services, user, body)
     if kind is RunKind.TASK:
         await _check_task(services, body)
-    checked_fields: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "kind": kind,
         "spec": spec | ({"env": body.env} if body.env else {}),
-        "max_attempts": body.max_attempts or services.settings.runs.max_attempts,
-        "timeout_s": _timeout(body, services.settings.runs.timeout_s),
         "workspace_from": earlier or await _source(services, user, "workspace_from", body.workspace_from),
         "agent": _agent(body, services.settings.agent) if spec.get("planner") == AGENT else None,
-        "priority": Priority(body.priority),
         "project": (body.project or DEFAULT) if kind is RunKind.TASK else None,
+    }
+    return _draft(services, user, body, run_id, start=start, **fields)
+
+
+async def _replay(
+    services: Services, user: Principal, body: RunFields, run_id: str, *, start: bool
+) -> RunDraft:
+    """Return the run that carries out another one again, with the replies that are recorded of it."""
+    if body.replay_of is not None:
+        parts = of_run(body, await _own(services, user, "replay_of", body.replay_of))
+    else:
+        parts = await of_transcript(body, run_id)
+    files = await _source(services, user, "workspace_from", body.workspace_from)
+    fields: dict[str, Any] = {
+        "kind": RunKind.PROMPT,
+        "spec": {"prompt": parts.prompt, "planner": AGENT} | ({"env": parts.env} if parts.env else {}),
+        "workspace_from": files or parts.files_of,
+        "agent": parts.agent,
+        "project": None,
+    }
+    return _draft(services, user, body, run_id, start=start, transcript=parts.transcript, **fields)
+
+
+def _draft(
+    services: Services, user: Principal, body: RunFields, run_id: str, *, start: bool, **fields: Any
+) -> RunDraft:
+    common: dict[str, Any] = {
+        "max_attempts": body.max_attempts or services.settings.runs.max_attempts,
+        "timeout_s": _timeout(body, services.settings.runs.timeout_s),
+        "priority": Priority(body.priority),
         "webhook_url": _webhook(body.webhook_url, services.settings),
     }
     return RunDraft(
-        **{name: getattr(body, name) for name in _TAKEN_AS_SENT} | checked_fields,
-        run_id=str(uuid.uuid4()),
+        **{name: getattr(body, name) for name in _TAKEN_AS_SENT} | common | fields,
+        run_id=run_id,
         user_id=user.user_id,
         start=start,
         run_at=_run_at(body.run_at),

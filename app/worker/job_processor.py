@@ -21,6 +21,7 @@ from app.agent.loop import Agent, AgentBench, within_a_row
 from app.agent.model_turn import ModelPause
 from app.agent.output import ToolOutput
 from app.agent.planner import AGENT, is_agent, plan
+from app.agent.replay import Replay, ReplayRows
 from app.agent.rows import AgentRows, AgentStores
 from app.agent.supervisor import Drained, supervise
 from app.agent.tool_calls import Parked
@@ -41,6 +42,8 @@ from app.execution.program_slots import ProgramSlots
 from app.llm.pool import ModelPool
 from app.plan.projects import DEFAULT, folder_name
 from app.plan.task_types import TaskTypes
+from app.plan.transcript import Recording, recording
+from app.plan.transcript_in import parse
 from app.redis.publisher import Publisher, Tail
 from app.storage.workspace import Workspace, Workspaces
 from app.stream.writer import LogWriter
@@ -177,7 +180,12 @@ class JobProcessor:
         """Let the model work; return the result."""
         bench, run, writer = self._bench, self._run, self._writer
         writer.set_planner(AGENT)
-        rows = AgentRows(run, self._fence, bench.agents, writer)
+        recording = await self._recording()
+        rows: AgentRows = (
+            AgentRows(run, self._fence, bench.agents, writer)
+            if recording is None
+            else ReplayRows(run, self._fence, bench.agents, writer, recording=recording)
+        )
         if run.attempt > 1:
             await rows.load()
         await rows.load_earlier()
@@ -194,8 +202,28 @@ class JobProcessor:
             news=self._attempt.news,
             clock=bench.clock,
             settings=bench.settings,
+            replay=None if recording is None else Replay.of(run, rows, recording),
         )
         return await within_a_row(await Agent(agent).run(), workspace)
+
+    async def _recording(self) -> Recording | None:
+        """Return what the run replays, if it does."""
+        asked: dict[str, Any] | None = (self._run.agent or {}).get("replay")
+        if asked is None:
+            return None
+        stores = self._bench.agents
+        if (kept := asked.get("transcript")) is not None:
+            text = await stores.calls.transcript(str(kept))
+            if text is None:
+                raise RunFailure(
+                    ErrorCode.INVALID_PLAN, f"the transcript of run {kept} is not there any more"
+                )
+            return await asyncio.to_thread(parse, text)
+        of = await stores.runs.get(str(asked.get("of")))
+        if of is None or of.user_id != self._run.user_id:
+            raise RunFailure(ErrorCode.INVALID_PLAN, f"there is no run {asked.get('of')} any more to replay")
+        calls, steps = await stores.calls.of_run(of.run_id), await stores.runs.steps(of.run_id)
+        return recording(of, calls, steps, await stores.inbox.after(of.run_id, 0))
 
     async def _copy(self, source: str, workspace: Workspace) -> None:
         copied = await workspace.copy_from(self._bench.workspaces.open(self._run.user_id, source))

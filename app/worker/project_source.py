@@ -9,16 +9,14 @@ Which values must never leave in a line or a record: Tailrun's own, and those of
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import quote
 
 import httpx2
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.config import ProjectsSettings, Settings, environment
+from app.config import ProjectsSettings, Settings
 from app.core.errors import TailrunError
 from app.core.models import Run
 from app.db.project_store import ProjectStore
@@ -26,7 +24,8 @@ from app.llm.models_file import load as load_models
 from app.plan.explain import explain
 from app.plan.projects import ProjectConfig, check_project
 from app.stream.masking import Masker
-from app.stream.secret_values import inside, is_plain, secrets_in
+from app.stream.own_secrets import own_secrets
+from app.stream.secret_values import inside, secrets_in
 from tailrun.process.errors import ErrorCode, RunFailure
 
 TRIES, TIMEOUT_S = 3, 5.0
@@ -119,15 +118,14 @@ def _failure(message: str, *, final: bool = False) -> RunFailure:
 
 _LARGE_CHARS = 4000
 """With more to look at, what hides it is made in a thread."""
-_WEBHOOK_PREFIX = "whsec_"
-_TOKEN_FILE = "token"  # noqa: S105 - where `up` keeps its token, in the data folder
 
 
 class Secrets:
     """Makes the masker of each run; `shared` is that of all runs without secrets of their own."""
 
     def __init__(self, settings: Settings) -> None:
-        self._own = list(dict.fromkeys(_own(settings)))
+        own = (*own_secrets(settings), *load_models(settings.llm).secrets())
+        self._own = list(dict.fromkeys(own))
         self._patterns = settings.log.mask_patterns.split("\n") if settings.log.mask_patterns else []
         self.shared = Masker(self._own, self._patterns)
 
@@ -153,29 +151,3 @@ def _hidden(project: ProjectConfig) -> list[str]:
     """Return a project's secrets; of an address with a password also the password alone."""
     secrets = project.hidden()
     return [*secrets, *(part for secret in secrets for part in inside(secret))]
-
-
-def _own(settings: Settings) -> Iterator[str]:
-    """Yield every value of a secret setting, each of several, the passwords of addresses, and `up`'s token.
-
-    A program on the worker's machine can read the worker's environment, so what is secret there counts too.
-    """
-    for setting in settings.flat().values():
-        text = setting.get_secret_value() if isinstance(setting, SecretStr) else setting
-        if isinstance(text, str):
-            yield from inside(text)
-        if isinstance(setting, SecretStr):
-            yield from _each(setting.get_secret_value())
-    if settings.storage.s3_access_key:
-        yield settings.storage.s3_access_key
-    yield from load_models(settings.llm).secrets()
-    yield from secrets_in(environment())
-    with contextlib.suppress(OSError):  # there is none but under `up`
-        yield (settings.data.folder / _TOKEN_FILE).read_text().strip()
-
-
-def _each(secret: str) -> Iterator[str]:
-    for value in (secret, *re.split(r"[\s,]+", secret)):
-        if not is_plain(value):
-            yield value
-            yield value.removeprefix(_WEBHOOK_PREFIX)

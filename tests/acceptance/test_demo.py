@@ -51,8 +51,12 @@ def test_the_demo(tmp_path: Path, env: dict[str, str]) -> None:
     assert any(line.startswith("▸ chart code") for line in lines)
     assert any(re.fullmatch(r" +info │ +\d+ \./README\.md", line) for line in lines)
     assert any(line.startswith("   info ┃ ") for line in lines)
+    assert any("RECORDED" in line for line in lines)
+    assert "▸ c2-1 shell: python primes.py" in lines
+    assert "9592 primes" in done.stdout
     assert "not-this-one" not in done.stdout
     kept = tmp_path / ".tailrun" / "demo"
+    assert "| 100000 | 9592 |" in (kept / "primes.md").read_text()
     assert "| word | times |" in (kept / "report.md").read_text()
     chart = ET.fromstring((kept / "chart.svg").read_text())
     bars = [

@@ -94,6 +94,9 @@ TABLE: dict[str, tuple[Rule, int]] = {
     "GET /v1/runs/{run_id}/approvals/{step}": (OWN_THING, 200),
     "POST /v1/runs/{run_id}/approvals/{step}": (OWN_THING, 200),
     "POST /v1/runs/{run_id}/messages": (OWN_THING, 202),
+    "GET /v1/runs/{run_id}/calls": (OWN_THING, 200),
+    "GET /v1/runs/{run_id}/calls/{n}": (OWN_THING, 200),
+    "GET /v1/runs/{run_id}/transcript": (OWN_THING, 200),
     "GET /v1/models": (ANY_USER, 200),
     "GET /v1/runs/{run_id}/logs": (OWN_THING, 200),
     "GET /agent/logs/{run_id}": (OWN_THING, 200),
@@ -147,6 +150,8 @@ OF_AN_AGENT = {
     "GET /v1/runs/{run_id}/approvals/{step}",
     "POST /v1/runs/{run_id}/approvals/{step}",
     "POST /v1/runs/{run_id}/messages",
+    "GET /v1/runs/{run_id}/calls/{n}",
+    "GET /v1/runs/{run_id}/transcript",
 }
 """Routes that need a run which waits for an approval."""
 
@@ -223,7 +228,7 @@ class World:
             run_id = anyio.run(
                 waiting_run, self.api.settings.data.effective_database_url, "ada", EXAMPLE_HASH
             )
-            return {"run_id": run_id, "step": STEP}
+            return {"run_id": run_id, "step": STEP, "n": "1"}
         named = re.findall(r"\{(\w+)\}", route) or (["run_id"] if route in IN_THE_QUERY else [])
         return {name: makers[name]() for name in named}
 

@@ -179,7 +179,9 @@ async def test_the_rows_of_an_agent(db: Database) -> None:
         await calls.send(fence, sent)
         step_row = step(run, "c1-0", StepStatus.PROPOSED, call=1)
         await calls.settle(fence, replace(sent, status=CallStatus.ANSWERED, reply=b"{}"), [step_row])
-        assert await calls.of_run(run)
+        assert await calls.of_run(run) == await calls.page(run, 0, 10)
+        assert len(await calls.steps_of(run, 1, 1)) == 1
+        assert await calls.transcript(run) is None
         said = InboxMessage(run_id=run, content="x", mode=MessageMode.NEXT, by="ann", created_at=NOW)
         for key in ("k", None):
             assert await messages.add(replace(said, idempotency_key=key))

@@ -126,7 +126,8 @@ class ScriptedModel:
 
     def close(self) -> None:
         """Hang up on everybody and end."""
-        self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     def _serve(self, started: threading.Event) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
-from app.core.agent_records import Approval, WaitingFor
+from app.core.agent_records import Approval, CallStatus, WaitingFor
 from app.core.clock import now_us
 from app.core.events import Event, EventType
 from app.core.models import Fence, RunStatus, StepStatus
 from app.db.approval_store import ApprovalStore
+from app.db.call_store import CallStore
 from app.db.engine import Database
 from app.db.run_store import Batch, Outcome, RunStore
-from support.run_rows import new_run, step
+from support.run_rows import model_call, new_run, step
 
 STEP = "c1-0"
 HASH = "a" * 64
@@ -41,6 +43,10 @@ async def waiting_run(
         fence = Fence(run.run_id, run.attempt, "w1")
         names = [f"c1-{k}" for k in range(steps if kind is WaitingFor.APPROVAL else 0)]
         records = [step(run.run_id, name, StepStatus.WAITING, args=_ARGS, call=1) for name in names]
+        calls, sent = CallStore(db), model_call(run.run_id)
+        await calls.send(fence, sent)
+        answered = replace(sent, status=CallStatus.ANSWERED, ended_at=now)
+        await calls.settle(fence, answered)
         await runs.commit(fence, 2, Batch(steps=records))
         asked = [
             Approval(

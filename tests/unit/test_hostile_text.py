@@ -35,6 +35,7 @@ from app.plan.fenced_plans import fenced_blocks, read_block
 from app.plan.projects import ProjectConfig, check_project, is_project_id
 from app.plan.run_fields import RETRY_CODES
 from app.plan.task_values import PLACE
+from app.plan.transcript import same_everywhere
 from app.plan.webhook_url import checked
 from app.redis.queue import run_id_of
 from app.routes.files import byte_range, content_type, disposition
@@ -289,6 +290,9 @@ READERS = {
         projects,
         ("app/plan/projects.py:_ID", "app/plan/projects.py:_PATH_NAME", "app/plan/task_values.py:PLACE"),
     ),
+    "what tools told": Reader(
+        same_everywhere, ("app/plan/transcript.py:_ID", "app/plan/transcript.py:_TIME")
+    ),
     "entries": Reader(entries, ("app/redis/queue.py:_RUN_ID",)),
     "client": Reader(client, ("tailrun/sse.py:_LINE_END",)),
 }
@@ -312,7 +316,7 @@ OF_THE_OPERATOR = {
     "app/up/redis_server.py:_VERSION": "what a Redis server says of its version",
     "app/stream/masking.py:_compile": "LOG_MASK_PATTERNS",
     "app/redis/address.py:_SERVER": "REDIS_URL",
-    "app/worker/project_source.py:_each": "secrets among the settings",
+    "app/stream/own_secrets.py:_each": "secrets among the settings",
 }
 """What sees only what the operator wrote."""
 
