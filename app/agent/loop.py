@@ -25,7 +25,7 @@ from app.agent.model_turn import ModelTurn, Prefix
 from app.agent.order import AgentOrder, ceiling
 from app.agent.output import ToolOutput
 from app.agent.prompt import system_prompt
-from app.agent.replay import Replay, RequestHash
+from app.agent.replay import RecordedRun, RequestHash
 from app.agent.rows import MISFIT, AgentLog, AgentRows
 from app.agent.stuck import Circle, judge
 from app.agent.supervisor import Supervision
@@ -65,7 +65,7 @@ class AgentBench:
     news: asyncio.Event
     clock: Callable[[], int]
     settings: Settings
-    replay: Replay | None = None
+    replay: RecordedRun | None = None
 
 
 class Agent:

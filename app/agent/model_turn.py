@@ -17,7 +17,7 @@ from app.agent.agent_tools import proposed_step
 from app.agent.budget import BudgetSpent, Ledger, RunBudget
 from app.agent.conversation import View, encode_reply
 from app.agent.folding import step_id
-from app.agent.replay import Replay, RequestHash
+from app.agent.replay import RecordedRun, RequestHash
 from app.agent.rows import AgentRows
 from app.agent.words import Words
 from app.core.agent_records import CallRecord, CallStatus
@@ -94,7 +94,7 @@ class ModelTurn:
     news: asyncio.Event
     """Set when there may be a new message of the user."""
     clock: Callable[[], int]
-    replay: Replay | None
+    replay: RecordedRun | None
     hashes: RequestHash
     window: float | None = None
     """Tokens that the model takes, as its refusal of a longer conversation has shown."""

@@ -4,7 +4,7 @@
                   └─> hash of each request ── compared with the replay's (strict)
 
 Tools are the real ones, or (`tools: recorded`) what they told the model then. Approvals are asked for anew: a
-transcript that somebody wrote must not approve anything.
+transcript is text that anyone may write.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _following(rows: AgentRows, recording: Recording) -> CallRecord | None:
 
 
 @dataclass(slots=True)
-class Replay:
+class RecordedRun:
     """What a replay takes from its recording. `strict`: a request that differs ends it."""
 
     rows: AgentRows
@@ -96,7 +96,7 @@ class Replay:
     warned: bool = False
 
     @classmethod
-    def of(cls, run: Run, rows: AgentRows, recording: Recording) -> Replay:
+    def of(cls, run: Run, rows: AgentRows, recording: Recording) -> RecordedRun:
         """Begin, or go on with, what the run asks for."""
         asked: dict[str, Any] = (run.agent or {}).get("replay") or {}
         return cls(rows, recording, asked.get("strict") is not False, asked.get("tools") == "recorded")

@@ -22,7 +22,7 @@ from app.agent.budget import BudgetSpent
 from app.agent.model_tools import UnusableCall, step_of
 from app.agent.order import AgentOrder
 from app.agent.policy import asks
-from app.agent.replay import Replay
+from app.agent.replay import RecordedRun
 from app.agent.rows import FINISH, MISFIT, AgentRows
 from app.agent.step_lines import started
 from app.agent.supervisor import Supervision
@@ -65,7 +65,7 @@ class ToolCalls:
     programs: ProgramSlots
     clock: Callable[[], int]
     settings: Settings
-    replay: Replay | None = None
+    replay: RecordedRun | None = None
 
     async def carry_out(self) -> None:
         """Carry out what is open of the newest reply, up to a `finish`.

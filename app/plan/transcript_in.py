@@ -1,4 +1,4 @@
-"""Reading a transcript that somebody sends: bounded, line by line, and with the line in every refusal."""
+"""Reading a transcript that a user sends: bounded, line by line, and with the line in every refusal."""
 
 from __future__ import annotations
 

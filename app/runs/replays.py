@@ -56,7 +56,7 @@ def of_run(body: RunFields, run: Run) -> ReplayParts:
 
     Raises:
         Unprocessable: no model carried it out.
-        Conflict: it goes on.
+        Conflict: it has not ended.
     """
     if not is_recorded(run):
         raise Unprocessable("replay_of: no model carried out that run.", code="no_agent")

@@ -21,7 +21,7 @@ from app.agent.loop import Agent, AgentBench, within_a_row
 from app.agent.model_turn import ModelPause
 from app.agent.output import ToolOutput
 from app.agent.planner import AGENT, is_agent, plan
-from app.agent.replay import Replay, ReplayRows
+from app.agent.replay import RecordedRun, ReplayRows
 from app.agent.rows import AgentRows, AgentStores
 from app.agent.supervisor import Drained, supervise
 from app.agent.tool_calls import Parked
@@ -202,7 +202,7 @@ class JobProcessor:
             news=self._attempt.news,
             clock=bench.clock,
             settings=bench.settings,
-            replay=None if recording is None else Replay.of(run, rows, recording),
+            replay=None if recording is None else RecordedRun.of(run, rows, recording),
         )
         return await within_a_row(await Agent(agent).run(), workspace)
 

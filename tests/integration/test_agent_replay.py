@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -203,6 +207,30 @@ async def test_calls_are_shown_as_they_were_asked(world: tuple[Agents, Api]) -> 
     assert call["request"]["messages"][2]["content"] == sent[3]["content"]
     assert [each["name"] for each in call["reply"]["calls"]] == ["shell", "file_list"]
     assert SECRET not in orjson.dumps(call).decode()
+
+
+async def test_the_commands(world: tuple[Agents, Api], tmp_path: Path) -> None:
+    """What was asked is shown, kept in a file, and replayed from it."""
+    agents, api = world
+    run = await recorded(agents)
+
+    def tailrun(*words: str) -> str:
+        env = {**os.environ, "TAILRUN_URL": api.url, "TAILRUN_TOKEN": TOKEN}
+        command = [sys.executable, "-m", "tailrun", *words]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    rows = (await asyncio.to_thread(tailrun, "calls", run.run_id)).splitlines()
+    assert [row.split("\t")[:3] for row in rows] == [[str(n), "answered", "scripted"] for n in (1, 2, 3)]
+    shown = await asyncio.to_thread(tailrun, "calls", run.run_id, "2")
+    assert "== user\nWrite a report." in shown
+    assert "-> file_list {}" in shown
+    file = tmp_path / "run.ndjson"
+    file.write_text(await asyncio.to_thread(tailrun, "transcript", run.run_id))
+    secret = f"API_PASSWORD={SECRET}"
+    out = await asyncio.to_thread(tailrun, "replay", str(file), "--env", secret)
+    assert "Done: see report.md." in out
 
 
 @pytest.mark.parametrize(
