@@ -157,17 +157,17 @@ def test_redis_away_at_start_is_no_crash(tmp_path: Path, own_redis: RedisServer,
 
 
 def test_a_database_without_tables_names_the_command(
-    tmp_path: Path, redis_server: RedisServer, sqlite_url: str
+    tmp_path: Path, redis_server: RedisServer, empty_url: str
 ) -> None:
     """Not ready, requests are a 503, an admin's /readyz says `tailrun migrate`; then it is ready."""
-    with api_process(tmp_path, REDIS_URL=redis_server.url, DATABASE_URL=sqlite_url) as api:
+    with api_process(tmp_path, REDIS_URL=redis_server.url, DATABASE_URL=empty_url) as api:
         assert "tailrun migrate" in api.wait_for("/readyz", 503).json()["checks"]["database"]
         refused = api.client.get("/v1/runs")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
         assert "Not ready: database" in refused.json()["error"]["message"]
         api.wait_for_log("not ready.*tailrun migrate")
         assert "Traceback" not in api.log
-        migrate(sqlite_url)
+        migrate(empty_url)
         api.wait_for("/readyz", 200)
         assert api.client.get("/v1/runs").status_code == 200
 

@@ -79,8 +79,10 @@ def test_the_queue_is_shown_as_redis_has_it(api: Api, redis_server: RedisServer)
 
 
 def test_an_empty_queue_has_no_oldest_age(api: Api) -> None:
-    """Null, not zero."""
-    assert api.admin.get("/v1/queue").json() == {
+    """Null, not zero. It says that no worker is alive, and what to do."""
+    queue = api.admin.get("/v1/queue").json()
+    assert queue.pop("idle").startswith("no worker is alive: start one with `tailrun worker`")
+    assert queue == {
         "depth": 0,
         "in_flight": 0,
         "load": 0,

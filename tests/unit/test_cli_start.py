@@ -27,7 +27,6 @@ def test_every_command_has_help() -> None:
     script = """
 from typer.main import get_command
 from app.cli import command_line
-from app.cli import command_line
 
 def walk(command, path):
     subs = getattr(command, "commands", {})
@@ -43,6 +42,7 @@ walk(get_command(command_line()), [])
     assert set(commands) == {
         *("run", "logs", "tail", "ls", "show", "cancel", "retry", "files ls", "files get", "files put"),
         *("queue", "dead list", "dead show", "dead retry", "dead drop", "redis", "env"),
+        *("say", "approvals", "approve", "deny", "calls", "transcript", "replay"),
         *("tasks check", "reseal"),
         *("schedule create", "schedule list", "schedule drop"),
         *("token create", "token list", "token revoke"),
@@ -50,5 +50,5 @@ walk(get_command(command_line()), [])
     }
     bare = {name for name, has_json in commands.items() if has_json == "False"}
     plain = {"redis", "up", "down", "demo", "api", "worker", "migrate", "openapi", "config"}
-    plain |= {"reseal", "tasks check"}
+    plain |= {"reseal", "tasks check", "transcript"}
     assert bare == plain
