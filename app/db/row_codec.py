@@ -74,11 +74,6 @@ def from_json(raw: Any, empty: Kind, column: str) -> Kind:
     return empty
 
 
-def from_json_or_none(raw: Any, empty: Kind, column: str) -> Kind | None:
-    """Return the same of a column that may be NULL."""
-    return None if raw is None else from_json(raw, empty, column)
-
-
 def unpacked(raw: bytes, column: str) -> bytes:
     """Return what a compressed column holds; nothing where it can't be read."""
     try:

@@ -13,7 +13,7 @@ import contextlib
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -29,7 +29,6 @@ _NO_HANDSHAKE = (
     b"content-length: 41\r\nconnection: close\r\n\r\nThis WebSocket handshake cannot be read.\n"
 )
 _Scope = MutableMapping[str, Any]
-_App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class _UntilClose(int):

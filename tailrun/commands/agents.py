@@ -63,6 +63,7 @@ Step = Annotated[
     str | None,
     typer.Argument(metavar="[STEP]", help="Which step; left out: the one that waits.", show_default=False),
 ]
+Every = Annotated[bool, typer.Option("--all", help="All that wait of this run.")]
 Note = Annotated[str | None, typer.Option("--note", metavar="TEXT", help="Why; the agent is told.")]
 
 _BUDGETS = ("usd", "tokens", "calls", "tool_calls")
@@ -161,7 +162,7 @@ def approve(
     step: Step = None,
     *,
     note: Note = None,
-    every: Annotated[bool, typer.Option("--all", help="All that wait of this run.")] = False,
+    every: Every = False,
     as_json: Json = False,
     url: Url = None,
     token: Token = None,
@@ -176,7 +177,7 @@ def deny(
     step: Step = None,
     *,
     note: Note = None,
-    every: Annotated[bool, typer.Option("--all", help="All that wait of this run.")] = False,
+    every: Every = False,
     as_json: Json = False,
     url: Url = None,
     token: Token = None,
